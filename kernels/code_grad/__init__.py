@@ -1,0 +1,1 @@
+"""residual, W_dec -> the reconstruction loss's gradient for the N pairs of a code."""

@@ -1,0 +1,1 @@
+"""SparseCode, W_dec -> reconstruction."""

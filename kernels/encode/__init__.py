@@ -1,0 +1,1 @@
+"""x, W_enc -> h, gates and the sparse code."""

@@ -1,0 +1,1 @@
+"""The straight-through gradient of the thresholds."""

@@ -1,0 +1,1 @@
+"""Token-major code -> feature-major code."""

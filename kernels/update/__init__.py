@@ -1,0 +1,1 @@
+"""Gradients of the pairs -> gradients of the weights."""

@@ -1,0 +1,133 @@
+"""The command line: `crosscoder VERB ...`. Each verb is a module of `crosscoder.verbs` with `run(config) -> exit code`.
+
+Nothing heavy is imported here, so that `crosscoder --help` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from crosscoder import __version__
+from crosscoder.errors import ConfigError, CrosscoderError
+
+VERBS = {
+    "quickstart": "train a small language model and a crosscoder over its snapshots, and make the page; offline",
+    "plan": "what a run will take: FLOPs, disk, memory",
+    "collect": "run text through every snapshot and store the activations",
+    "train": "train a crosscoder on stored activations",
+    "eval": "explained variance, L0 and dead features on held-out text",
+    "evolve": "when features are born, turn and die; n-gram phase; examples",
+    "report": "make the page and the figures of a run",
+    "doctor": "what this machine has, and what to do about what is missing",
+}
+INTERRUPTED = 130
+
+
+def usage() -> str:
+    """The text of `crosscoder --help`."""
+    verbs = "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
+    return f"""crosscoder {__version__}: watch the features of a language model evolve during its training
+
+usage: crosscoder VERB [options]
+
+{verbs}
+
+Every verb has --help with an example, --config FILE.yaml to read its options from a file or a preset (the command
+line wins), and --debug to show the traceback of an error. A killed command goes on where it stopped when it is run again.
+
+exit codes: 0 done, 1 other error, 2 wrong options, 3 missing or damaged input, 4 NaN or infinity, 5 cannot write,
+6 something is not installed, 130 interrupted
+
+example: crosscoder quickstart
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    # With busy cores, threads that spin at every barrier cost a multiple of the work (docs/performance.md). This must
+    # be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _run(arguments[0], arguments[1:])
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, CrosscoderError):
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        kind, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
+        print(f"error: unexpected {kind}: {text} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    if verb not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"there is no verb {verb!r}; {hint}crosscoder --help lists them")
+    module = importlib.import_module(f"crosscoder.verbs.{verb}")
+    config_class = typing.get_type_hints(module.run)["config"]
+    return int(module.run(parse(verb, module, config_class, arguments)))
+
+
+def parse(verb: str, module: Any, config_class: type, arguments: list[str]) -> Any:
+    """The verb's configuration from the command line, with `--config FILE` giving the defaults.
+
+    Raises `ConfigError` for a bad file; a wrong option ends the process with exit code 2 and a suggestion.
+    """
+    import tyro
+
+    from crosscoder.configfile import locate_config, read_config
+
+    arguments, files = _take_option(arguments, "--config")
+    defaults = read_config(locate_config(files[-1], verb), config_class) if files else tyro.MISSING_NONPROP
+    description = f"{(module.__doc__ or '').strip()}\n\nexample: {module.EXAMPLE}"
+    return tyro.cli(
+        config_class,
+        args=arguments,
+        prog=f"crosscoder {verb}",
+        description=description,
+        default=defaults,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+
+
+def _take_option(arguments: list[str], name: str) -> tuple[list[str], list[str]]:
+    """`arguments` without every `name VALUE` and `name=VALUE`, and the values."""
+    rest: list[str] = []
+    values: list[str] = []
+    pending = iter(arguments)
+    for argument in pending:
+        if argument == name:
+            value = next(pending, None)
+            if value is None:
+                raise ConfigError(f"{name} needs a file")
+            values.append(value)
+        elif argument.startswith(f"{name}="):
+            values.append(argument.split("=", 1)[1])
+        else:
+            rest.append(argument)
+    return rest, values

@@ -1,0 +1,185 @@
+"""What a crosscoder is and how it is trained, as two dataclasses. Torch-free, so that `--help` stays fast."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from crosscoder.errors import ConfigError
+
+MAX_SNAPSHOTS = 64
+"""The gates of one (token, feature) pair are the bits of one 64-bit integer."""
+
+Gate = Literal["snapshot", "shared", "topk", "batchtopk"]
+Penalty = Literal["tanh-quad", "tanh", "l1"]
+ThresholdMode = Literal["exact", "sampled", "narrow"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    n_snapshots: int
+    """K: snapshots (checkpoints of the language model), 1 to 64. K = 1 is a sparse autoencoder."""
+    d_model: int
+    """D: width of one snapshot's activation."""
+    n_features: int
+    """F: features, the size of the dictionary."""
+
+
+@dataclass(frozen=True)
+class CrosscoderOptions:
+    """What a crosscoder computes, apart from its shape."""
+
+    gate: Gate = "snapshot"
+    """When a feature is on: "snapshot" h n_fk > theta_f for each snapshot k by itself; "shared" h > theta_f for all
+    snapshots at once; "topk" the top_k largest of each token; "batchtopk" the B x top_k largest of the batch."""
+    penalty: Penalty = "tanh-quad"
+    """Sparsity penalty: "tanh-quad" sum_f p_f (1 + p_f / s), "tanh" sum_f p_f, "l1" sum of f n."""
+    tanh_scale: float = 4.0
+    """c in the smooth firing t = tanh(c f n)."""
+    frequency_scale: float = 0.01
+    """s: the firing frequency above which "tanh-quad" grows quadratically."""
+    threshold_window: float = 4.0
+    """eps: width of the straight-through window around the threshold."""
+    threshold_init: float = 0.1
+    """theta at the start. 0 keeps the threshold at 0: a ReLU."""
+    threshold_mode: ThresholdMode = "exact"
+    """How the threshold's gradient is computed: on all pairs in the window ("exact"), on a fresh random subset of
+    the tokens, scaled up ("sampled"), or exactly, for a small window ("narrow": threshold_window at most 0.1)."""
+    threshold_sample: float = 0.125
+    """Share of the tokens that "sampled" looks at."""
+    top_k: int | None = None
+    """Active features a token, for the gates "topk" and "batchtopk" (a mean over the batch for the latter)."""
+
+
+@dataclass(frozen=True)
+class CrosscoderConfig(CrosscoderOptions, _Shape):
+    """Shape and nonlinearity of a crosscoder (docs/method.md, sections 1 to 3).
+
+    Fields in order: n_snapshots, d_model, n_features, then those of `CrosscoderOptions`.
+    """
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.n_snapshots <= MAX_SNAPSHOTS,
+            f"n_snapshots must be 1 to {MAX_SNAPSHOTS}, not {self.n_snapshots}",
+        )
+        _require(self.d_model >= 1, f"d_model must be at least 1, not {self.d_model}")
+        _require(1 <= self.n_features < 2**31, f"n_features must be 1 to 2^31 - 1, not {self.n_features}")
+        for name, choices in (("gate", Gate), ("penalty", Penalty), ("threshold_mode", ThresholdMode)):
+            allowed = choices.__args__  # type: ignore[attr-defined]
+            value = getattr(self, name)
+            _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        for name in ("tanh_scale", "frequency_scale", "threshold_window"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, f"{name} must be positive, not {value}")
+        _require(
+            math.isfinite(self.threshold_init) and self.threshold_init >= 0,
+            f"threshold_init must be 0 or more, not {self.threshold_init}",
+        )
+        _require(
+            0 < self.threshold_sample <= 1, f"threshold_sample must be in (0, 1], not {self.threshold_sample}"
+        )
+        if self.threshold_mode == "narrow":
+            _require(
+                self.threshold_window <= 0.1,
+                f'threshold_mode "narrow" needs a threshold_window of at most 0.1, not {self.threshold_window}; '
+                'lower it, or choose "exact"',
+            )
+        if self.selects_by_rank:
+            _require(
+                self.top_k is not None and 1 <= self.top_k <= self.n_features,
+                f'gate "{self.gate}" needs top_k between 1 and n_features = {self.n_features}, not {self.top_k}',
+            )
+        else:
+            _require(self.top_k is None, f'top_k has no effect with gate "{self.gate}"; leave it out')
+
+    @property
+    def selects_by_rank(self) -> bool:
+        """True for the gates that keep the largest values instead of comparing with a learned threshold."""
+        return self.gate in ("topk", "batchtopk")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a crosscoder is trained (docs/method.md, sections 2, 4 and 6)."""
+
+    n_steps: int = 1_000
+    """Steps of training in all."""
+    batch_size: int = 2_048
+    """B: tokens in a batch."""
+    lr: float = 5e-5
+    """Adam's learning rate after the warm-up."""
+    threshold_lr_factor: float = 0.1
+    """Learning rate of log_threshold, as a multiple of lr. As large as lr itself lets thresholds run away."""
+    warmup_steps: int = 5_000
+    """Steps over which the learning rate rises linearly from 0 (at most a tenth of n_steps)."""
+    cooldown_fraction: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls linearly to 1/32."""
+    sparsity_coefficient: float = 0.3
+    """lambda: weight of the sparsity penalty."""
+    sparsity_warmup_fraction: float = 0.1
+    """Share of the steps over which lambda rises linearly from 0."""
+    preactivation_coefficient: float = 0.0
+    """lambda_P: weight of the penalty on closed gates that revives dead features; 0 turns it off."""
+    revival: Literal["residual", "none"] = "residual"
+    """"residual": a dead feature restarts as the residual of a badly reconstructed token; "none": it stays dead."""
+    revival_every: int = 250
+    """Steps between two revivals, during the first 70 % of training."""
+    revival_rate: float = 1e-3
+    """A feature that fires on a smaller share of the tokens (mean over about 100 steps) is revived."""
+    dead_after_tokens: int = 10_000_000
+    """A feature that has not fired for so many tokens counts as dead in the metrics."""
+    seed: int = 0
+    """Seed of everything random in training: initialisation, batches, revival, sampling."""
+    backend: Literal["auto", "reference"] = "auto"
+    """Which implementation computes the step."""
+    optimizer_mode: Literal["exact"] = "exact"
+    """"exact": every parameter takes an Adam step at every step."""
+    state: Literal["fp32"] = "fp32"
+    """Precision of weights and optimiser state: "fp32", 16 bytes a parameter with gradients."""
+    checkpoint_every: int = 250
+    """Steps between two checkpoints."""
+    log_every: int = 10
+    """Steps between two lines in metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "n_steps",
+            "batch_size",
+            "checkpoint_every",
+            "log_every",
+            "revival_every",
+            "dead_after_tokens",
+        ):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "threshold_lr_factor"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, f"{name} must be positive, not {value}")
+        for name in ("sparsity_coefficient", "preactivation_coefficient", "warmup_steps", "revival_rate"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"{name} must be 0 or more, not {value}")
+        for name in ("cooldown_fraction", "sparsity_warmup_fraction"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} must be between 0 and 1, not {value}")
+        for name in ("revival", "backend", "optimizer_mode", "state"):
+            annotation = {
+                "revival": ("residual", "none"),
+                "backend": ("auto", "reference"),
+                "optimizer_mode": ("exact",),
+                "state": ("fp32",),
+            }[name]
+            value = getattr(self, name)
+            _require(value in annotation, f"{name} must be one of {', '.join(annotation)}, not {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)

@@ -1,0 +1,96 @@
+"""A run: a folder that explains itself. Every verb works on one and leaves its settings and main figures in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from crosscoder.configfile import write_config
+from crosscoder.errors import DataError
+from crosscoder.files import make_folder, read_json, write_json, write_text
+
+README = """# A crosscoder run
+
+One sparse dictionary over the activations of the same tokens in several snapshots of a language model.
+Open `report.html` in a browser: it needs no network.
+
+| file | what it is |
+|---|---|
+| `report.html` | the page: figures, and every feature with its history and its contexts |
+| `summary.json` | the main figures, for scripts |
+| `config/VERB.yaml` | the settings of each step, resolved; `crosscoder VERB --config` takes them back |
+| `snapshots.json` | which model, which snapshots, which layer |
+| `tokens/` | the tokens: `train` (the crosscoder's), `heldout` (evaluation only) |
+| `activations/` | activation stores of the same two |
+| `training/metrics.jsonl` | one line every few steps: loss, explained variance, L0 by snapshot |
+| `training/checkpoints/` | while training: from here a killed run goes on |
+| `crosscoder/` | the crosscoder, for raw activations: `crosscoder.Crosscoder.from_pretrained(...)` |
+| `evolution/` | the results of the analyses as arrays (`.npz`) |
+| `figures/` | every figure as SVG, its data as CSV |
+
+Files appear complete or not at all. Any command that was killed goes on when it is run again.
+`activations/` is the large part; it can be deleted when no further training is wanted.
+"""
+
+
+class Run:
+    """The paths of a run folder, and its summary."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def snapshots_file(self) -> Path:
+        return self.path / "snapshots.json"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
+
+    def tokens(self, split: str) -> Path:
+        """`split` is "train" or "heldout"."""
+        return self.path / "tokens" / split
+
+    def activations(self, split: str) -> Path:
+        """`split` is "train" or "heldout"."""
+        return self.path / "activations" / split
+
+    @property
+    def crosscoder(self) -> Path:
+        return self.path / "crosscoder"
+
+    @property
+    def evolution(self) -> Path:
+        return self.path / "evolution"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def begin(self, verb: str, config: Any) -> None:
+        """Make the folder, its README and the record of the verb's settings. Raises `StorageError`."""
+        make_folder(self.path)
+        if not (self.path / "README.md").exists():
+            write_text(self.path / "README.md", README)
+        write_config(self.path / "config" / f"{verb}.yaml", config)
+
+    def require(self, path: Path, remedy: str) -> Path:
+        """`path`, which another verb makes. Raises `DataError` with the `remedy` if it is not there."""
+        if not path.exists():
+            raise DataError(f"{path} does not exist; {remedy}")
+        return path
+
+    def summary(self) -> dict[str, Any]:
+        """`summary.json`, empty if there is none yet."""
+        if not self.summary_file.exists():
+            return {}
+        summary: dict[str, Any] = read_json(self.summary_file)
+        return summary
+
+    def update_summary(self, figures: dict[str, Any]) -> None:
+        """Add or replace figures in `summary.json`."""
+        write_json(self.summary_file, {**self.summary(), **figures})

@@ -1,0 +1,169 @@
+"""A whole training run over a store: resumed where it stopped, checkpointed, logged, exported.
+
+In the run's `training/` folder: `checkpoints/step-*/`, `metrics.jsonl`. The finished crosscoder, for raw activations
+(scales folded in), goes to `crosscoder/`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from crosscoder import weights
+from crosscoder.activations.loader import ActivationLoader
+from crosscoder.activations.store import ActivationStore
+from crosscoder.config import CrosscoderConfig, TrainConfig
+from crosscoder.errors import ConfigError, DataError
+from crosscoder.files import (
+    explained_write_errors,
+    make_folder,
+    new_folder,
+    read_json,
+    remove_folder,
+    write_json,
+    write_text,
+)
+from crosscoder.model import Crosscoder
+from crosscoder.progress import Progress, warn
+from crosscoder.train import checkpoint
+from crosscoder.train.initialization import search_decoder_norm
+from crosscoder.train.trainer import Trainer
+
+KEPT_CHECKPOINTS = 2
+RECORD_FILE = "training.json"
+
+
+def train(
+    store: ActivationStore, config: CrosscoderConfig, train_config: TrainConfig, folder: Path
+) -> Crosscoder:
+    """Train on `store` and return the crosscoder for raw activations; `folder` is the run's.
+
+    If `folder` holds a finished crosscoder of the same configuration it is returned at once; an interrupted run goes
+    on from its last checkpoint, to the same bits as an uninterrupted one (on as many threads).
+    Raises `ConfigError` if `folder` holds a run of another configuration, and what `Trainer.step` raises.
+    """
+    if (config.n_snapshots, config.d_model) != (store.n_snapshots, store.d_model):
+        raise ConfigError(
+            f"the crosscoder has {config.n_snapshots} snapshots of width {config.d_model}, "
+            f"{store.path} has {store.n_snapshots} of width {store.d_model}"
+        )
+    record = {"crosscoder": config.to_dict(), "train": train_config.to_dict(), "store": _identity(store)}
+    finished = _finished(folder, record)
+    if finished is not None:
+        return finished
+    loader = ActivationLoader(store, train_config.batch_size, train_config.seed)
+    trainer = Trainer(Crosscoder(config, seed=train_config.seed), train_config)
+    trainer.snapshot_names = store.snapshot_names
+    make_folder(folder / "training")
+    if not _resume(trainer, loader, folder / "training" / "checkpoints"):
+        sample = next(iter(ActivationLoader(store, min(store.n_tokens, 512), train_config.seed)))
+        search_decoder_norm(trainer.model, sample)
+    _loop(trainer, loader, folder / "training")
+    final = trainer.model.fold_scales(loader.scale_K).eval()
+    with new_folder(folder / "crosscoder") as temporary:
+        weights.save(config, final.state_dict(), temporary)
+        write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer)})
+    for path in checkpoint.existing(folder / "training" / "checkpoints"):
+        remove_folder(path)
+    return final
+
+
+def _identity(store: ActivationStore) -> dict[str, Any]:
+    return {key: store.manifest[key] for key in ("snapshots", "d_model", "dtype", "shard_rows", "source")}
+
+
+def _summary(trainer: Trainer) -> dict[str, Any]:
+    dead_F = trainer.silent_tokens_F >= trainer.config.dead_after_tokens
+    return {
+        "steps": trainer.step_number,
+        "dead_features": int(dead_F.sum()),
+        "revived_features": trainer.n_revived,
+    }
+
+
+def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
+    path = folder / "crosscoder" / RECORD_FILE
+    if not path.exists():
+        return None
+    found = read_json(path)
+    different = [part for part in record if found.get(part) != record[part]]
+    if different:
+        raise ConfigError(
+            f"{folder / 'crosscoder'} was trained with other settings ({', '.join(different)}); "
+            "delete it to train anew, or choose another run folder"
+        )
+    model: Crosscoder = Crosscoder.from_pretrained(folder / "crosscoder")
+    return model.eval()
+
+
+def _resume(trainer: Trainer, loader: ActivationLoader, root: Path) -> bool:
+    """Load the newest good checkpoint. A damaged one is skipped with a warning; one of other settings is refused."""
+    for path in checkpoint.existing(root):
+        try:
+            loader.load_state_dict(trainer.resume(path)["loader"])
+        except DataError as error:
+            warn(f"skipping a damaged checkpoint: {error}")
+            continue
+        return True
+    return False
+
+
+def _loop(trainer: Trainer, loader: ActivationLoader, folder: Path) -> None:
+    config = trainer.config
+    log = folder / "metrics.jsonl"
+    _forget_after(log, trainer.step_number)
+    started, first = time.monotonic(), trainer.step_number
+    with (
+        explained_write_errors(log),
+        log.open("a", encoding="utf-8") as lines,
+        Progress("training", config.n_steps, "steps", done=trainer.step_number) as progress,
+    ):
+        while trainer.step_number < config.n_steps:
+            for x_BKD in loader:
+                metrics = trainer.step(x_BKD)
+                step = trainer.step_number
+                last = step == config.n_steps
+                if step % config.log_every == 0 or last:
+                    row = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
+                    rate = (step - first) * config.batch_size / (time.monotonic() - started)
+                    lines.write(json.dumps({**row, "tokens_per_second": round(rate, 1)}) + "\n")
+                    lines.flush()
+                    progress.advance(0, _figures(row))
+                progress.advance(1)
+                if step % config.checkpoint_every == 0 and not last:
+                    trainer.save(
+                        checkpoint.folder_of(folder / "checkpoints", step), {"loader": loader.state_dict()}
+                    )
+                    for old in checkpoint.existing(folder / "checkpoints")[KEPT_CHECKPOINTS:]:
+                        remove_folder(old)
+                if last:
+                    return
+
+
+def _plain(value: Tensor | float) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def _figures(row: dict[str, Any]) -> dict[str, str]:
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    return {"EV": f"{mean(row['explained_variance']):.3f}", "L0": f"{mean(row['l0']):.1f}"}
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop the lines that an interrupted run wrote after its last checkpoint, and a line cut in the middle."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_text(log, "".join(f"{line}\n" for line in kept))

@@ -1,0 +1,159 @@
+"""The trainer: one object, one `step` a batch, a checkpoint from which it goes on bit for bit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crosscoder.config import TrainConfig
+from crosscoder.errors import DataError, NonFiniteError
+from crosscoder.metrics import batch_explained_variance
+from crosscoder.model import Crosscoder
+from crosscoder.step import StepResult, loss_and_gradients
+from crosscoder.train import checkpoint
+from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
+from crosscoder.train.schedules import lr_factor, sparsity_coefficient
+
+_SAMPLING, _REVIVAL = 0, 1
+
+
+class Trainer:
+    """Trains `model` with Adam as `config` says. Same model, batches, config and thread count: the same bits.
+
+    ```
+    trainer = Trainer(model, TrainConfig(n_steps=1000, batch_size=512, lr=2e-3))
+    for x in loader:                    # (B, K, D), scaled
+        metrics = trainer.step(x)
+    ```
+    """
+
+    def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
+        model.require_trainable(config.preactivation_coefficient)
+        self.model = model
+        self.config = config
+        self.step_number = 0
+        """Steps done."""
+        self.last_checkpoint: Path | None = None
+        """Where `save` or `resume` last succeeded."""
+        self.snapshot_names = [f"snapshot {k}" for k in range(model.config.n_snapshots)]
+        """How errors name the snapshots."""
+        weights = [model.W_enc, model.W_dec, model.b_enc, model.b_dec]
+        groups: list[dict[str, Any]] = [{"params": weights, "factor": 1.0}]
+        if not model.config.selects_by_rank:
+            groups.append({"params": [model.log_threshold], "factor": config.threshold_lr_factor})
+        self.optimizer = torch.optim.Adam(groups, lr=config.lr, fused=True)
+        device = model.W_enc.device
+        self.firing = FiringRate(model.config.n_features, device)
+        self.silent_tokens_F = torch.zeros(model.config.n_features, dtype=torch.int64, device=device)
+        """(F,): tokens seen since each feature last fired."""
+        self.n_revived = 0
+
+    def step(self, x_BKD: Tensor) -> dict[str, Tensor | float]:
+        """Train on one batch (B, K, D). Returns its metrics (scalars, or one value a snapshot) before the update.
+
+        Raises `DataError` for a wrong shape or when training is over, `NonFiniteError` (weights untouched) for a NaN
+        or an infinity in the batch or the loss.
+        """
+        if self.step_number >= self.config.n_steps:
+            raise DataError(f"training is over: all {self.config.n_steps} steps are done")
+        self.model.train()
+        result = loss_and_gradients(
+            self.model,
+            x_BKD,
+            sparsity_coefficient=sparsity_coefficient(self.config, self.step_number),
+            preactivation_coefficient=self.config.preactivation_coefficient,
+            generator=self._generator(_SAMPLING),
+        )
+        if not bool(torch.isfinite(result.loss.total)):
+            raise NonFiniteError(self._explain_non_finite(x_BKD, result))
+        if result.smallest_score is not None:
+            self.model.update_batch_threshold(result.smallest_score)
+        factor = lr_factor(self.config, self.step_number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * group["factor"] * factor
+        for name, gradient in result.gradients.items():
+            getattr(self.model, name).grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        n_tokens = len(x_BKD)
+        self.firing.update(result.fired_F, n_tokens)
+        self.silent_tokens_F = torch.where(result.fired_F > 0, 0, self.silent_tokens_F + n_tokens)
+        self.step_number += 1
+        self._revive(result)
+        return self._metrics(x_BKD, result, factor)
+
+    def _revive(self, result: StepResult) -> None:
+        config = self.config
+        due = self.step_number % config.revival_every == 0
+        early = self.step_number <= LAST_SHARE_OF_STEPS * config.n_steps
+        if config.revival == "residual" and due and early:
+            self.n_revived += revive(
+                self.model,
+                self.optimizer,
+                result.residual_BKD,
+                self.firing.rates(),
+                config.revival_rate,
+                self._generator(_REVIVAL),
+            )
+
+    def _metrics(self, x_BKD: Tensor, result: StepResult, factor: float) -> dict[str, Tensor | float]:
+        n_tokens = max(1, len(x_BKD))
+        explained_K, ratio_K = batch_explained_variance(x_BKD, result.residual_BKD)
+        return {
+            "loss": result.loss.total,
+            "reconstruction": result.loss.reconstruction,
+            "sparsity": result.loss.sparsity,
+            "preactivation": result.loss.preactivation,
+            "explained_variance": explained_K,
+            "explained_variance_mean_of_ratios": ratio_K,
+            "l0": result.open_K / n_tokens,
+            "l0_union": result.fired_F.sum() / n_tokens,
+            "dead": (self.silent_tokens_F >= self.config.dead_after_tokens).sum(),
+            "revived": float(self.n_revived),
+            "lr": self.config.lr * factor,
+        }
+
+    def _generator(self, purpose: int) -> torch.Generator:
+        """Random numbers that depend on nothing but seed, step and purpose, so that a resumed run repeats them."""
+        seed = (self.config.seed * 1_000_003 + self.step_number) * 2 + purpose
+        return torch.Generator().manual_seed(seed % 2**63)
+
+    def _explain_non_finite(self, x_BKD: Tensor, result: StepResult) -> str:
+        good = (
+            f"the last good checkpoint is {self.last_checkpoint}"
+            if self.last_checkpoint
+            else "no checkpoint yet"
+        )
+        bad_input = [k for k in range(x_BKD.shape[1]) if not bool(torch.isfinite(x_BKD[:, k]).all())]
+        if bad_input:
+            names = ", ".join(self.snapshot_names[k] for k in bad_input)
+            return (
+                f"step {self.step_number}: NaN or infinity in the activations of {names}; "
+                f"the weights are untouched and {good}; collect these activations again"
+            )
+        bad_output = [
+            k for k in range(x_BKD.shape[1]) if not math.isfinite(result.residual_BKD[:, k].square().sum())
+        ]
+        names = ", ".join(self.snapshot_names[k] for k in bad_output) or "the penalty"
+        return f"step {self.step_number}: the loss is not finite ({names}); {good}; lower the learning rate"
+
+    def save(self, folder: Path | str, extra: dict[str, Any] | None = None) -> None:
+        """Write everything that the next step depends on into `folder`, atomically.
+
+        `extra` (JSON) comes back from `resume`: the loader's state, say. Raises `StorageError`.
+        """
+        checkpoint.save(self, Path(folder), extra or {})
+        self.last_checkpoint = Path(folder)
+
+    def resume(self, folder: Path | str) -> dict[str, Any]:
+        """Go on from a checkpoint, bit for bit. Returns what `save` got as `extra`.
+
+        Raises `DataError` for a missing or damaged checkpoint, `ConfigError` for one of another configuration.
+        """
+        extra = checkpoint.load(self, Path(folder))
+        self.last_checkpoint = Path(folder)
+        return extra

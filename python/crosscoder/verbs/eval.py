@@ -1,0 +1,78 @@
+"""Evaluate a run's crosscoder on its held-out activations.
+
+Explained variance in both definitions and L0, by snapshot; firing rates; features that never fire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+EXAMPLE = "crosscoder eval runs/quickstart"
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Options of `crosscoder eval`."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, with a trained crosscoder."""
+    batch_size: int = 512
+    """Tokens in a batch."""
+
+
+def run(config: EvalConfig) -> int:
+    """Evaluate and write the figures to `summary.json`."""
+    import torch
+
+    from crosscoder.activations.loader import ActivationLoader
+    from crosscoder.activations.store import ActivationStore
+    from crosscoder.metrics import Evaluator
+    from crosscoder.model import Crosscoder
+    from crosscoder.progress import Progress
+    from crosscoder.runs import Run
+
+    run = Run(config.run)
+    weights = run.require(run.crosscoder, f"train it first: crosscoder train {config.run} --help")
+    folder = run.require(run.activations("heldout"), f"collect first: crosscoder collect {config.run} --help")
+    # Evaluated in units of scaled activations, so that every snapshot counts alike.
+    folded: Crosscoder = Crosscoder.from_pretrained(weights)
+    model, scale_K = folded.unfold_scales().eval(), folded.snapshot_scale
+    store = ActivationStore.open(folder)
+    store.verify()
+    loader = ActivationLoader(
+        store, config.batch_size, shuffle=False, scale=scale_K.double().numpy(), drop_last=False
+    )
+    mean_KD = torch.from_numpy(store.means()).float() * scale_K[:, None]
+    run.begin("eval", config)
+    evaluator = Evaluator(mean_KD, model.config.n_features)
+    with Progress("evaluation", store.n_tokens, "tokens") as progress:
+        for x_BKD in loader:
+            code = model.encode(x_BKD)
+            evaluator.add(x_BKD, model.decode(code), code)
+            progress.advance(len(x_BKD))
+    result = evaluator.result()
+    run.update_summary(
+        {
+            "n_heldout_tokens": result.n_tokens,
+            "explained_variance": {
+                "overall": result.explained_variance,
+                "by_snapshot": dict(zip(store.snapshot_names, result.explained_variance_K, strict=True)),
+                "mean_of_ratios_by_snapshot": dict(
+                    zip(store.snapshot_names, result.explained_variance_mean_of_ratios_K, strict=True)
+                ),
+            },
+            "l0": {
+                "mean": result.l0,
+                "by_snapshot": dict(zip(store.snapshot_names, result.l0_K, strict=True)),
+                "union": result.l0_union,
+            },
+            "never_fired_fraction": result.never_fired_fraction,
+        }
+    )
+    print(f"explained variance {result.explained_variance:.4f} on {result.n_tokens:,} held-out tokens")
+    print(f"L0 {result.l0:.1f} a snapshot, {result.l0_union:.1f} in union")
+    print(f"features that never fired: {result.never_fired_fraction:.2%}")
+    return 0

@@ -1,0 +1,64 @@
+"""Train a crosscoder on a run's stored activations.
+
+A killed training goes on from its last checkpoint when the same command is run again, to the same weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from crosscoder.config import CrosscoderOptions, TrainConfig
+
+EXAMPLE = "crosscoder train runs/pythia --n-features 24576 --config paper"
+
+
+@dataclass(frozen=True)
+class TrainVerbConfig:
+    """Options of `crosscoder train`. `--config paper` and `--config paper-6.9b` are the paper's settings."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, with activations from `crosscoder collect`."""
+    n_features: int
+    """F: size of the dictionary."""
+    crosscoder: CrosscoderOptions = field(default_factory=CrosscoderOptions)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    resume: bool = True
+    """Go on from the last checkpoint; with --no-resume, start again from nothing."""
+
+
+def run(config: TrainVerbConfig) -> int:
+    """Train, or finish training, and write `crosscoder/`."""
+    from crosscoder.activations.store import ActivationStore
+    from crosscoder.config import CrosscoderConfig
+    from crosscoder.configfile import plain
+    from crosscoder.files import read_json, remove_folder
+    from crosscoder.runs import Run
+    from crosscoder.train.run import RECORD_FILE, train
+
+    run = Run(config.run)
+    folder = run.require(run.activations("train"), f"collect them first: crosscoder collect {config.run} --help")
+    store = ActivationStore.open(folder)
+    store.verify()
+    shape = {"n_snapshots": store.n_snapshots, "d_model": store.d_model, "n_features": config.n_features}
+    crosscoder = CrosscoderConfig(**shape, **plain(config.crosscoder))
+    run.begin("train", config)
+    if not config.resume:
+        for old in (run.path / "training", run.crosscoder):
+            if old.exists():
+                remove_folder(old)
+    train(store, crosscoder, config.train, run.path)
+    trained = read_json(run.crosscoder / RECORD_FILE)["trained"]
+    run.update_summary(
+        {
+            "n_snapshots": store.n_snapshots,
+            "n_features": config.n_features,
+            "n_train_tokens": store.n_tokens,
+            "dead_fraction": trained["dead_features"] / config.n_features,
+            "revived_features": trained["revived_features"],
+        }
+    )
+    print(f"crosscoder: {run.crosscoder}")
+    return 0

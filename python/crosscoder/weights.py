@@ -1,0 +1,135 @@
+"""A crosscoder on disk: `config.json` (format, version, configuration, checksums) and `model.safetensors`.
+
+safetensors does not notice a flipped bit in the data, so every tensor's XXH3 is kept in `config.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crosscoder import _core
+from crosscoder.config import CrosscoderConfig
+from crosscoder.errors import ConfigError, DataError
+from crosscoder.files import explained_write_errors, read_json, write_bytes, write_json
+
+FORMAT = "crosscoder"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def checksum(tensor: Tensor) -> str:
+    """XXH3 of a tensor's bytes in row-major order, 16 hexadecimal digits."""
+    data = (
+        tensor.detach().cpu().contiguous().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().view(1)
+    )
+    return f"{_core.xxh3_64(data.reshape(-1).view(torch.uint8).numpy()):016x}"
+
+
+def save(config: CrosscoderConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write a crosscoder into `folder`. Raises `StorageError` if that fails."""
+    from safetensors.torch import save as serialize
+
+    cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with explained_write_errors(folder / WEIGHTS_FILE):
+        write_bytes(folder / WEIGHTS_FILE, serialize(cpu, metadata={"format": "pt"}))
+    write_json(
+        folder / CONFIG_FILE,
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "config": config.to_dict(),
+            "checksums": {name: checksum(tensor) for name, tensor in cpu.items()},
+        },
+    )
+
+
+def locate(model_id: str, **hub_options: Any) -> Path:
+    """The folder of a local path or of a repository on the hub. Raises `DataError` where there is none."""
+    folder = Path(model_id)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or model_id.count("/") != 1:
+        raise DataError(f"{model_id} is not a folder with a crosscoder ({CONFIG_FILE} and {WEIGHTS_FILE})")
+    from huggingface_hub import snapshot_download
+
+    allowed = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+    options = {name: value for name, value in hub_options.items() if name in allowed}
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **options))
+    except Exception as error:
+        raise DataError(
+            f"no crosscoder at {model_id}: neither a local folder nor on the hub ({error})"
+        ) from error
+
+
+def read_config(folder: Path) -> tuple[CrosscoderConfig, dict[str, Any]]:
+    """The configuration in `folder`, and the whole of its `config.json`."""
+    path = folder / CONFIG_FILE
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DataError(f"{path} is not the configuration of a crosscoder")
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}; "
+            + (
+                "upgrade crosscoder"
+                if isinstance(version, int) and version > FORMAT_VERSION
+                else "save it anew"
+            )
+        )
+    fields = {field.name for field in dataclasses.fields(CrosscoderConfig)}
+    options = record.get("config")
+    if not isinstance(options, dict) or not set(options) <= fields:
+        unknown = sorted(set(options) - fields) if isinstance(options, dict) else "everything"
+        raise DataError(f"{path}: unknown options {unknown}")
+    try:
+        return CrosscoderConfig(**options), record
+    except (ConfigError, TypeError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
+    """Configuration and tensors in `folder`; every shape and checksum is verified.
+
+    Raises `DataError` naming the file for anything missing, truncated, damaged, foreign or newer.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config, record = read_config(folder)
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is truncated or not a safetensors file ({error})") from error
+    K, D, F = config.n_snapshots, config.d_model, config.n_features
+    shapes = {
+        "W_enc": (F, K, D),
+        "W_dec": (F, K, D),
+        "b_enc": (F,),
+        "b_dec": (K, D),
+        "log_threshold": (F,),
+        "snapshot_scale": (K,),
+        "batch_threshold": (),
+    }
+    if set(tensors) != set(shapes):
+        raise DataError(f"{path}: tensors {sorted(set(tensors) ^ set(shapes))} are missing or unexpected")
+    checksums = record.get("checksums", {})
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise DataError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, {CONFIG_FILE} asks for {shape}"
+            )
+        if checksum(tensors[name]) != checksums.get(name):
+            raise DataError(f"{path}: {name} is damaged (its checksum differs from {CONFIG_FILE}'s)")
+    return config, tensors
