@@ -78,6 +78,15 @@ class Run:
             write_text(self.path / "README.md", README)
         write_config(self.path / "config" / f"{verb}.yaml", config)
 
+    def relative(self, model: str) -> str:
+        """A model's folder relative to the run where it lies inside, so that the run can be moved."""
+        inside = Path(model).resolve().is_relative_to(self.path.resolve())
+        return str(Path(model).resolve().relative_to(self.path.resolve())) if inside else model
+
+    def absolute(self, model: str) -> str:
+        """The inverse of `relative`."""
+        return str(self.path / model) if (self.path / model).is_dir() else model
+
     def require(self, path: Path, remedy: str) -> Path:
         """`path`, which another verb makes. Raises `DataError` with the `remedy` if it is not there."""
         if not path.exists():

@@ -81,7 +81,9 @@ class SnapshotSet:
         """
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # one bar a snapshot would drown ours
         name, options = self._location(k)
         try:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or torch.float32, **options)

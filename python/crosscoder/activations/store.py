@@ -6,7 +6,7 @@ Letters: T tokens of a shard, N tokens in all, K snapshots, D width. The format 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,32 @@ class ActivationStore:
         out = np.empty((len(index), self.n_snapshots, self.d_model), dtype=np.float32)
         self.gather(shard, index, out, np.ones(self.n_snapshots))
         return torch.from_numpy(out)
+
+    def in_text_order(self, batch_tokens: int) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
+        """Raw activations (B, K, D) float32 in the order of the text, with sequence (B,) and position (B,).
+
+        Batches hold whole sequences, about `batch_tokens` tokens each. Needs 20 bytes a token of memory.
+        """
+        tokens = [self.tokens(shard) for shard in range(len(self.shard_rows))]
+        shard_N = np.repeat(np.arange(len(tokens)), self.shard_rows)
+        row_N = np.concatenate([np.arange(rows) for rows in self.shard_rows])
+        sequence_N, position_N = np.concatenate([rows[:, 2:] for rows in tokens]).T
+        order_N = np.lexsort((position_N, sequence_N))
+        starts = np.flatnonzero(np.diff(sequence_N[order_N], prepend=-2))
+        begin = 0
+        while begin < len(order_N):
+            after = starts[np.searchsorted(starts, begin, side="right") :]
+            late = after[after >= begin + batch_tokens]
+            end = int(late[0]) if len(late) else len(order_N)
+            part = order_N[begin:end]
+            out = np.empty((len(part), self.n_snapshots, self.d_model), dtype=np.float32)
+            for shard in np.unique(shard_N[part]):
+                here = np.flatnonzero(shard_N[part] == shard)
+                rows = np.empty((len(here), self.n_snapshots, self.d_model), dtype=np.float32)
+                self.gather(int(shard), row_N[part[here]], rows, np.ones(self.n_snapshots))
+                out[here] = rows
+            yield torch.from_numpy(out), sequence_N[part], position_N[part]
+            begin = end
 
     def scales(self) -> np.ndarray:
         """s_K (K,) float64: sqrt(D) over the mean norm of the whole collection (docs/method.md, section 1).

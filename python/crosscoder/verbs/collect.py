@@ -63,7 +63,7 @@ def run(config: CollectConfig) -> int:
     run.begin("collect", config)
     write_json(
         run.snapshots_file,
-        {"model": config.model, "revisions": list(snapshots.revisions), "layer": config.layer},
+        {"model": run.relative(config.model), "revisions": list(snapshots.revisions), "layer": config.layer},
     )
     for split in ("train", "heldout"):
         store = collect(

@@ -1,0 +1,162 @@
+"""From a run's results to what the page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from crosscoder.activations.tokens import TokenSet
+from crosscoder.evolution.strength import KIND_NAMES
+from crosscoder.evolution.study import Arrays, Study, StudySettings
+from crosscoder.files import read_json
+from crosscoder.report.data import Contexts, Cosines, Fact, Features, Figures, PageData, TurningPoint
+from crosscoder.report.findings import findings
+from crosscoder.report.text import byte_level_text
+from crosscoder.runs import Run
+
+
+def assemble(run: Run) -> PageData:
+    """The page of a run. Raises `DataError` with the remedy where a result is missing."""
+    import yaml
+
+    run.require(run.evolution, f"analyse the run first: crosscoder evolve {run.path}")
+    summary = run.summary()
+    if "explained_variance" not in summary:
+        run.require(run.path / "config" / "eval.yaml", f"evaluate the run first: crosscoder eval {run.path}")
+    evolve = yaml.safe_load((run.path / "config" / "evolve.yaml").read_text())
+    settings = {name: evolve[name] for name in StudySettings.__dataclass_fields__}
+    study = Study(run, StudySettings(**settings))
+    names = ("examples", "life", "rotation", "dimensionality", "neighbours", "ngrams", "induction")
+    results = {name: study.result(name) for name in names}
+    source = read_json(run.activations("train") / "manifest.json")["source"]
+    return PageData(
+        title="Features over training",
+        subtitle=(
+            f"{source['model']}, residual stream after block {source['layer']}, "
+            f"{study.snapshots.n_snapshots} snapshots, {study.folded.config.n_features:,} features"
+        ),
+        sentences=findings(summary, results, study.steps),
+        steps=[int(step) for step in study.steps],
+        facts=_facts(summary, study),
+        settings=_settings(run),
+        notes=_notes(run, summary),
+        figures=_figures(summary, results),
+        features=_features(study, results),
+    )
+
+
+def _facts(summary: Mapping[str, Any], study: Study) -> list[Fact]:
+    config = study.folded.config
+    heldout = f"on {summary['n_heldout_tokens']:,} tokens of held-out documents"
+    return [
+        Fact("Explained variance", f"{summary['explained_variance']['overall']:.3f}", f"1 − ΣSSE/ΣSST {heldout}"),
+        Fact("L0", f"{summary['l0']['mean']:.1f}", "active features a token and snapshot, mean"),
+        Fact("L0, union", f"{summary['l0']['union']:.1f}", "features active at one snapshot or more, a token"),
+        Fact("Dead features", f"{summary['dead_fraction']:.1%}", "silent over the last tokens of training"),
+        Fact("Features", f"{config.n_features:,}", "size of the dictionary, F"),
+        Fact("Snapshots", f"{config.n_snapshots}", f"of width {config.d_model}"),
+        Fact("Training tokens", f"{summary['n_train_tokens']:,}", "distinct tokens that the crosscoder trained on"),
+        Fact("Model loss", f"{summary['model_loss']:.2f} nats", "the last snapshot's, a token, on held-out documents"),
+        Fact("Bigram entropy", f"{summary['bigram_entropy']:.2f} nats", "Kneser–Ney bigram model, same tokens"),
+        Fact("Induction gap", f"{summary['induction_gap']:.2f} nats", "last snapshot; random tokens, repeated"),
+    ]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    import yaml
+
+    files = sorted((run.path / "config").glob("*.yaml"))
+    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files if file.stem != "report"}
+
+
+def _notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
+    notes = [
+        "Kinds, emergence and lifetime depend on the presence threshold "
+        f"τ = {summary['presence_threshold']:g}, a choice of ours; evolution/life.npz holds a sweep over τ.",
+        "A decoder norm near 0 says that the crosscoder does not use a feature at a snapshot; the sparsity penalty can "
+        "push norms to 0 where a weak version of the feature exists.",
+    ]
+    training = run.path / "language_model" / "training.json"
+    if training.exists():
+        recipe = read_json(training)["config"]
+        notes.append(
+            f"The language model is small and saw little text. {recipe['repeat_fraction']:.0%} of its training "
+            "sequences were a real window of text repeated: without them it would not learn induction in so few steps."
+        )
+        notes.append(
+            f"Its learning rate rises over the first {recipe['warmup_steps']} steps: a turning point near there may "
+            "have to do with that as well as with what is learned."
+        )
+    return notes
+
+
+def _figures(summary: Mapping[str, Any], results: Mapping[str, Arrays]) -> Figures:
+    rotation, life, ngrams = results["rotation"], results["life"], results["ngrams"]
+    explained = summary["explained_variance"]
+    return Figures(
+        explained_variance=np.array(list(explained["mean_of_ratios_by_snapshot"].values())),
+        explained_variance_total=np.array(list(explained["by_snapshot"].values())),
+        l0=np.array(list(summary["l0"]["by_snapshot"].values())),
+        cosines=Cosines(
+            mean=rotation["overall.mean"],
+            quantiles=rotation["overall.quantiles"],
+            levels=tuple(float(level) for level in rotation["levels"]),
+            n_features=rotation["overall.counts"],
+        ),
+        turning_point=TurningPoint(
+            step=float(rotation["turning_point.step"]),
+            low=float(rotation["turning_point.step_low"]),
+            high=float(rotation["turning_point.step_high"]),
+            level=float(rotation["turning_point.level"]),
+        ),
+        births=life["cycles.births"],
+        deaths=life["cycles.deaths"],
+        dimensionality=results["dimensionality"]["rate"],
+        kl_unigram=ngrams["curves.kl_unigram"],
+        kl_bigram=ngrams["curves.kl_bigram"],
+        kl_bigram_row=ngrams["curves.kl_bigram_each"],
+        model_loss=ngrams["curves.loss"],
+        entropies={
+            "uniform (ln V)": float(ngrams["entropies.uniform"]),
+            "unigram": float(ngrams["entropies.unigram"]),
+            "bigram (Kneser–Ney)": float(ngrams["entropies.bigram"]),
+            "bigram (plug-in)": float(ngrams["entropies.bigram_plugin"]),
+        },
+        induction_gap=results["induction"]["gap"],
+    )
+
+
+def _features(study: Study, results: Mapping[str, Arrays]) -> Features:
+    life, examples, neighbours = results["life"], results["examples"], results["neighbours"]
+    return Features(
+        norms=life["cycles.relative"],
+        max_norm=life["norms"].max(axis=1),
+        kind=life["cycles.kind"],
+        kind_names=KIND_NAMES,
+        emergence=life["cycles.emergence"],
+        peak=life["cycles.peak"],
+        lifetime=life["cycles.lifetime"],
+        firing_rate=examples["firing_rate"],
+        max_activation=examples["max_activation"],
+        neighbours=neighbours["features"],
+        neighbour_cosines=neighbours["cosines"],
+        neighbour_note="cosine of the decoder directions over all snapshots together",
+        presence_threshold=study.settings.tau,
+        contexts=_contexts(study, examples),
+    )
+
+
+def _contexts(study: Study, examples: Arrays) -> Contexts:
+    tokenizer = study.snapshots.load_tokenizer()
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return Contexts(
+        feature=examples["contexts.feature"],
+        tokens=examples["contexts.tokens"],
+        activations=examples["contexts.activations"],
+        vocabulary=[byte_level_text(piece) for piece in pieces],
+        document=examples["contexts.document"],
+        documents=TokenSet.load(study.run.tokens("train")).names,
+        position=examples["contexts.position"],
+    )

@@ -1,0 +1,94 @@
+"""What was found, in sentences made from the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from crosscoder.evolution.study import Arrays
+
+
+def findings(summary: Mapping[str, Any], results: Mapping[str, Arrays], steps_K: np.ndarray) -> list[str]:
+    """Five sentences: the model, the crosscoder, the features' births, the turning point, induction and dimension."""
+    return [
+        _model(summary, results["ngrams"], steps_K),
+        _crosscoder(summary),
+        _births(summary, results["life"], steps_K),
+        _turning_point(results["rotation"]),
+        _late(results["induction"]["gap"], results["dimensionality"]["rate"], steps_K),
+    ]
+
+
+def _model(summary: Mapping[str, Any], ngrams: Arrays, steps_K: np.ndarray) -> str:
+    loss_K, bigram = ngrams["curves.loss"], summary["bigram_entropy"]
+    below = np.flatnonzero(loss_K < bigram)
+    start = f"The language model's loss on held-out text falls from {loss_K[0]:.2f} to {loss_K[-1]:.2f} nats a token"
+    if not len(below):
+        return f"{start}, still above the {bigram:.2f} of a bigram model: it has not left the phase of plain statistics."
+    if below[0] == 0:
+        return f"{start}, under the {bigram:.2f} of a bigram model from the first snapshot on."
+    return (
+        f"{start}; between steps {steps_K[below[0] - 1]:,} and {steps_K[below[0]]:,} it passes under the "
+        f"{bigram:.2f} of a bigram model."
+    )
+
+
+def _crosscoder(summary: Mapping[str, Any]) -> str:
+    by_snapshot = list(summary["explained_variance"]["by_snapshot"].values())
+    return (
+        f"The crosscoder explains {summary['explained_variance']['overall']:.1%} of the variance of held-out activations "
+        f"({min(by_snapshot):.1%} to {max(by_snapshot):.1%} by snapshot) with {summary['l0']['mean']:.1f} of its "
+        f"{summary['n_features']:,} features active a token and snapshot; {summary['dead_fraction']:.1%} are dead."
+    )
+
+
+def _births(summary: Mapping[str, Any], life: Arrays, steps_K: np.ndarray) -> str:
+    births_K = life["cycles.births"]
+    kinds = summary["features_by_kind"]
+    start = f"{kinds['initialization']:,} features are there at step 0 and {kinds['emergent']:,} emerge during training"
+    if births_K.sum() == 0:
+        return f"{start}."
+    first, last = _middle(births_K)
+    lifetime_F = life["cycles.lifetime"][life["cycles.emergence"] > 0]
+    return (
+        f"{start}, half of these from step {steps_K[first]:,} to step {steps_K[last]:,}; "
+        f"{np.mean(lifetime_F >= 0.6):.0%} of the emergent ones are present at 60 % or more of the snapshots."
+    )
+
+
+def _turning_point(rotation: Arrays) -> str:
+    point = {name.removeprefix("turning_point."): value for name, value in rotation.items()}
+    if not np.isfinite(point["step"]) or point["p_shuffled"] > 0.05:
+        return (
+            "There is no turning point to speak of: splitting the snapshots in two explains the rotation of the "
+            f"decoder directions no better than in shuffled snapshots (p = {float(point['p_shuffled']):.2g})."
+        )
+    return (
+        f"Decoder directions turn between steps {float(point['step_before']):,.0f} and {float(point['step_after']):,.0f} "
+        f"({float(point['level']):.0%} bootstrap interval: steps {float(point['step_low']):,.0f} to "
+        f"{float(point['step_high']):,.0f}): cosines average {float(point['within']):.2f} on one side and "
+        f"{float(point['across']):.2f} across (p = {float(point['p_shuffled']):.2g} against shuffled snapshots)."
+    )
+
+
+def _late(gap_K: np.ndarray, rate_K: np.ndarray, steps_K: np.ndarray) -> str:
+    low = int(np.argmin(rate_K))
+    dimension = (
+        f"total feature dimensionality goes from {rate_K[0]:.0%} of the width at step {steps_K[0]:,} over a minimum of "
+        f"{rate_K[low]:.0%} at step {steps_K[low]:,} to {rate_K[-1]:.0%}"
+    )
+    rise = int(np.argmax(np.diff(gap_K)))
+    if gap_K[-1] < 0.1:
+        return f"Induction does not form (gap {gap_K[-1]:.2f} nats), and {dimension}."
+    return (
+        f"Induction forms: repeated random tokens are {gap_K[-1]:.2f} nats cheaper at the end, the steepest rise lies "
+        f"between steps {steps_K[rise]:,} and {steps_K[rise + 1]:,}; {dimension}."
+    )
+
+
+def _middle(counts_K: np.ndarray) -> tuple[int, int]:
+    """Snapshots between which the middle half of the counts lies."""
+    share_K = np.cumsum(counts_K) / counts_K.sum()
+    return int(np.searchsorted(share_K, 0.25)), int(np.searchsorted(share_K, 0.75))

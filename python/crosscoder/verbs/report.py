@@ -1,0 +1,38 @@
+"""Make the page of a run: one HTML file that works offline, and every figure as SVG and CSV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+EXAMPLE = "crosscoder report runs/quickstart"
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Options of `crosscoder report`."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, evaluated and analysed."""
+
+
+def run(config: ReportConfig) -> int:
+    """Write `report.html` and `figures/`, and print what was found."""
+    from crosscoder.report.assemble import assemble
+    from crosscoder.report.figures import save_figures
+    from crosscoder.report.page import write_page
+    from crosscoder.runs import Run
+
+    run = Run(config.run)
+    data = assemble(run)
+    run.begin("report", config)
+    write_page(data, run.page)
+    save_figures(data, run.figures)
+    run.update_summary({"page": run.page.name, "findings": list(data.sentences)})
+    print()
+    for sentence in data.sentences:
+        print(f"- {sentence}")
+    print(f"\npage: {run.page.resolve()}")
+    return 0

@@ -1,0 +1,56 @@
+"""kill -9 at random moments, and the same command again: the same bits in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from crosscoder import ActivationStore
+from faults.killing import crosscoder, files_of, run, run_with_kills
+
+KILLS = 20
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_training_killed_twenty_times(tmp_path: Path) -> None:
+    x = torch.randn(4000, 3, 32, generator=torch.Generator().manual_seed(0))
+    for name in ("whole", "killed"):
+        ActivationStore.from_array(tmp_path / name / "activations" / "train", x, rows_per_shard=1500)
+    options = ["--n-features", 256, "--n-steps", 1500, "--batch-size", 256, "--lr", 1e-3, "--checkpoint-every", 20]
+    run(crosscoder("train", tmp_path / "whole", *options))
+    command = crosscoder("train", tmp_path / "killed", *options)
+    killed = run_with_kills(command, KILLS, 7.0, int(os.environ.get("KILL_SEED", "0")), tmp_path / "log")
+    whole = files_of(tmp_path / "whole", "crosscoder/*")
+    assert whole and whole == files_of(tmp_path / "killed", "crosscoder/*")
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "training" / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "killed")
+    ]
+    for row in rows[0] + rows[1]:
+        row.pop("tokens_per_second")
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == list(range(10, 1501, 10))
+    assert not list((tmp_path / "killed").rglob(".tmp-*")), "left-overs of killed writes"
+    print(f"killed {killed} times")
+
+
+def test_quickstart_killed_twenty_times(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    options = ["--max-characters", 400_000, "--lm-steps", 40, "--lm-snapshots", 8, "--n-features", 128]
+    options += ["--train-steps", 120, "--batch-size", 128]
+    run(crosscoder("quickstart", "--out", tmp_path / "whole", *options))
+    command = crosscoder("quickstart", "--out", tmp_path / "killed", *options)
+    killed = run_with_kills(command, KILLS, 12.0, int(os.environ.get("KILL_SEED", "1")), tmp_path / "log")
+    patterns = ["crosscoder/*", "language_model/step*/model.safetensors", "tokens/*/*.npy", "evolution/*.npz"]
+    patterns += ["activations/*/shard-*/*.seg", "report.html", "figures/*.csv"]
+    whole, other = files_of(tmp_path / "whole", *patterns), files_of(tmp_path / "killed", *patterns)
+    assert len(whole) > 30 and whole.keys() == other.keys()
+    assert [name for name in whole if whole[name] != other[name]] == []
+    print(f"killed {killed} times")

@@ -1,0 +1,245 @@
+"""The trainer: it learns, resumes bit for bit, revives dead features, and stops at what is not finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
+from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.train.initialization import search_decoder_norm
+from crosscoder.train.revival import revive
+from crosscoder.train.schedules import lr_factor, sparsity_coefficient
+
+K, D, F, B = 3, 16, 64, 128
+
+
+def sparse_batch(seed: int, n: int = B) -> torch.Tensor:
+    """Tokens that are sums of 3 of 32 directions, the same at all snapshots but the first."""
+    generator = torch.Generator().manual_seed(1000)
+    directions = torch.nn.functional.normalize(torch.randn(32, D, generator=generator), dim=1)
+    generator.manual_seed(seed)
+    codes = torch.rand(n, 32, generator=generator) * (torch.rand(n, 32, generator=generator) < 3 / 32)
+    x = (codes @ directions)[:, None].repeat(1, K, 1)
+    x[:, 0] = 0.1 * torch.randn(n, D, generator=generator)
+    return x * D**0.5
+
+
+def make(**options: Any) -> Trainer:
+    settings = {"n_steps": 60, "batch_size": B, "lr": 3e-3, "sparsity_coefficient": 0.1, "revival_every": 20}
+    gate = {name: options.pop(name) for name in ("gate", "top_k", "threshold_mode") if name in options}
+    model = Crosscoder(CrosscoderConfig(K, D, F, **gate), seed=1)
+    return Trainer(model, TrainConfig(**{**settings, **options}))
+
+
+def train(trainer: Trainer, until: int) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    while trainer.step_number < until:
+        metrics = trainer.step(sparse_batch(trainer.step_number))
+    return metrics
+
+
+def states_equal(a: Trainer, b: Trainer) -> bool:
+    same = [torch.equal(value, b.model.state_dict()[name]) for name, value in a.model.state_dict().items()]
+    for name, parameter in a.model.named_parameters():
+        other = b.optimizer.state.get(getattr(b.model, name), {})
+        same += [torch.equal(value, other[key]) for key, value in a.optimizer.state.get(parameter, {}).items()]
+    return all(same)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gate": "shared"}, {"gate": "topk", "top_k": 4}, {"gate": "batchtopk", "top_k": 4}],
+    ids=["snapshot", "shared", "topk", "batchtopk"],
+)
+def test_it_learns(options: dict[str, Any]) -> None:
+    trainer = make(n_steps=300, **options)
+    search_decoder_norm(trainer.model, sparse_batch(0))
+    first = trainer.step(sparse_batch(0))
+    last = train(trainer, 300)
+    assert float(last["explained_variance"][1:].mean()) > 0.6
+    assert float(last["explained_variance"][1:].mean()) > float(first["explained_variance"][1:].mean())
+
+
+def test_a_step_is_torchs_adam_on_the_autograd_gradient() -> None:
+    trainer = make(revival="none")
+    train(trainer, 3)  # past the first step, where Adam's update is the gradient's sign
+    other = make(revival="none")
+    train(other, 3)
+    factor = lr_factor(trainer.config, 3)
+    groups = [
+        {"params": [p for name, p in other.model.named_parameters() if name != "log_threshold"]},
+        {"params": [other.model.log_threshold], "lr": 3e-3 * factor * 0.1},
+    ]
+    adam = torch.optim.Adam(groups, lr=3e-3 * factor)
+    for parameter, state in other.optimizer.state.items():
+        adam.state[parameter] = state
+    other.model.zero_grad()
+    other.model.loss(
+        sparse_batch(3), sparsity_coefficient=sparsity_coefficient(trainer.config, 3)
+    ).total.backward()
+    adam.step()
+    trainer.step(sparse_batch(3))
+    for name, value in other.model.named_parameters():
+        torch.testing.assert_close(getattr(trainer.model, name), value, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"threshold_mode": "sampled"}, {"gate": "batchtopk", "top_k": 4}])
+@pytest.mark.parametrize("stop", [1, 20, 33])
+def test_resume_is_bit_exact(tmp_path: Path, stop: int, options: dict[str, Any]) -> None:
+    whole = make(**options)
+    train(whole, 60)
+    first = make(**options)
+    train(first, stop)
+    first.save(tmp_path / "checkpoint", {"loader": {"epoch": 3}})
+    second = make(**options)
+    assert second.resume(tmp_path / "checkpoint") == {"loader": {"epoch": 3}}
+    assert second.step_number == stop and states_equal(first, second)
+    train(second, 60)
+    assert states_equal(whole, second)
+    assert not states_equal(first, second)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    trainer = make()
+    train(trainer, 2)
+    trainer.save(tmp_path / "c")
+    with pytest.raises(ConfigError, match=r"lr 0\.003 there, 0\.001 now"):
+        make(lr=1e-3).resume(tmp_path / "c")
+    with pytest.raises(ConfigError, match="gate 'snapshot' there, 'shared' now"):
+        make(gate="shared").resume(tmp_path / "c")
+    make(log_every=3, checkpoint_every=7).resume(tmp_path / "c")
+
+
+def test_a_damaged_checkpoint_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    trainer = make()
+    train(trainer, 2)
+    trainer.save(tmp_path / "c")
+    for name in ("trainer.safetensors", "model.safetensors"):
+        file = tmp_path / "c" / name
+        good = file.read_bytes()
+        for bad in (good[:-7], good[:-3] + bytes([good[-3] ^ 1]) + good[-2:], b""):
+            file.write_bytes(bad)
+            fresh, untouched = make(), make()
+            with pytest.raises(DataError, match=name):
+                fresh.resume(tmp_path / "c")
+            assert states_equal(fresh, untouched) and fresh.step_number == 0
+        file.write_bytes(good)
+    with pytest.raises(DataError, match="does not exist"):
+        make().resume(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_finite_input_names_step_snapshot_and_checkpoint(tmp_path: Path, value: float) -> None:
+    trainer = make()
+    train(trainer, 5)
+    trainer.save(tmp_path / "good")
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.snapshot_names = ["step0", "step1", "step512"]
+    x = sparse_batch(5)
+    x[7, 2, 3] = value
+    with pytest.raises(NonFiniteError, match=r"step 5: .*step512; the weights are untouched .*/good"):
+        trainer.step(x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    assert trainer.step_number == 5
+    trainer.step(sparse_batch(5))
+
+
+def test_not_finite_loss_is_told_apart_from_the_input() -> None:
+    trainer = make()
+    with torch.no_grad():
+        trainer.model.b_dec[1] = 1e30
+    with pytest.raises(NonFiniteError, match=r"the loss is not finite \(snapshot 1\); no checkpoint yet"):
+        trainer.step(sparse_batch(0))
+
+
+def test_revival_restarts_what_is_dead_from_what_is_reconstructed_worst() -> None:
+    trainer = make()
+    train(trainer, 10)
+    model = trainer.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rates = torch.full((F,), 0.5)
+    rates[[3, 10]] = 0
+    residual = torch.zeros(B, K, D)
+    residual[17] = torch.randn(K, D, generator=torch.Generator().manual_seed(0))
+    residual[99] = 1e-3 * residual[17].flip(0)
+    count = revive(model, trainer.optimizer, residual, rates, 1e-3, torch.Generator().manual_seed(0))
+    assert count == 2
+    rows = model.W_dec[[3, 10]].detach().flatten(1)
+    live = torch.linalg.vector_norm(before["W_dec"].flatten(1), dim=1)[rates > 0].median()
+    torch.testing.assert_close(torch.linalg.vector_norm(rows, dim=1), live.expand(2))
+    directions = torch.nn.functional.cosine_similarity(rows, -residual[[17, 99]].flatten(1))
+    reversed_ = torch.nn.functional.cosine_similarity(rows, -residual[[99, 17]].flatten(1))
+    assert max(directions.min(), reversed_.min()) > 0.9999
+    assert torch.equal(model.W_enc[[3, 10]], model.W_dec[[3, 10]])
+    assert (model.b_enc[[3, 10]] == 0).all()
+    assert (model.log_threshold[[3, 10]] == before["log_threshold"][rates > 0].median()).all()
+    state = trainer.optimizer.state[model.W_dec]
+    assert (state["exp_avg"][[3, 10]] == 0).all() and (state["exp_avg_sq"][3] > 0).any()
+    others = rates > 0
+    for name in ("W_dec", "W_enc", "b_enc", "log_threshold"):
+        assert torch.equal(model.state_dict()[name][others], before[name][others])
+
+
+def test_revival_happens_by_default_and_not_when_turned_off() -> None:
+    for revival, expected in (("residual", True), ("none", False)):
+        trainer = make(n_steps=60, revival=revival)
+        with torch.no_grad():
+            trainer.model.b_enc[:10] = -100
+        train(trainer, 60)
+        assert (trainer.n_revived > 0) == expected
+        assert bool((trainer.model.b_enc[:10] > -50).all()) == expected
+
+
+def test_dead_features_are_counted_in_tokens() -> None:
+    trainer = make(revival="none", dead_after_tokens=10 * B)
+    with torch.no_grad():
+        trainer.model.b_enc[:10] = -100
+    train(trainer, 9)
+    assert int((trainer.silent_tokens_F >= 10 * B).sum()) == 0
+    assert int(train(trainer, 12)["dead"]) >= 10
+
+
+def test_schedules() -> None:
+    config = TrainConfig(n_steps=1000, warmup_steps=50, cooldown_fraction=0.2, sparsity_coefficient=0.4)
+    assert lr_factor(config, 0) == pytest.approx(1 / 51)
+    assert lr_factor(config, 50) == lr_factor(config, 799) == 1
+    assert lr_factor(config, 999) == pytest.approx(1 / 32)
+    assert all(lr_factor(config, s) > lr_factor(config, s + 1) for s in range(800, 999))
+    assert sparsity_coefficient(config, 0) == 0
+    assert sparsity_coefficient(config, 50) == pytest.approx(0.2)
+    assert sparsity_coefficient(config, 100) == sparsity_coefficient(config, 999) == 0.4
+    short = TrainConfig(n_steps=20, warmup_steps=5000, cooldown_fraction=0, sparsity_warmup_fraction=0)
+    assert lr_factor(short, 2) == 1 and sparsity_coefficient(short, 0) == short.sparsity_coefficient
+
+
+def test_the_search_finds_the_best_norm_of_its_grid() -> None:
+    model = Crosscoder(CrosscoderConfig(K, D, F))
+    x = sparse_batch(0)
+    norm = search_decoder_norm(model, x)
+    torch.testing.assert_close(model.decoder_norms(), torch.full((F, K), norm))
+    assert torch.equal(model.W_enc, model.W_dec)
+    with torch.no_grad():
+        best = float((model(x) - x).square().mean())
+    for factor in (0.8, 1.25):
+        other = Crosscoder(CrosscoderConfig(K, D, F))
+        with torch.no_grad():
+            other.W_dec.copy_(model.W_dec * factor)
+            other.W_enc.copy_(other.W_dec)
+        assert float((other(x) - x).square().mean()) >= best
+
+
+def test_training_ends() -> None:
+    trainer = make(n_steps=2)
+    train(trainer, 2)
+    with pytest.raises(DataError, match="training is over"):
+        trainer.step(sparse_batch(0))
+
+
+def test_same_seed_same_bits() -> None:
+    a, b = make(), make()
+    train(a, 25)
+    train(b, 25)
+    assert states_equal(a, b)
