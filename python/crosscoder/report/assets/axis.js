@@ -1,0 +1,47 @@
+// The step axis: one choice, log or linear, for every figure. "Log" is log(1 + step), so that step 0 has its place.
+const Axis = (() => {
+  const listeners = new Set();
+  let mode = "log";
+
+  const position = (step) => (mode === "log" ? Math.log1p(step) : step);
+
+  function ticksFor(first, last, width) {
+    if (mode === "linear") return d3.ticks(first, last, Math.max(2, Math.min(7, Math.floor(width / 80))));
+    const ticks = [0, 1, 10, 100, 1000, 10000, 100000, 1000000].filter((tick) => tick >= first && tick <= last);
+    return ticks.length > 1 ? ticks : [first, last];
+  }
+
+  // x scale and x axis of a Plot whose x is a training step
+  function scale(steps) {
+    const [first, last] = [steps[0], steps.at(-1)];
+    const domain = [first, last === first ? first + 1 : last];
+    return mode === "linear" ? { type: "linear", domain } : { type: "symlog", constant: 1, domain };
+  }
+  const marks = (steps, width) => Plot.axisX(ticksFor(steps[0], steps.at(-1), width), {
+    tickFormat: Format.compactStep, label: "training step →", labelArrow: false, stroke: null, color: "var(--axis)",
+  });
+
+  // x of each snapshot in [0, width], for sparklines
+  function spread(steps, width) {
+    const [low, high] = [position(steps[0]), position(steps.at(-1))];
+    return steps.map((step) => (high > low ? ((position(step) - low) / (high - low)) * width : width / 2));
+  }
+
+  function show() {
+    for (const name of ["log", "linear"]) byId(`axis-${name}`).setAttribute("aria-pressed", String(name === mode));
+  }
+  function set(next) {
+    if (next === mode) return;
+    mode = next;
+    show();
+    for (const listener of listeners) listener();
+  }
+  return {
+    scale, marks, spread, set, show,
+    toggle: () => set(mode === "log" ? "linear" : "log"),
+    onChange: (listener) => listeners.add(listener),
+    get mode() {
+      return mode;
+    },
+  };
+})();

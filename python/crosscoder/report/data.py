@@ -1,0 +1,164 @@
+"""What a page shows: plain dataclasses of numbers and text, filled by whoever computed them.
+
+Letters: K snapshots, F features, N contexts, L tokens in a context, n neighbours, Q quantiles.
+Everything optional may be left out: the page shows what is there. Nothing here is computed, only checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One tile of the summary, for example ("Explained variance", "0.941", "mean over tokens ...")."""
+
+    label: str
+    value: str
+    """The value as it is to be read, with its unit."""
+    explanation: str
+    """One line: what was computed, on what."""
+
+
+@dataclass(frozen=True)
+class TurningPoint:
+    """Where decoder directions turn: a training step and, if estimated, its interval."""
+
+    step: float
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    """Coverage of the interval, for example 0.95."""
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """|cosine| between a feature's decoder directions at two snapshots, summarised over features."""
+
+    mean: FloatArray
+    """(K, K), in [0, 1]; NaN where no feature is alive at both ends."""
+    quantiles: FloatArray | None = None
+    """(Q, K, K)."""
+    levels: Sequence[float] = ()
+    """Q levels of the quantiles, for example (0.1, 0.5, 0.9)."""
+    n_features: IntArray | None = None
+    """(K, K): how many features each cell summarises."""
+    null: FloatArray | None = None
+    """(K, K): the mean for random directions, shown in the tooltip."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Curves over snapshots. Every (K,) array may hold NaN where a value is missing."""
+
+    explained_variance: FloatArray | None = None
+    """(K,) the paper's definition: mean over tokens of 1 - |x - x^|² / |x - mean|²."""
+    explained_variance_total: FloatArray | None = None
+    """(K,) 1 - sum of squared errors / sum of squares (ours)."""
+    l0: FloatArray | None = None
+    """(K,) mean number of active features a token."""
+    cosines: Cosines | None = None
+    turning_point: TurningPoint | None = None
+    births: IntArray | None = None
+    """(K,) features that become present at this snapshot."""
+    deaths: IntArray | None = None
+    """(K,) features that are no longer present from this snapshot on."""
+    dimensionality: FloatArray | None = None
+    """(K,) total feature dimensionality / D, in [0, 1]."""
+    kl_unigram: FloatArray | None = None
+    """(K,) nats: KL(unigram ‖ mean prediction)."""
+    kl_bigram: FloatArray | None = None
+    """(K,) nats: mean over current tokens u of KL(p(·|u) ‖ mean prediction after u)."""
+    kl_bigram_row: FloatArray | None = None
+    """(K,) nats: mean KL of each single prediction to the bigram row."""
+    model_loss: FloatArray | None = None
+    """(K,) nats a token: the language model's loss on the evaluation text."""
+    entropies: Mapping[str, float] = field(default_factory=dict)
+    """Horizontal lines in the loss figure: label -> nats, such as {"uniform, ln V": 7.62, "unigram": 6.4}."""
+    induction_gap: FloatArray | None = None
+    """(K,) nats: loss on the first copy minus loss on the second of repeated random tokens."""
+    norm_examples: Sequence[int] | None = None
+    """Feature ids drawn in the figure of decoder norms; chosen from the data where None."""
+    captions: Mapping[str, str] = field(default_factory=dict)
+    """Figure key -> sentences that replace the default caption (keys: `tables.FIGURE_KEYS`)."""
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Windows of text where features are most active. A feature may have none, one or many."""
+
+    feature: IntArray
+    """(N,) the feature each context belongs to, in any order; within a feature the strongest first."""
+    tokens: IntArray
+    """(N, L) indices into `vocabulary`; -1 pads windows shorter than L."""
+    activations: FloatArray
+    """(N, L) >= 0, in the unit of `Features.max_activation`; ignored where tokens is -1."""
+    vocabulary: Sequence[str]
+    """Text of each token as it stands in a document, leading space included (see `text.byte_level_text`)."""
+    document: IntArray | None = None
+    """(N,) index into `documents`, or -1."""
+    documents: Sequence[str] = ()
+    """Names of documents."""
+    position: IntArray | None = None
+    """(N,) position of the window's first token in its document, or -1."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Everything known of each feature; row f is feature f."""
+
+    norms: FloatArray
+    """(F, K) decoder norm divided by the feature's own maximum, in [0, 1]; rows of a zero feature are 0."""
+    max_norm: FloatArray
+    """(F,) the maximum of the absolute decoder norm."""
+    kind: IntArray
+    """(F,) index into `kind_names`."""
+    kind_names: Sequence[str]
+    """For example ("initialization", "emergent", "dead", "other"). These four have their own colours."""
+    emergence: IntArray
+    """(F,) index of the snapshot of emergence, -1 where there is none."""
+    peak: IntArray
+    """(F,) index of the snapshot of the largest norm."""
+    lifetime: FloatArray
+    """(F,) share of the snapshots at which the feature is present, in [0, 1]."""
+    firing_rate: FloatArray
+    """(F, K) share of tokens with the feature active at each snapshot, in [0, 1]."""
+    max_activation: FloatArray
+    """(F,) the largest activation seen."""
+    neighbours: IntArray | None = None
+    """(F, n) ids of the features most similar by cosine, the nearest first; -1 where there are fewer."""
+    neighbour_cosines: FloatArray | None = None
+    """(F, n) in [-1, 1]."""
+    neighbour_note: str = "cosine of the decoder directions"
+    """Which cosine it is: shown above the neighbours."""
+    presence_threshold: float | None = None
+    """tau: a feature is present where its relative norm is above it; drawn in figures."""
+    contexts: Contexts | None = None
+
+
+@dataclass(frozen=True)
+class PageData:
+    """One page."""
+
+    title: str
+    sentences: Sequence[str]
+    """What was found, computed from the results; about five."""
+    steps: Sequence[int]
+    """K training steps, strictly increasing, from 0."""
+    facts: Sequence[Fact] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Nested mappings of plain values."""
+    notes: Sequence[str] = ()
+    """Caveats, each a sentence or two."""
+    figures: Figures = field(default_factory=Figures)
+    features: Features | None = None
+    subtitle: str = ""
+    """One line under the title: the model, the text, the date."""

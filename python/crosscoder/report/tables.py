@@ -1,0 +1,370 @@
+"""Each overview figure as a table of columns: the one source of the page's plots, the SVG and the CSV "
+"files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from crosscoder.report.data import Features, PageData
+
+Column = list[Any]
+
+
+@dataclass(frozen=True)
+class FigureTable:
+    """One figure: what it shows, whose definition it uses, and its numbers as columns of equal length."""
+
+    key: str
+    group: str
+    title: str
+    definition: str
+    """"paper", "ours", "both" (some series are the paper's, some ours) or "standard" (neither)."""
+    caption: str
+    columns: Mapping[str, Column]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Reference lines and the like, by name."""
+
+
+def _plain(values: Any) -> Column:
+    """Python numbers to six digits; NaN becomes None."""
+    array = np.asarray(values)
+    if array.dtype.kind in "iub":
+        return [int(value) for value in array]
+    return [None if np.isnan(value) else float(f"{value:.6g}") for value in array.astype(np.float64)]
+
+
+def _by_snapshot(data: PageData, curves: Mapping[str, Any]) -> dict[str, Column]:
+    """Columns snapshot, step and every curve that is there."""
+    columns: dict[str, Column] = {"snapshot": list(range(len(data.steps))), "step": _plain(data.steps)}
+    columns.update({name: _plain(curve) for name, curve in curves.items() if curve is not None})
+    return columns
+
+
+def _presence(features: Features) -> str:
+    tau = features.presence_threshold
+    return "a threshold on its relative norm" if tau is None else f"{tau:g} of its maximum"
+
+
+def _living_kinds(features: Features) -> list[int]:
+    """Codes of the kinds that have features with a curve to show."""
+    alive = np.asarray(features.max_norm) > 0
+    present = np.bincount(np.asarray(features.kind)[alive], minlength=len(features.kind_names))
+    return [code for code, name in enumerate(features.kind_names) if present[code] and name != "dead"]
+
+
+def _chosen_examples(features: Features, kinds: Sequence[int], per_kind: int = 9) -> list[int]:
+    """Features spread over emergence and peak, of those that fire most: shape is shown, not luck."""
+    chosen: list[int] = []
+    rate = np.asarray(features.firing_rate).max(axis=1)
+    for code in kinds:
+        members = np.flatnonzero((np.asarray(features.kind) == code) & (np.asarray(features.max_norm) > 0))
+        frequent = members[np.argsort(-rate[members], kind="stable")][: max(per_kind, members.size // 4)]
+        emergence, peak = np.asarray(features.emergence)[frequent], np.asarray(features.peak)[frequent]
+        order = frequent[np.lexsort((frequent, peak, emergence))]
+        picks = np.unique(np.linspace(0, order.size - 1, min(per_kind, order.size)).round().astype(int))
+        chosen.extend(int(feature) for feature in order[picks])
+    return chosen
+
+
+def _norms(data: PageData) -> FigureTable | None:
+    features = data.features
+    if features is None or not _living_kinds(features):
+        return None
+    kinds = [
+        code
+        for code in _living_kinds(features)
+        if features.kind_names[code] in ("initialization", "emergent")
+    ]
+    kinds = kinds or _living_kinds(features)[:2]
+    examples = data.figures.norm_examples
+    examples = _chosen_examples(features, kinds) if examples is None else list(examples)
+    columns: dict[str, Column] = {
+        name: [] for name in ("series", "feature", "kind", "snapshot", "step", "norm")
+    }
+    steps = _plain(data.steps)
+
+    def add(series: str, feature: int | None, code: int, curve: Any) -> None:
+        n = len(steps)
+        columns["series"].extend([series] * n)
+        columns["feature"].extend([feature] * n)
+        columns["kind"].extend([features.kind_names[code]] * n)
+        columns["snapshot"].extend(range(n))
+        columns["step"].extend(steps)
+        columns["norm"].extend(_plain(curve))
+
+    norms, kind = np.asarray(features.norms), np.asarray(features.kind)
+    counts = {}
+    for code in kinds:
+        members = (kind == code) & (np.asarray(features.max_norm) > 0)
+        counts[features.kind_names[code]] = int(members.sum())
+        add("mean", None, code, norms[members].mean(axis=0, dtype=np.float64))
+    for feature in examples:
+        if int(kind[feature]) in kinds:
+            add(f"feature {feature}", int(feature), int(kind[feature]), norms[feature])
+    return FigureTable(
+        "norms",
+        "Features",
+        "Decoder norm against training step",
+        "both",
+        "Norm of a feature's decoder at each snapshot, divided by the feature's own maximum (the paper's "
+        "measure of strength). Thick line: mean over all features of the kind. Thin lines: examples, "
+        "spread over emergence among those that fire most; click one to open it. The kinds are told apart "
+        f"by our rule: a feature is present where its norm exceeds {_presence(features)}; it is an "
+        "initialization feature if present at the first snapshot, else emergent.",
+        columns,
+        {"counts": counts, "threshold": features.presence_threshold},
+    )
+
+
+def _by_kind(features: Features, values: Any, n_bins: int, chosen: Any) -> dict[str, Column]:
+    values, kind = np.asarray(values), np.asarray(features.kind)
+    return {
+        features.kind_names[code]: _plain(np.bincount(values[chosen & (kind == code)], minlength=n_bins))
+        for code in _living_kinds(features)
+    }
+
+
+def _emergence(data: PageData) -> FigureTable | None:
+    features = data.features
+    if features is None:
+        return None
+    chosen = (np.asarray(features.emergence) >= 0) & (np.asarray(features.max_norm) > 0)
+    counts = _by_kind(features, features.emergence, len(data.steps), chosen)
+    if not counts:
+        return None
+    return FigureTable(
+        "emergence",
+        "Features",
+        "When features emerge",
+        "ours",
+        "Features by the snapshot of their emergence, the first of two snapshots in a row at which the "
+        f"norm exceeds {_presence(features)}. Features without an emergence are not counted. Snapshots are "
+        "not evenly spaced in training steps.",
+        _by_snapshot(data, counts),
+        {"kinds": list(counts)},
+    )
+
+
+def _lifetimes(data: PageData) -> FigureTable | None:
+    features = data.features
+    if features is None:
+        return None
+    n = len(data.steps)
+    snapshots = np.rint(np.asarray(features.lifetime, dtype=np.float64) * n).astype(np.int64)
+    counts = _by_kind(features, snapshots, n + 1, np.asarray(features.max_norm) > 0)
+    if not counts:
+        return None
+    return FigureTable(
+        "lifetimes",
+        "Features",
+        "How long features live",
+        "ours",
+        f"Number of snapshots, of {n}, at which a feature's norm exceeds {_presence(features)}. The paper "
+        "reports that most emergent features live in 60 % or more of its snapshots.",
+        {"snapshots": list(range(n + 1)), **counts},
+        {"kinds": list(counts), "n_snapshots": n},
+    )
+
+
+def _turnover(data: PageData) -> FigureTable | None:
+    figures = data.figures
+    if figures.births is None:
+        return None
+    return FigureTable(
+        "turnover",
+        "Features",
+        "Births and deaths",
+        "ours",
+        "Features that become present at a snapshot (up) and features no longer present from it on (down).",
+        _by_snapshot(data, {"births": figures.births, "deaths": figures.deaths}),
+    )
+
+
+def _interval(turning: dict[str, Any]) -> str:
+    if turning["low"] is None or turning["high"] is None:
+        return ""
+    level = "" if turning["level"] is None else f"{100 * turning['level']:g} % "
+    return f", with its {level}bootstrap interval"
+
+
+def _turning(data: PageData) -> dict[str, Any] | None:
+    turning = data.figures.turning_point
+    if turning is None:
+        return None
+    return {"step": turning.step, "low": turning.low, "high": turning.high, "level": turning.level}
+
+
+def _cosines(data: PageData) -> FigureTable | None:
+    cosines = data.figures.cosines
+    if cosines is None:
+        return None
+    n = len(data.steps)
+    steps = _plain(data.steps)
+    rows, columns_of = np.divmod(np.arange(n * n), n)
+    columns: dict[str, Column] = {
+        "snapshot": _plain(rows),
+        "step": [steps[row] for row in rows],
+        "other_snapshot": _plain(columns_of),
+        "other_step": [steps[column] for column in columns_of],
+        "mean": _plain(np.asarray(cosines.mean).ravel()),
+    }
+    if cosines.quantiles is not None:
+        for level, matrix in zip(cosines.levels, np.asarray(cosines.quantiles), strict=True):
+            columns[f"q{level:g}"] = _plain(matrix.ravel())
+    if cosines.n_features is not None:
+        columns["n_features"] = _plain(np.asarray(cosines.n_features).ravel())
+    if cosines.null is not None:
+        columns["null"] = _plain(np.asarray(cosines.null).ravel())
+    caption = (
+        "Mean |cosine| between a feature's decoder directions at two snapshots (as in the paper's Figure "
+        "3c), over the features alive at both."
+    )
+    turning = _turning(data)
+    if turning is not None:
+        caption += " The turning point is our change-point estimate"
+        caption += _interval(turning) + "."
+    return FigureTable(
+        "cosines",
+        "Directions",
+        "Rotation of decoder directions",
+        "both" if turning else "paper",
+        caption,
+        columns,
+        {"levels": [f"q{level:g}" for level in cosines.levels], "turning": turning},
+    )
+
+
+def _curve_figure(
+    key: str,
+    group: str,
+    title: str,
+    definition: str,
+    caption: str,
+    curves: Callable[[PageData], Mapping[str, Any]],
+) -> Callable[[PageData], FigureTable | None]:
+    def make(data: PageData) -> FigureTable | None:
+        chosen = curves(data)
+        if all(curve is None for curve in chosen.values()):
+            return None
+        return FigureTable(key, group, title, definition, caption, _by_snapshot(data, chosen))
+
+    return make
+
+
+def _kl(data: PageData) -> FigureTable | None:
+    figures = data.figures
+    curves = {
+        "unigram": figures.kl_unigram,
+        "bigram": figures.kl_bigram,
+        "per prediction": figures.kl_bigram_row,
+    }
+    present = {name: curve for name, curve in curves.items() if curve is not None}
+    if not present:
+        return None
+    sentences = {
+        "unigram": "Unigram: KL divergence from the text's token frequencies to the model's mean prediction.",
+        "bigram": "Bigram: from the text's bigram rows to the mean prediction after each token.",
+        "per prediction": "Per prediction: from the bigram row to each single prediction, averaged.",
+    }
+    caption = " ".join(sentences[name] for name in present)
+    return FigureTable(
+        "kl",
+        "The language model",
+        "Distance to n-gram statistics",
+        "both",
+        f"{caption} The paper shows such curves; the formulas are ours, since it gives none.",
+        _by_snapshot(data, present),
+    )
+
+
+def _loss(data: PageData) -> FigureTable | None:
+    figures = data.figures
+    if figures.model_loss is None:
+        return None
+    lines = {label: float(f"{value:.6g}") for label, value in figures.entropies.items()}
+    caption = "Mean cross-entropy of the language model on the evaluation text, at each snapshot (solid)."
+    if lines:
+        caption += (
+            " Dashed: entropies of n-gram models, the levels that a model with only those statistics reaches."
+        )
+    return FigureTable(
+        "loss",
+        "The language model",
+        "Loss and the n-gram levels",
+        "paper",
+        caption,
+        _by_snapshot(data, {"loss": figures.model_loss}),
+        {"entropies": lines},
+    )
+
+
+_MAKERS: dict[str, Callable[[PageData], FigureTable | None]] = {
+    "norms": _norms,
+    "emergence": _emergence,
+    "lifetimes": _lifetimes,
+    "turnover": _turnover,
+    "cosines": _cosines,
+    "dimensionality": _curve_figure(
+        "dimensionality",
+        "Directions",
+        "Total feature dimensionality",
+        "paper",
+        "Sum over features of |w|² / Σⱼ (ŵ·wⱼ)², divided by the width D: the share of the residual "
+        "stream's dimensions that the decoders of a snapshot take up.",
+        lambda data: {"rate": data.figures.dimensionality},
+    ),
+    "loss": _loss,
+    "kl": _kl,
+    "induction": _curve_figure(
+        "induction",
+        "The language model",
+        "Induction",
+        "standard",
+        "Random tokens repeated twice: loss on the first copy minus loss on the second. Above 0, the model "
+        "copies from its context.",
+        lambda data: {"gap": data.figures.induction_gap},
+    ),
+    "explained_variance": _curve_figure(
+        "explained_variance",
+        "The crosscoder",
+        "Explained variance",
+        "both",
+        "Held-out tokens, each snapshot on its own. Mean of ratios (the paper's): mean over tokens of 1 − "
+        "|x − x̂|² / |x − mean|². Ratio of sums (ours): 1 − ΣSSE / ΣSST, which tokens of small norm do not "
+        "dominate.",
+        lambda data: {
+            "mean of ratios": data.figures.explained_variance,
+            "ratio of sums": data.figures.explained_variance_total,
+        },
+    ),
+    "l0": _curve_figure(
+        "l0",
+        "The crosscoder",
+        "Active features a token (L0)",
+        "paper",
+        "Mean number of features active on a token at each snapshot, on held-out tokens.",
+        lambda data: {"l0": data.figures.l0},
+    ),
+}
+
+FIGURE_KEYS: tuple[str, ...] = tuple(_MAKERS)
+"""Keys of the figures, in the order of the page."""
+
+
+def figure_tables(data: PageData) -> list[FigureTable]:
+    """The figures that `data` has numbers for, in the order of the page."""
+    tables = []
+    for key, make in _MAKERS.items():
+        table = make(data)
+        if table is not None:
+            caption = data.figures.captions.get(key, table.caption)
+            tables.append(
+                FigureTable(
+                    key, table.group, table.title, table.definition, caption, table.columns, table.extra
+                )
+            )
+    return tables
