@@ -41,10 +41,10 @@ class TurningPoint:
 
 @dataclass(frozen=True)
 class Cosines:
-    """|cosine| between a feature's decoder directions at two snapshots, summarised over features."""
+    """Cosine between a feature's decoder directions at two snapshots, summarised over features."""
 
     mean: FloatArray
-    """(K, K), in [0, 1]; NaN where no feature is alive at both ends."""
+    """(K, K), in [-1, 1]; NaN where no feature is alive at both ends."""
     quantiles: FloatArray | None = None
     """(Q, K, K)."""
     levels: Sequence[float] = ()

@@ -214,7 +214,7 @@ def _draw_cosines(figure: Figure, table: FigureTable) -> None:
                 place = float(np.interp(np.log1p(step), np.log1p(steps), range(n)))
                 axes.axvline(place, color="white", linestyle=(0, (3, 2)), linewidth=width)
                 axes.axhline(place, color="white", linestyle=(0, (3, 2)), linewidth=width)
-    figure.colorbar(image, ax=axes, label="mean |cosine|", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="mean cosine", shrink=0.8)
 
 
 _DRAW: dict[str, Callable[[Figure, FigureTable], None]] = {

@@ -67,9 +67,11 @@ def _turning_point(rotation: Arrays) -> str:
         )
     return (
         f"Decoder directions turn between steps {float(point['step_before']):,.0f} and {float(point['step_after']):,.0f} "
-        f"({float(point['level']):.0%} bootstrap interval: steps {float(point['step_low']):,.0f} to "
+        f"({float(point['level']):.0%} interval over features: steps {float(point['step_low']):,.0f} to "
         f"{float(point['step_high']):,.0f}): cosines average {float(point['within']):.2f} on one side and "
-        f"{float(point['across']):.2f} across (p = {float(point['p_shuffled']):.2g} against shuffled snapshots)."
+        f"{float(point['across']):.2f} across (p = {float(point['p_shuffled']):.2g} against shuffled snapshots); such a "
+        f"split accounts for {float(point['explained_by_blocks']):.0%} of how the cosines vary, a steady drift for "
+        f"{float(point['explained_by_lag']):.0%}."
     )
 
 

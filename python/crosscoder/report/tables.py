@@ -220,7 +220,7 @@ def _cosines(data: PageData) -> FigureTable | None:
     if cosines.null is not None:
         columns["null"] = _plain(np.asarray(cosines.null).ravel())
     caption = (
-        "Mean |cosine| between a feature's decoder directions at two snapshots (as in the paper's Figure "
+        "Mean cosine between a feature's decoder directions at two snapshots (as in the paper's Figure "
         "3c), over the features alive at both."
     )
     turning = _turning(data)

@@ -202,7 +202,7 @@ const Figures = (() => {
 
   function cosineText(row, levels) {
     const lines = [`steps ${Format.count(row.step)} and ${Format.count(row.other_step)}`];
-    lines.push(row.mean === null ? "no feature alive at both" : `mean |cosine|  ${Format.number(row.mean)}`);
+    lines.push(row.mean === null ? "no feature alive at both" : `mean cosine  ${Format.number(row.mean)}`);
     for (const level of levels) if (row[level] !== null) lines.push(`${+(100 * level.slice(1)).toFixed(1)} % quantile  ${Format.number(row[level])}`);
     if (row.null !== undefined && row.null !== null) lines.push(`random directions  ${Format.number(row.null)}`);
     if (row.n_features !== undefined) lines.push(`${Format.count(row.n_features)} features`);
@@ -244,7 +244,7 @@ const Figures = (() => {
     const stops = Array.from({ length: 11 }, (_, index) => ramp(index / 10)).join(",");
     return el("div", { class: "ramp", role: "img", "aria-label": "Colours from 0, dark, to 1, bright" },
       el("span", {}, "0"), el("span", { class: "ramp-bar", style: { background: `linear-gradient(to right, ${stops})` } }), el("span", {}, "1"),
-      el("span", { class: "muted" }, "mean |cosine|"));
+      el("span", { class: "muted" }, "mean cosine"));
   }
 
   const DRAW = {

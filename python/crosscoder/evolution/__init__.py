@@ -1,0 +1,76 @@
+"""Evolution of features over the snapshots: one module a subject.
+
+Every docstring says which definition is the paper's (P, arXiv 2509.17196) and which is ours. Functions take
+plain arrays or tensors and return frozen dataclasses of numpy arrays.
+"""
+
+from __future__ import annotations
+
+from crosscoder.evolution import planted
+from crosscoder.evolution.dimensionality import Dimensionality, feature_dimensionality
+from crosscoder.evolution.examples import (
+    ContextWindows,
+    ExampleCollector,
+    Examples,
+    collect_examples,
+    contexts,
+    density_histogram,
+)
+from crosscoder.evolution.neighbours import Neighbours, nearest_neighbours
+from crosscoder.evolution.ngrams import (
+    EntropyLines,
+    KneserNey,
+    NgramCounts,
+    NgramCurves,
+    NgramMeter,
+    NgramPhase,
+    NgramTargets,
+    count_ngrams,
+    entropy_lines,
+    measure_phase,
+    ngram_targets,
+    phase_curves,
+)
+from crosscoder.evolution.rotation import (
+    CosineSummary,
+    Rotation,
+    TurningPoint,
+    decoder_cosines,
+    turning_point,
+)
+from crosscoder.evolution.strength import LifeCycles, ThresholdSweep, life_cycles, threshold_sweep
+
+__all__ = [
+    "ContextWindows",
+    "CosineSummary",
+    "Dimensionality",
+    "EntropyLines",
+    "ExampleCollector",
+    "Examples",
+    "KneserNey",
+    "LifeCycles",
+    "Neighbours",
+    "NgramCounts",
+    "NgramCurves",
+    "NgramMeter",
+    "NgramPhase",
+    "NgramTargets",
+    "Rotation",
+    "ThresholdSweep",
+    "TurningPoint",
+    "collect_examples",
+    "contexts",
+    "count_ngrams",
+    "decoder_cosines",
+    "density_histogram",
+    "entropy_lines",
+    "feature_dimensionality",
+    "life_cycles",
+    "measure_phase",
+    "nearest_neighbours",
+    "ngram_targets",
+    "phase_curves",
+    "planted",
+    "threshold_sweep",
+    "turning_point",
+]

@@ -1,0 +1,45 @@
+"""Small things that several analyses share: checks of inputs, a safe inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from crosscoder.errors import DataError
+
+
+def checked_steps(steps_K: ArrayLike) -> NDArray[np.int64]:
+    """Training steps as int64 (K,). Raises `DataError` unless they increase from 0 or more and K is at least
+    1."""
+    steps = np.asarray(steps_K).astype(np.int64)
+    if steps.ndim != 1 or steps.size == 0 or steps[0] < 0 or (np.diff(steps) <= 0).any():
+        raise DataError(f"training steps must increase strictly from 0 or more, got {steps.tolist()}")
+    return steps
+
+
+def checked_decoders(W_dec: Tensor) -> tuple[int, int, int]:
+    """(F, K, D) of decoders. Raises `DataError` if they are not a floating (F, K, D) tensor."""
+    if W_dec.ndim != 3 or not W_dec.is_floating_point() or 0 in W_dec.shape:
+        raise DataError(
+            f"decoders must be a floating point (F, K, D) tensor, got {tuple(W_dec.shape)} {W_dec.dtype}"
+        )
+    n_features, n_snapshots, width = W_dec.shape
+    return n_features, n_snapshots, width
+
+
+def checked_masks(masks: Mapping[str, ArrayLike] | None, n_features: int) -> dict[str, NDArray[np.bool_]]:
+    """Masks as (F,) bool arrays. Raises `DataError` if one has another shape."""
+    chosen = {name: np.asarray(mask, dtype=bool) for name, mask in (masks or {}).items()}
+    for name, mask in chosen.items():
+        if mask.shape != (n_features,):
+            raise DataError(f"mask {name!r} has shape {mask.shape}, expected ({n_features},)")
+    return chosen
+
+
+def inverse(norms: Tensor) -> Tensor:
+    """1 / norm, and 0 where the norm is 0 (or so small that its inverse is infinite)."""
+    return torch.where(norms > torch.finfo(norms.dtype).tiny, 1 / norms, 0)

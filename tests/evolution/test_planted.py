@@ -1,0 +1,111 @@
+"""The planted dictionary itself, and that the analyses find its truth in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from crosscoder.errors import ConfigError, DataError
+from crosscoder.evolution import decoder_cosines, life_cycles, turning_point
+from crosscoder.evolution.planted import PlantedConfig, PlantedDictionary, score, spearman
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_analyses_find_the_truth(seed: int) -> None:
+    truth = PlantedDictionary(PlantedConfig(seed=seed))
+    assert truth.directions.shape == (512, 8, 64) and truth.strengths.shape == (512, 8)
+    assert truth.rates.sum() == pytest.approx(8)
+    assert 4.5 < truth.l0_snapshot.mean() < 5.5
+    cycles = life_cycles(truth.strengths.numpy(), truth.steps)
+    for name in ("emergence", "peak", "death"):
+        assert (getattr(cycles, name) == getattr(truth, name)).all()
+    assert cycles.n_by_kind["initialization"] == round(0.35 * 512)
+    assert (truth.death >= 0).sum() > 50
+    found = turning_point(decoder_cosines(truth.decoders(), truth.present), truth.steps)
+    assert found.boundary == found.boundary_low == found.boundary_high == truth.turning_point == 4
+    assert found.p_shuffled < 0.05  # 4 and 4 of 8: 1/35 is the smallest possible
+    assert found.within == pytest.approx(1, abs=1e-5) and found.across == pytest.approx(0.1, abs=1e-5)
+
+
+def test_score_of_the_truth_and_of_noise() -> None:
+    truth = PlantedDictionary(PlantedConfig(n_features=100, l0=4.0))
+    shuffled = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    scale = np.geomspace(20, 1, 8)
+    padded = torch.cat([truth.decoders()[shuffled], torch.zeros(20, 8, 64)])
+    result = score(padded * torch.tensor(scale, dtype=torch.float32)[:, None], truth, scale_K=scale)
+    assert result.share_recovered == 1 and result.precision == 1
+    assert (shuffled.numpy()[result.match] == np.arange(100)).all()
+    assert result.emergence_correlation == pytest.approx(1) and result.emergence_exact == 1
+    assert result.turning_point == 4 and result.turning_point_covered
+
+    noise = torch.randn(200, 8, 64, generator=torch.Generator().manual_seed(1))
+    nothing = score(noise, truth)
+    assert nothing.share_recovered == 0 and not nothing.recovered.any()
+    assert np.isnan(nothing.emergence_correlation) and (nothing.emergence == -1).all()
+    assert len(np.unique(nothing.match)) == 100  # one to one
+
+    half = padded[:100].clone()
+    half[::2] = noise[:50]
+    assert score(half, truth).share_recovered == pytest.approx(0.5)
+
+
+def test_a_vanished_feature_is_compared_where_it_was() -> None:
+    truth = PlantedDictionary(PlantedConfig(n_features=100, l0=4.0))
+    feature = int(np.flatnonzero(truth.death >= 0)[0])
+    learned = truth.decoders().clone()
+    learned[feature, truth.death[feature] :] = torch.randn(64) * 0.01  # what a crosscoder leaves behind
+    result = score(learned, truth)
+    assert result.recovered[feature] and result.match[feature] == feature
+
+
+def test_the_null_has_no_evolution() -> None:
+    truth = PlantedDictionary(PlantedConfig(evolution=False))
+    assert truth.turning_point == -1 and not truth.emergence.any()
+    learned = truth.decoders() + 0.1 * torch.randn(512, 8, 64, generator=torch.Generator().manual_seed(0))
+    result = score(learned, truth, cosine=0.7)
+    assert result.share_emergent <= 0.02
+    assert result.turning_point_p > 0.05
+    assert not result.turning_point_covered
+    exact = score(truth.decoders(), truth)
+    assert exact.turning_point == -1 and exact.turning_point_p == 1 and exact.share_emergent == 0
+
+
+def test_samples_have_the_planted_statistics() -> None:
+    truth = PlantedDictionary(PlantedConfig(n_features=40, l0=3.0, d_model=32))
+    x = truth.sample(20_000, seed=3)
+    assert x.shape == (20_000, 8, 32) and x.dtype == torch.float32
+    assert torch.equal(x, truth.sample(20_000, seed=3))
+    assert not torch.equal(x, truth.sample(20_000, seed=4))
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(truth.sample(50, generator), truth.sample(50, seed=3))
+    assert not torch.equal(truth.sample(50, generator), truth.sample(50, seed=3))
+    # Magnitudes have mean 1, so the mean of x is sum of rate * strength * direction.
+    expected = (torch.from_numpy(truth.rates).float()[:, None, None] * truth.decoders()).sum(dim=0)
+    assert (x.mean(dim=0) - expected).norm() < 0.05 * expected.norm()
+    # Second moments: E[m^2] = exp(sigma^2).
+    rates = torch.from_numpy(truth.rates)
+    square = (
+        rates * np.exp(0.5**2)
+    ) @ truth.strengths.double() ** 2 - rates**2 @ truth.strengths.double() ** 2
+    variance = x.double().var(dim=0).sum(dim=1)
+    np.testing.assert_allclose(variance, square + 32 * 0.02**2, rtol=0.03)
+
+
+def test_bad_configurations() -> None:
+    with pytest.raises(ConfigError, match="turning_point"):
+        PlantedDictionary(PlantedConfig(turning_point=8))
+    with pytest.raises(ConfigError, match="zipf_offset"):
+        PlantedDictionary(PlantedConfig(n_features=4))
+    with pytest.raises(ConfigError, match="vanishing_share"):
+        PlantedDictionary(PlantedConfig(vanishing_share=2))
+    with pytest.raises(DataError, match="do not fit"):
+        score(torch.ones(5, 7, 64), PlantedDictionary())
+
+
+def test_spearman() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # By hand: ranks (1.5, 1.5, 3, 4) and (1, 2, 3, 4), centred; products sum to 4.5, squares to 4.5 and 5.
+    assert spearman([5, 5, 7, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert np.isnan(spearman([1, 1], [1, 2])) and np.isnan(spearman([], []))

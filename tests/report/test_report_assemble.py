@@ -1,0 +1,76 @@
+"""The findings are sentences made from the numbers: other numbers, other sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from crosscoder.report.findings import findings
+
+STEPS = np.array([0, 1, 10, 100])
+
+
+def results(**changes: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    summary: dict[str, Any] = {
+        "bigram_entropy": 4.0,
+        "explained_variance": {"overall": 0.945, "by_snapshot": {"a": 0.9, "b": 0.99}},
+        "l0": {"mean": 20.04},
+        "n_features": 2048,
+        "dead_fraction": 0.013,
+        "features_by_kind": {"initialization": 1000, "emergent": 900, "dead": 27, "other": 121},
+    }
+    arrays: dict[str, dict[str, Any]] = {
+        "ngrams": {"curves.loss": np.array([7.6, 6.0, 4.2, 3.9])},
+        "life": {
+            "cycles.births": np.array([0, 100, 700, 100]),
+            "cycles.lifetime": np.array([1.0, 0.7, 0.2, 0.1]),
+            "cycles.emergence": np.array([0, 1, 2, 3]),
+        },
+        "rotation": {
+            f"turning_point.{name}": np.array(value)
+            for name, value in {
+                "step": 3.0,
+                "step_before": 1.0,
+                "step_after": 10.0,
+                "step_low": 1.0,
+                "step_high": 10.0,
+                "level": 0.9,
+                "within": 0.8,
+                "across": 0.1,
+                "p_shuffled": 0.004,
+                "explained_by_blocks": 0.7,
+                "explained_by_lag": 0.4,
+            }.items()
+        },
+        "induction": {"gap": np.array([0.0, 0.0, 0.2, 2.5])},
+        "dimensionality": {"rate": np.array([0.5, 0.2, 0.3, 0.6])},
+    }
+    for name, value in changes.items():
+        analysis, key = name.split("__")
+        arrays[analysis][key.replace("_dot_", ".")] = np.asarray(value)
+    return summary, arrays
+
+
+def test_five_sentences_with_the_numbers() -> None:
+    summary, arrays = results()
+    model, crosscoder, births, turning, late = findings(summary, arrays, STEPS)
+    assert "from 7.60 to 3.90 nats" in model and "between steps 10 and 100 it passes under the 4.00" in model
+    assert "94.5%" in crosscoder and "90.0% to 99.0%" in crosscoder and "20.0 of its 2,048" in crosscoder
+    assert "1,000 features are there at step 0 and 900 emerge" in births and "step 10 to step 10" in births
+    assert "33% of the emergent" in births
+    assert "between steps 1 and 10" in turning and "0.80 on one side and 0.10 across" in turning
+    assert "2.50 nats cheaper" in late and "between steps 10 and 100" in late and "20% at step 1" in late
+
+
+def test_what_was_not_found_is_said() -> None:
+    summary, arrays = results(
+        ngrams__curves_dot_loss=[7.6, 6.0, 5.0, 4.5],
+        rotation__turning_point_dot_p_shuffled=0.4,
+        induction__gap=[0.0, 0.0, 0.0, 0.02],
+        life__cycles_dot_births=[0, 0, 0, 0],
+    )
+    model, _, births, turning, late = findings(summary, arrays, STEPS)
+    assert "still above the 4.00" in model
+    assert births.endswith("emerge during training.")
+    assert "no turning point" in turning and "0.4" in turning
+    assert "Induction does not form" in late
