@@ -7,9 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import crosscoder
 import numpy as np
 import torch
+
+import crosscoder
 
 
 def command(*arguments: str) -> str:

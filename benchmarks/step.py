@@ -1,7 +1,7 @@
 """Time of one training step, closed form against autograd, beside the one product that no step can do without.
 
-    OMP_WAIT_POLICY=passive python benchmarks/step.py
-    OMP_WAIT_POLICY=active python benchmarks/step.py
+OMP_WAIT_POLICY=passive python benchmarks/step.py
+OMP_WAIT_POLICY=active python benchmarks/step.py
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import torch
+
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.hardware import cpu_name
 from crosscoder.step import loss_and_gradients

@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that `crosscoder --help` is quick.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crosscoder import __version__
-from crosscoder.errors import ConfigError, CrosscoderError
+from crosscoder.errors import ConfigError, CrosscoderError, MissingDependencyError
 
 VERBS = {
     "quickstart": "train a small language model and a crosscoder over its snapshots, and make the page; offline",
@@ -39,7 +40,8 @@ usage: crosscoder VERB [options]
 {verbs}
 
 Every verb has --help with an example, --config FILE.yaml to read its options from a file or a preset (the command
-line wins), and --debug to show the traceback of an error. A killed command goes on where it stopped when it is run again.
+line wins), and --debug to show the traceback of an error. A killed command goes on where it stopped when it is run
+again.
 
 exit codes: 0 done, 1 other error, 2 wrong options, 3 missing or damaged input, 4 NaN or infinity, 5 cannot write,
 6 something is not installed, 130 interrupted
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stderr.close()  # where the interpreter would complain of the same on its way out
         return 0
     except Exception as error:
         if debug:
@@ -76,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, CrosscoderError):
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
+        if isinstance(error, ImportError):  # a wrong CROSSCODER_ISA also shows when the C++ core is imported
+            print(f"error: {error}; crosscoder doctor says what is missing and what to do", file=sys.stderr)
+            return MissingDependencyError.exit_code
         kind, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
         print(f"error: unexpected {kind}: {text} (--debug shows where)", file=sys.stderr)
         return 1
@@ -90,6 +95,8 @@ def _run(verb: str, arguments: list[str]) -> int:
         raise ConfigError(f"there is no verb {verb!r}; {hint}crosscoder --help lists them")
     module = importlib.import_module(f"crosscoder.verbs.{verb}")
     config_class = typing.get_type_hints(module.run)["config"]
+    if verb == "doctor" and importlib.util.find_spec("tyro") is None:
+        return int(module.run(config_class()))  # where something is missing, the doctor must still come
     return int(module.run(parse(verb, module, config_class, arguments)))
 
 

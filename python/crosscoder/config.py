@@ -83,9 +83,7 @@ class CrosscoderConfig(CrosscoderOptions, _Shape):
             math.isfinite(self.threshold_init) and self.threshold_init >= 0,
             f"threshold_init must be 0 or more, not {self.threshold_init}",
         )
-        _require(
-            0 < self.threshold_sample <= 1, f"threshold_sample must be in (0, 1], not {self.threshold_sample}"
-        )
+        _require(0 < self.threshold_sample <= 1, f"threshold_sample must be in (0, 1], not {self.threshold_sample}")
         if self.threshold_mode == "narrow":
             _require(
                 self.threshold_window <= 0.1,

@@ -14,7 +14,6 @@ import tyro
 from crosscoder.errors import ConfigError
 from crosscoder.files import write_text
 
-
 PRESETS = Path(__file__).parent / "presets"
 
 

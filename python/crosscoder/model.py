@@ -95,7 +95,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
 
     def decoder_norms(self) -> Tensor:
         """n (F, K): a feature's strength at each snapshot, in units of scaled activations."""
-        return torch.linalg.vector_norm(self.W_dec, dim=2) * self.snapshot_scale
+        norms_FK: Tensor = torch.linalg.vector_norm(self.W_dec, dim=2) * self.snapshot_scale
+        return norms_FK
 
     def check_input(self, x_BKD: Tensor) -> Tensor:
         """`x_BKD` in the weights' dtype and on their device. Raises `DataError` if it is not (B, K, D)."""
@@ -183,13 +184,9 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     def require_trainable(self, preactivation_coefficient: float = 0.0) -> None:
         """Raises `ConfigError` where the loss is not defined: a folded crosscoder, l_pre without thresholds."""
         if not bool((self.snapshot_scale == 1).all()):
-            raise ConfigError(
-                "this crosscoder is folded for raw activations; train model.unfold_scales() instead"
-            )
+            raise ConfigError("this crosscoder is folded for raw activations; train model.unfold_scales() instead")
         if preactivation_coefficient and self.config.selects_by_rank:
-            raise ConfigError(
-                f'preactivation_coefficient needs a threshold; gate "{self.config.gate}" has none'
-            )
+            raise ConfigError(f'preactivation_coefficient needs a threshold; gate "{self.config.gate}" has none')
 
     def update_batch_threshold(self, smallest: Tensor) -> None:
         """BatchTopK's running mean of the smallest score kept, its threshold at inference."""
@@ -228,9 +225,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         """
         scale_K = torch.as_tensor(scale_K).to(self.W_dec)
         if scale_K.shape != (self.config.n_snapshots,) or not bool((scale_K > 0).all()):
-            raise DataError(
-                f"scales must be {self.config.n_snapshots} positive numbers, got {scale_K.tolist()}"
-            )
+            raise DataError(f"scales must be {self.config.n_snapshots} positive numbers, got {scale_K.tolist()}")
         folded = Crosscoder(self.config).to(self.W_dec)
         folded.load_state_dict(self.state_dict())
         folded.W_enc.mul_(scale_K[:, None])
@@ -282,13 +277,14 @@ class _Gated(torch.autograd.Function):
         return torch.where(gates_BKF, h_BF[:, None, :], 0.0)
 
     @staticmethod
-    def backward(ctx: Any, df_BKF: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, df_BKF: Tensor) -> Any:
         h_BF, norms_FK, log_threshold_F, gates_BKF = ctx.saved_tensors
         config: CrosscoderConfig = ctx.config
         dh_BF = torch.where(gates_BKF, df_BKF, 0.0).sum(dim=1)
         if config.selects_by_rank:
             return dh_BF, None, None, None, None, None
-        tokens, factor = slice(None), 1.0
+        tokens: Tensor | slice = slice(None)
+        factor = 1.0
         if config.threshold_mode == "sampled":
             tokens, factor = sample_tokens(len(h_BF), config.threshold_sample, ctx.generator)
         dlog_threshold_F = factor * threshold_gradient(

@@ -167,7 +167,5 @@ def _threshold_gradient(
     units_F = torch.ones_like(norms_F) if gate == "shared" else norms_F
     distance_BF = torch.addcmul(-theta_F, h_BF, units_F).abs_()
     inside_BF = distance_BF.lt_(window / 2).mul_(positive_BF)
-    factor_F = torch.where(
-        units_F > 0, -(theta_F**2) / (window * torch.where(units_F > 0, units_F, 1.0)), 0.0
-    )
+    factor_F = torch.where(units_F > 0, -(theta_F**2) / (window * torch.where(units_F > 0, units_F, 1.0)), 0.0)
     return factor_F * inside_BF.mul_(df_BF).sum(dim=0)

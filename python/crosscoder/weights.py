@@ -26,9 +26,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 def checksum(tensor: Tensor) -> str:
     """XXH3 of a tensor's bytes in row-major order, 16 hexadecimal digits."""
-    data = (
-        tensor.detach().cpu().contiguous().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().view(1)
-    )
+    data = tensor.detach().cpu().contiguous().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().view(1)
     return f"{_core.xxh3_64(data.reshape(-1).view(torch.uint8).numpy()):016x}"
 
 
@@ -64,9 +62,7 @@ def locate(model_id: str, **hub_options: Any) -> Path:
     try:
         return Path(snapshot_download(model_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **options))
     except Exception as error:
-        raise DataError(
-            f"no crosscoder at {model_id}: neither a local folder nor on the hub ({error})"
-        ) from error
+        raise DataError(f"no crosscoder at {model_id}: neither a local folder nor on the hub ({error})") from error
 
 
 def read_config(folder: Path) -> tuple[CrosscoderConfig, dict[str, Any]]:
@@ -79,11 +75,7 @@ def read_config(folder: Path) -> tuple[CrosscoderConfig, dict[str, Any]]:
     if version != FORMAT_VERSION:
         raise DataError(
             f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}; "
-            + (
-                "upgrade crosscoder"
-                if isinstance(version, int) and version > FORMAT_VERSION
-                else "save it anew"
-            )
+            + ("upgrade crosscoder" if isinstance(version, int) and version > FORMAT_VERSION else "save it anew")
         )
     fields = {field.name for field in dataclasses.fields(CrosscoderConfig)}
     options = record.get("config")
@@ -127,9 +119,7 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
     checksums = record.get("checksums", {})
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
-            raise DataError(
-                f"{path}: {name} has shape {tuple(tensors[name].shape)}, {CONFIG_FILE} asks for {shape}"
-            )
+            raise DataError(f"{path}: {name} has shape {tuple(tensors[name].shape)}, {CONFIG_FILE} asks for {shape}")
         if checksum(tensors[name]) != checksums.get(name):
             raise DataError(f"{path}: {name} is damaged (its checksum differs from {CONFIG_FILE}'s)")
     return config, tensors

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from crosscoder.activations.collect import collect, plan_shards, residual_stream
 from crosscoder.activations.snapshots import SnapshotSet, decoder_layers, truncate
 from crosscoder.activations.store import ActivationStore
@@ -77,9 +78,7 @@ def test_activations_are_transformers_own_hidden_states(models: Path, tokens: To
     assert len(decoder_layers(base)) == layer + 1
 
 
-def test_collection_holds_every_token_once_in_every_snapshot(
-    models: Path, tokens: TokenSet, tmp_path: Path
-) -> None:
+def test_collection_holds_every_token_once_in_every_snapshot(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
     snapshots = SnapshotSet.open(str(models), 1)
     store = collect(snapshots, tokens, tmp_path / "store", dtype="fp32", rows_per_shard=70, batch_sequences=3)
     assert store.n_tokens == S * (C - 1) - 1 and len(store.shard_rows) == 3
@@ -181,9 +180,7 @@ def test_wrong_snapshots_are_named(models: Path, tokens: TokenSet, tmp_path: Pat
         collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "c")
 
 
-def test_nan_in_one_snapshot_names_it_and_keeps_the_others(
-    models: Path, tokens: TokenSet, tmp_path: Path
-) -> None:
+def test_nan_in_one_snapshot_names_it_and_keeps_the_others(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
     broken = tiny_model(1)
     with torch.no_grad():
         broken.gpt_neox.layers[0].mlp.dense_4h_to_h.bias[0] = float("nan")

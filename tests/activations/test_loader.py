@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from crosscoder import ActivationLoader, ActivationStore
 from crosscoder.errors import ConfigError, DataError
 

@@ -45,9 +45,7 @@ def test_each_document_follows_an_end_of_text_token_and_the_tail_is_dropped(toke
     assert (tokens.n_sequences, tokens.context, tokens.n_tokens) == (2, 5, 10)
 
 
-def test_batches_of_documents_do_not_change_the_rows(
-    tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_of_documents_do_not_change_the_rows(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crosscoder.activations.tokens._BATCH_CHARACTERS", 1)
     documents = iter([("a", words(1, 2, 3)), ("b", words(4, 5)), ("c", words(6, 7, 8, 9))])
     assert pack(documents, word_tokenizer(), context=5).fingerprint == tokens.fingerprint
@@ -117,9 +115,7 @@ def test_every_flipped_bit_of_the_arrays_is_refused(tokens: TokenSet, tmp_path: 
         ({"sha256": {}}, r"ids\.npy"),
     ],
 )
-def test_a_changed_header_is_refused(
-    tokens: TokenSet, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_a_changed_header_is_refused(tokens: TokenSet, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     folder = tmp_path / "tokens"
     tokens.save(folder)
     header = json.loads((folder / "tokens.json").read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+
 from crosscoder import ActivationStore, cli
 
 
@@ -187,9 +188,7 @@ def test_a_file_in_the_way_and_a_read_only_folder(
 
 
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        run("plan", "--n-snapshots", 32, "--d-model", 768, "--n-features", 98304, "--n-tokens", 800_000_000) == 0
-    )
+    assert run("plan", "--n-snapshots", 32, "--d-model", 768, "--n-features", 98304, "--n-tokens", 800_000_000) == 0
     printed = capsys.readouterr().out
     assert "39,321.6 GB" in printed  # 8e8 tokens x 32 x 768 x 2 bytes
     assert "4,832.1 M" in printed  # 2 F K D + 2 F + K D

@@ -37,9 +37,7 @@ def text(n_sequences: int, seed: int, vocab_size: int = V) -> NDArray[np.int32]:
     table = np.random.default_rng(99).dirichlet(np.full(vocab_size, 0.3), size=vocab_size).cumsum(axis=1)
     ids = np.zeros((n_sequences, 20), dtype=np.int32)
     for t in range(1, 20):
-        ids[:, t] = (
-            (rng.random(n_sequences)[:, None] > table[ids[:, t - 1]]).sum(axis=1).clip(0, vocab_size - 1)
-        )
+        ids[:, t] = (rng.random(n_sequences)[:, None] > table[ids[:, t - 1]]).sum(axis=1).clip(0, vocab_size - 1)
     return ids
 
 
@@ -125,9 +123,7 @@ def naive_phase(log_q: NDArray[Any], ids: NDArray[Any], targets: NgramTargets) -
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.5, "kneser-ney"])
 @pytest.mark.parametrize("max_rows", [None, 3])
-def test_phase_equals_the_naive_version(
-    smoothing: Any, max_rows: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_phase_equals_the_naive_version(smoothing: Any, max_rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ngrams, "_CACHED_ELEMENTS", 17 * V)  # several slices of a batch
     monkeypatch.setattr(ngrams, "_FLUSH", 100)
     targets = ngram_targets(counts_of(text(40, seed=3), V), smoothing=smoothing, max_rows=max_rows)

@@ -85,9 +85,7 @@ def test_samples_have_the_planted_statistics() -> None:
     assert (x.mean(dim=0) - expected).norm() < 0.05 * expected.norm()
     # Second moments: E[m^2] = exp(sigma^2).
     rates = torch.from_numpy(truth.rates)
-    square = (
-        rates * np.exp(0.5**2)
-    ) @ truth.strengths.double() ** 2 - rates**2 @ truth.strengths.double() ** 2
+    square = (rates * np.exp(0.5**2)) @ truth.strengths.double() ** 2 - rates**2 @ truth.strengths.double() ** 2
     variance = x.double().var(dim=0).sum(dim=1)
     np.testing.assert_allclose(variance, square + 32 * 0.02**2, rtol=0.03)
 

@@ -156,9 +156,7 @@ def test_presence_decides_which_features_count() -> None:
 
 def test_deterministic() -> None:
     W_dec = turning(60, 4, noise=1.0, seed=0)
-    first, second = (
-        turning_point(decoder_cosines(W_dec, np.ones((60, 8)), seed=5), STEPS, seed=7) for _ in range(2)
-    )
+    first, second = (turning_point(decoder_cosines(W_dec, np.ones((60, 8)), seed=5), STEPS, seed=7) for _ in range(2))
     for field in dataclasses.fields(first):
         np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from crosscoder import ActivationStore
 from faults.killing import crosscoder, files_of, run, run_with_kills
+
+from crosscoder import ActivationStore
 
 KILLS = 20
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from crosscoder import Crosscoder, CrosscoderConfig, SparseCode
 from crosscoder.code import pack_gates
 from crosscoder.errors import DataError
 from crosscoder.kernels.encode import reference
 from crosscoder.kernels.transpose.reference import transpose
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.kernels.code_grad.reference import code_grad
 from crosscoder.kernels.decode.reference import decode
@@ -14,7 +16,6 @@ from crosscoder.kernels.threshold.reference import threshold_gradient
 from crosscoder.kernels.update.reference import decoder_gradient, encoder_gradient
 from crosscoder.penalty import Penalty
 from crosscoder.step import loss_and_gradients
-from torch import Tensor
 
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "log_threshold")
 LAMBDA, LAMBDA_P = 0.3, 0.05
@@ -41,10 +42,7 @@ def make(shape: tuple[int, int, int, int], seed: int = 0, **options: Any) -> tup
 def autograd(model: Crosscoder, x: Tensor, **options: Any) -> dict[str, Tensor]:
     model.zero_grad()
     model.loss(x, sparsity_coefficient=LAMBDA, **options).total.backward()
-    return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in model.named_parameters()
-    }
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
@@ -116,9 +114,7 @@ def test_autograd_equals_finite_differences() -> None:
             for sign in (1, -1):
                 with torch.no_grad():
                     parameter += sign * step * direction
-                    losses.append(
-                        model.loss(x, sparsity_coefficient=LAMBDA, preactivation_coefficient=lambda_p).total
-                    )
+                    losses.append(model.loss(x, sparsity_coefficient=LAMBDA, preactivation_coefficient=lambda_p).total)
                     parameter -= sign * step * direction
             numeric = (losses[0] - losses[1]) / (2 * step)
             torch.testing.assert_close(numeric, (expected[name] * direction).sum(), rtol=1e-5, atol=1e-7)
@@ -139,9 +135,7 @@ def test_the_six_operations_compose_to_the_gradients(gate: str, penalty: str) ->
         n_NK, feature_N = norms[code.features.long()], code.features.long()
         p = torch.zeros_like(theta).index_add_(0, feature_N, form.activity(f_NK * n_NK).sum(1)) / terms
         weight = LAMBDA * form.total_slope(p) / terms
-        df_NK = code_grad(code, g, model.W_dec) + weight[feature_N, None] * n_NK * form.activity_slope(
-            f_NK * n_NK
-        )
+        df_NK = code_grad(code, g, model.W_dec) + weight[feature_N, None] * n_NK * form.activity_slope(f_NK * n_NK)
         dh_N = (df_NK * code.open_gates()).sum(1)
         dW_enc, db_enc = encoder_gradient(code, dh_N, x)
         dW_dec, db_dec = decoder_gradient(code, g)
@@ -150,12 +144,10 @@ def test_the_six_operations_compose_to_the_gradients(gate: str, penalty: str) ->
         )
         dW_dec += (dn / norms)[:, :, None] * model.W_dec
         f_BKF = code.to_dense()
-        df_BKF = torch.einsum("bkd,fkd->bkf", g, model.W_dec) + (
-            weight[:, None] * norms
-        ).T * form.activity_slope(f_BKF * norms.T)
-        dlog_threshold = threshold_gradient(
-            model.preactivations(x), norms, theta, df_BKF, 2.0, shared=gate == "shared"
+        df_BKF = torch.einsum("bkd,fkd->bkf", g, model.W_dec) + (weight[:, None] * norms).T * form.activity_slope(
+            f_BKF * norms.T
         )
+        dlog_threshold = threshold_gradient(model.preactivations(x), norms, theta, df_BKF, 2.0, shared=gate == "shared")
     actual = {
         "W_enc": dW_enc,
         "W_dec": dW_dec,
@@ -191,9 +183,7 @@ def test_sampled_threshold_gradient_is_unbiased() -> None:
     generator = torch.Generator().manual_seed(0)
     draws = torch.stack(
         [
-            loss_and_gradients(
-                model, x, sparsity_coefficient=LAMBDA, generator=generator
-            ).gradients.log_threshold
+            loss_and_gradients(model, x, sparsity_coefficient=LAMBDA, generator=generator).gradients.log_threshold
             for _ in range(400)
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.metrics import Evaluator, batch_explained_variance
 
@@ -22,9 +23,7 @@ def test_streaming_equals_the_definition_on_all_tokens() -> None:
     expected_K = 1 - error_BK.sum(0) / total_BK.sum(0)
     torch.testing.assert_close(torch.tensor(result.explained_variance_K, dtype=torch.float64), expected_K)
     ratios_K = (1 - error_BK / total_BK).mean(0)
-    torch.testing.assert_close(
-        torch.tensor(result.explained_variance_mean_of_ratios_K, dtype=torch.float64), ratios_K
-    )
+    torch.testing.assert_close(torch.tensor(result.explained_variance_mean_of_ratios_K, dtype=torch.float64), ratios_K)
     assert abs(result.explained_variance - float(1 - error_BK.sum() / total_BK.sum())) < 1e-9
     on = dense > 0
     torch.testing.assert_close(torch.tensor(result.l0_K), on.float().sum(2).mean(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
 
@@ -17,7 +18,7 @@ def test_folded_model_on_raw_activations(gate: str, top_k: int | None) -> None:
     model = Crosscoder(CrosscoderConfig(4, 16, 60, gate=gate, top_k=top_k)).double().eval()
     with torch.no_grad():
         for parameter in (model.W_dec, model.W_enc, model.b_enc, model.b_dec):
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=0.3)
     model.batch_threshold.fill_(0.5)
     raw = torch.randn(50, 4, 16, generator=generator, dtype=torch.float64) * (NORMS / 4)[:, None]
     scale = 16**0.5 / torch.linalg.vector_norm(raw, dim=2).mean(dim=0)

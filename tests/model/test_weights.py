@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
 

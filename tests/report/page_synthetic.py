@@ -120,9 +120,7 @@ def _contexts(
     activations *= largest[feature][:, None]
     short = rng.random(n) < 0.05
     tokens[short, : length // 3] = -1
-    documents = [
-        f"{year} {name}" for year, name in zip(range(1790, 2026), ["annual message"] * 236, strict=False)
-    ]
+    documents = [f"{year} {name}" for year, name in zip(range(1790, 2026), ["annual message"] * 236, strict=False)]
     return Contexts(
         feature,
         tokens,
@@ -169,9 +167,7 @@ def features(
         neighbour_cosines=-np.sort(-rng.beta(2, 4, (n_features, 8)), axis=1),
         neighbour_note="cosine of the decoder directions, all snapshots together",
         presence_threshold=0.3,
-        contexts=_contexts(
-            n_features, per_feature, length, vocabulary(vocabulary_size, rng), kind, largest, rng
-        )
+        contexts=_contexts(n_features, per_feature, length, vocabulary(vocabulary_size, rng), kind, largest, rng)
         if per_feature
         else None,
     )
@@ -192,9 +188,7 @@ def figures(steps: list[int], table: Features) -> Figures:
     turn = float(np.expm1(0.62 * x[-1]))
     return Figures(
         explained_variance=0.955 - 0.05 * np.exp(-(((unit - 0.6) / 0.2) ** 2)) + rng.normal(0, 0.003, n),
-        explained_variance_total=0.968
-        - 0.035 * np.exp(-(((unit - 0.6) / 0.2) ** 2))
-        + rng.normal(0, 0.003, n),
+        explained_variance_total=0.968 - 0.035 * np.exp(-(((unit - 0.6) / 0.2) ** 2)) + rng.normal(0, 0.003, n),
         l0=14 + 12 * phase + rng.normal(0, 0.4, n),
         cosines=Cosines(
             mean,
@@ -234,10 +228,8 @@ def page_data(n_features: int = 2048, steps: list[int] | None = None, **options:
             f"before the first step.",
             "Decoder directions turn near step 72 (95 % interval 43 to 109); afterwards they rotate slowly.",
             "The crosscoder explains 94.1 % of the variance with 21.8 active features a token and snapshot.",
-            "The language model passes the bigram entropy (4.18 nats) between steps 256 and 512 and ends at "
-            "3.87 nats.",
-            "Most emergent features, once there, stay: the median emergent feature lives in 57 % of the "
-            "snapshots.",
+            "The language model passes the bigram entropy (4.18 nats) between steps 256 and 512 and ends at 3.87 nats.",
+            "Most emergent features, once there, stay: the median emergent feature lives in 57 % of the snapshots.",
         ],
         steps=steps,
         facts=[
@@ -295,9 +287,7 @@ def main() -> None:
     options = parser.parse_args()
     steps = PAPER_STEPS if options.paper else SHORT_STEPS
     size = 2048 if options.features < 10000 else 50304
-    write_page(
-        page_data(options.features, steps, per_feature=options.contexts, vocabulary_size=size), options.out
-    )
+    write_page(page_data(options.features, steps, per_feature=options.contexts, vocabulary_size=size), options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
 
 

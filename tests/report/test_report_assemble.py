@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from crosscoder.report.findings import findings
 
 STEPS = np.array([0, 1, 10, 100])

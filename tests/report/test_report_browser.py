@@ -41,9 +41,7 @@ def told_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PageData]
     contexts = Contexts(
         feature=np.array([10, 11, 120, 120, 130]),
         tokens=np.array([[3, 1, 2, 5], [3, 1, 2, 6], [4, 3, 6, -1], [3, 4, 5, 6], [7, 3, 4, 6]]),
-        activations=np.array(
-            [[0, 0, 8.0, 1], [0, 0, 0, 8.0], [8.0, 0, 0, 0], [0, 4.0, 0, 0], [8.0, 0, 0, 0]]
-        ),
+        activations=np.array([[0, 0, 8.0, 1], [0, 0, 0, 8.0], [8.0, 0, 0, 0], [0, 4.0, 0, 0], [8.0, 0, 0, 0]]),
         vocabulary=words,
         document=np.array([0, 0, 1, 1, -1]),
         documents=["1801-a", "1863-b"],
@@ -174,10 +172,7 @@ def test_decoded_numbers_are_those_that_were_written(visit: Visit, told_page: tu
                 "–" if emergence < 0 else f"{data.steps[emergence]:,}"
             )
             assert row.locator(".cell-peak").inner_text() == f"{data.steps[data.features.peak[feature]]:,}"
-            assert (
-                row.locator(".cell-lifetime").inner_text()
-                == f"{round(100 * data.features.lifetime[feature])} %"
-            )
+            assert row.locator(".cell-lifetime").inner_text() == f"{round(100 * data.features.lifetime[feature])} %"
             np.testing.assert_allclose(sparkline(row), data.features.norms[feature], atol=0.006)
             assert float(row.locator(".cell-maxNorm").inner_text()) == pytest.approx(
                 data.features.max_norm[feature], rel=5e-3
@@ -395,9 +390,7 @@ def test_names_and_roles(visit: Visit, told_page: tuple[Path, PageData]) -> None
         page.wait_for_selector(".context")
         assert page.evaluate(unnamed) == []
         assert page.get_attribute("#grid", "role") == "grid"
-        assert page.locator('.head [role="columnheader"]').count() == int(
-            page.get_attribute("#grid", "aria-colcount")
-        )
+        assert page.locator('.head [role="columnheader"]').count() == int(page.get_attribute("#grid", "aria-colcount"))
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.id") == "skip"
 

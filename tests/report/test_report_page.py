@@ -190,9 +190,7 @@ BROKEN: dict[str, Callable[[PageData], PageData]] = {
     "stronger than": lambda data: with_contexts(data, activations=contexts_of(data).activations * 2),
     "contexts.vocabulary": without_contexts_but_bytes,
     "figures.l0 has shape": lambda data: changed(data, figures=Figures(l0=np.zeros(3))),
-    "figures.kl_bigram holds infinity": lambda data: changed(
-        data, figures=Figures(kl_bigram=np.full(14, np.inf))
-    ),
+    "figures.kl_bigram holds infinity": lambda data: changed(data, figures=Figures(kl_bigram=np.full(14, np.inf))),
     "births and figures.deaths": lambda data: changed(data, figures=Figures(births=np.zeros(14, dtype=int))),
     "figures.cosines.mean": lambda data: changed(data, figures=Figures(cosines=Cosines(np.ones((3, 3))))),
     "figures.captions has the key 'nope'": lambda data: changed(data, figures=Figures(captions={"nope": ""})),

@@ -39,9 +39,7 @@ def test_size(large_page: Path) -> None:
 @pytest.mark.browser
 def test_browser(large_data: PageData, large_page: Path, visit: Callable[..., Any]) -> None:
     with visit(large_page) as page:
-        paints = page.evaluate(
-            "performance.getEntriesByType('paint').map(e => [e.name, Math.round(e.startTime)])"
-        )
+        paints = page.evaluate("performance.getEntriesByType('paint').map(e => [e.name, Math.round(e.startTime)])")
         print(f"\nfirst paint at {N_FEATURES:,} features: {paints} ms")
         page.click("#tab-features")
         assert page.get_attribute("#grid", "aria-rowcount") == str(N_FEATURES + 1)

@@ -71,9 +71,7 @@ def test_blocks_hold_what_was_put_in() -> None:
     array = np.arange(-5, 5).reshape(2, 5)
     description = blocks.add_raw(array, "int16")
     assert description == {"block": "b-0", "type": "int16", "shape": [2, 5]}
-    text = re.fullmatch(
-        rb'<script type="application/octet-stream" id="b-0">([A-Za-z0-9+/=]+)</script>\n', blocks.html
-    )
+    text = re.fullmatch(rb'<script type="application/octet-stream" id="b-0">([A-Za-z0-9+/=]+)</script>\n', blocks.html)
     assert text is not None
     data = gzip.decompress(base64.b64decode(text[1]))
     np.testing.assert_array_equal(np.frombuffer(data, "<i2").reshape(2, 5), array)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.train.initialization import search_decoder_norm
@@ -77,9 +78,7 @@ def test_a_step_is_torchs_adam_on_the_autograd_gradient() -> None:
     for parameter, state in other.optimizer.state.items():
         adam.state[parameter] = state
     other.model.zero_grad()
-    other.model.loss(
-        sparse_batch(3), sparsity_coefficient=sparsity_coefficient(trainer.config, 3)
-    ).total.backward()
+    other.model.loss(sparse_batch(3), sparsity_coefficient=sparsity_coefficient(trainer.config, 3)).total.backward()
     adam.step()
     trainer.step(sparse_batch(3))
     for name, value in other.model.named_parameters():

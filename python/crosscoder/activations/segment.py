@@ -49,20 +49,16 @@ class Segment:
         for block, expected in enumerate(self.checksums):
             start = ALIGNMENT + block * BLOCK_BYTES
             if _core.xxh3_64(data[start : min(start + BLOCK_BYTES, end)]) != int(expected):
-                raise DataError(
-                    f"{self.path}: block {block} of {len(self.checksums)} is damaged; collect it again"
-                )
+                raise DataError(f"{self.path}: block {block} of {len(self.checksums)} is damaged; collect it again")
 
 
-def write(path: Path, rows: np.ndarray, dtype: str, column_sums: np.ndarray, header: dict[str, Any]) -> None:
+def write_segment(path: Path, rows: np.ndarray, dtype: str, column_sums: np.ndarray, header: dict[str, Any]) -> None:
     """Write `rows` (rows, width), already in the item type of `dtype`, atomically. Raises `StorageError`."""
     data = np.ascontiguousarray(rows, dtype=ITEM_TYPES[dtype])
     raw = np.zeros(-(-data.nbytes // ALIGNMENT) * ALIGNMENT, np.uint8)
     raw[: data.nbytes] = data.reshape(-1).view(np.uint8)
     n_blocks = -(-raw.size // BLOCK_BYTES)
-    checksums = [
-        _core.xxh3_64(raw[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]) for block in range(n_blocks)
-    ]
+    checksums = [_core.xxh3_64(raw[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]) for block in range(n_blocks)]
     trailer = np.array(checksums, dtype="<u8").tobytes() + np.asarray(column_sums, dtype="<f8").tobytes()
     record = {
         **header,

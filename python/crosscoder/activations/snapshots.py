@@ -49,14 +49,10 @@ class SnapshotSet:
                 raise DataError(f"{folder} has no snapshots: sub-folders named step0, step1, step2, ...")
             missing = [name for name in revisions if not (folder / name / "config.json").is_file()]
             if missing:
-                raise DataError(
-                    f"{folder} lacks the snapshots {', '.join(missing)}; it has {', '.join(found)}"
-                )
+                raise DataError(f"{folder} lacks the snapshots {', '.join(missing)}; it has {', '.join(found)}")
             return cls(model, revisions or tuple(found), layer)
         if not revisions:
-            raise ConfigError(
-                f"{model} is not a local folder; name its revisions with --revisions step0 step1 ..."
-            )
+            raise ConfigError(f"{model} is not a local folder; name its revisions with --revisions step0 step1 ...")
         return cls(model, revisions, layer)
 
     @property
@@ -83,10 +79,11 @@ class SnapshotSet:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # one bar a snapshot would drown ours
+        quiet: Any = logging
+        quiet.disable_progress_bar()  # one bar a snapshot would drown ours
         name, options = self._location(k)
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or torch.float32, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or torch.float32, **options)
         except Exception as error:  # transformers raises many kinds for one cause: the files are not usable
             raise DataError(
                 f"cannot load snapshot {self.revisions[k]} of {self.model}: {_first_line(error)}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from crosscoder import _core
-from crosscoder.activations import segment
+from crosscoder.activations.segment import Segment, open_segment, write_segment
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.files import make_folder, read_json, write_json
 
@@ -36,7 +36,7 @@ class ActivationStore:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self._segments: dict[tuple[int, int], segment.Segment] = {}
+        self._segments: dict[tuple[int, int], Segment] = {}
 
     # ------------------------------------------------------------------------------------------- making
 
@@ -60,7 +60,8 @@ class ActivationStore:
         path = Path(path)
         if dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-        manifest = {
+        names = list(snapshots or [f"snapshot{k}" for k in range(n_snapshots)])
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "byte_order": "little",
@@ -68,11 +69,11 @@ class ActivationStore:
             "d_model": d_model,
             "dtype": dtype,
             "shard_rows": [int(rows) for rows in shard_rows],
-            "snapshots": list(snapshots or [f"snapshot{k}" for k in range(n_snapshots)]),
+            "snapshots": names,
             "source": source or {},
         }
-        if len(manifest["snapshots"]) != n_snapshots:
-            raise ConfigError(f"{len(manifest['snapshots'])} snapshot names for {n_snapshots} snapshots")
+        if len(names) != n_snapshots:
+            raise ConfigError(f"{len(names)} snapshot names for {n_snapshots} snapshots")
         if (path / MANIFEST_FILE).exists():
             existing = cls.open(path).manifest
             different = [key for key in manifest if existing.get(key) != manifest[key]]
@@ -98,9 +99,7 @@ class ActivationStore:
         """A store of activations (N, K, D) that are already in memory; token ids, documents and sequences are -1."""
         x_NKD = torch.as_tensor(x_NKD)
         if x_NKD.ndim != 3 or 0 in x_NKD.shape:
-            raise DataError(
-                f"expected activations of shape (tokens, snapshots, width), got {tuple(x_NKD.shape)}"
-            )
+            raise DataError(f"expected activations of shape (tokens, snapshots, width), got {tuple(x_NKD.shape)}")
         N, K, D = x_NKD.shape
         starts = range(0, N, rows_per_shard)
         store = cls.create(path, K, D, dtype, shard_rows=[min(rows_per_shard, N - start) for start in starts])
@@ -134,7 +133,7 @@ class ActivationStore:
         """Write token id, document, sequence and position (T, 4) int32 of a shard's rows."""
         self._check_shape(shard, rows_T4.shape, len(TOKEN_COLUMNS))
         header = {"kind": "tokens", "shard": shard, "columns": TOKEN_COLUMNS}
-        segment.write(self._token_path(shard), rows_T4, "int32", np.zeros(len(TOKEN_COLUMNS)), header)
+        write_segment(self._token_path(shard), rows_T4, "int32", np.zeros(len(TOKEN_COLUMNS)), header)
 
     def write_segment(self, shard: int, k: int, x_TD: Tensor) -> None:
         """Write snapshot k's activations (T, D) of a shard, atomically.
@@ -159,9 +158,7 @@ class ActivationStore:
             "norm_sum": float(torch.linalg.vector_norm(exact, dim=1).sum()),
         }
         bits = stored if self.dtype == "fp32" else stored.view(torch.uint16)
-        segment.write(
-            self._segment_path(shard, k), bits.numpy(), self.dtype, exact.sum(dim=0).numpy(), header
-        )
+        write_segment(self._segment_path(shard, k), bits.numpy(), self.dtype, exact.sum(dim=0).numpy(), header)
 
     def has_segment(self, shard: int, k: int) -> bool:
         """True if snapshot k of a shard is there (segments are complete or absent)."""
@@ -215,10 +212,10 @@ class ActivationStore:
                 f"{', ...' if len(names) > 4 else ''} are missing; run the collection again"
             )
 
-    def segment(self, shard: int, k: int) -> segment.Segment:
+    def segment(self, shard: int, k: int) -> Segment:
         """One segment, checked against the manifest."""
         if (shard, k) not in self._segments:
-            found = segment.open_segment(self._segment_path(shard, k))
+            found = open_segment(self._segment_path(shard, k))
             wanted = {
                 "kind": "activations",
                 "shard": shard,
@@ -230,15 +227,13 @@ class ActivationStore:
             }
             wrong = [key for key, value in wanted.items() if found.header.get(key) != value]
             if wrong:
-                raise DataError(
-                    f"{found.path} does not belong there: its {', '.join(wrong)} differ from the manifest"
-                )
+                raise DataError(f"{found.path} does not belong there: its {', '.join(wrong)} differ from the manifest")
             self._segments[shard, k] = found
         return self._segments[shard, k]
 
     def tokens(self, shard: int) -> np.ndarray:
         """(T, 4) int32: token id, document, sequence and position of a shard's rows."""
-        found = segment.open_segment(self._token_path(shard))
+        found = open_segment(self._token_path(shard))
         if (found.header.get("kind"), found.header.get("shard")) != ("tokens", shard):
             raise DataError(f"{found.path} does not belong there")
         found.verify()
@@ -248,9 +243,7 @@ class ActivationStore:
         """Read the given rows (n,) int64 of all snapshots into float32 `out_nKD`, times `scale_K`."""
         for k in range(self.n_snapshots):
             source = self.segment(shard, k).rows
-            _core.gather_rows(
-                source, rows, float(scale_K[k]), out_nKD, k, self.dtype, torch.get_num_threads()
-            )
+            _core.gather_rows(source, rows, float(scale_K[k]), out_nKD, k, self.dtype, torch.get_num_threads())
 
     def read(self, shard: int, rows: slice | np.ndarray = slice(None)) -> Tensor:
         """Raw activations (n, K, D) float32 of some rows of a shard."""
@@ -290,21 +283,15 @@ class ActivationStore:
 
         Raises `DataError` for a snapshot whose activations are all 0.
         """
-        norms_K = np.array(
-            [sum(s.header["norm_sum"] for s in self._of_snapshot(k)) for k in range(self.n_snapshots)]
-        )
+        norms_K = np.array([sum(s.header["norm_sum"] for s in self._of_snapshot(k)) for k in range(self.n_snapshots)])
         silent = [self.snapshot_names[k] for k in np.flatnonzero(norms_K <= 0)]
         if silent:
-            raise DataError(
-                f"{self.path}: all activations of {', '.join(silent)} are 0; leave these snapshots out"
-            )
+            raise DataError(f"{self.path}: all activations of {', '.join(silent)} are 0; leave these snapshots out")
         return math.sqrt(self.d_model) * self.n_tokens / norms_K
 
     def means(self) -> np.ndarray:
         """(K, D) float64: mean raw activation of each snapshot."""
-        sums = [
-            np.sum([s.column_sums for s in self._of_snapshot(k)], axis=0) for k in range(self.n_snapshots)
-        ]
+        sums = [np.sum([s.column_sums for s in self._of_snapshot(k)], axis=0) for k in range(self.n_snapshots)]
         return np.stack(sums) / self.n_tokens
 
     def verify(self) -> None:
@@ -315,7 +302,7 @@ class ActivationStore:
             for k in range(self.n_snapshots):
                 self.segment(shard, k).verify()
 
-    def _of_snapshot(self, k: int) -> list[segment.Segment]:
+    def _of_snapshot(self, k: int) -> list[Segment]:
         return [self.segment(shard, k) for shard in range(len(self.shard_rows))]
 
     def _token_path(self, shard: int) -> Path:

@@ -225,9 +225,7 @@ def _copy_of_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ConfigError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer; use one with a tokenizer.json"
-        )
+        raise ConfigError(f"{type(tokenizer).__name__} is not a fast tokenizer; use one with a tokenizer.json")
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_padding()
     copy.no_truncation()

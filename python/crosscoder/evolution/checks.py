@@ -24,9 +24,7 @@ def checked_steps(steps_K: ArrayLike) -> NDArray[np.int64]:
 def checked_decoders(W_dec: Tensor) -> tuple[int, int, int]:
     """(F, K, D) of decoders. Raises `DataError` if they are not a floating (F, K, D) tensor."""
     if W_dec.ndim != 3 or not W_dec.is_floating_point() or 0 in W_dec.shape:
-        raise DataError(
-            f"decoders must be a floating point (F, K, D) tensor, got {tuple(W_dec.shape)} {W_dec.dtype}"
-        )
+        raise DataError(f"decoders must be a floating point (F, K, D) tensor, got {tuple(W_dec.shape)} {W_dec.dtype}")
     n_features, n_snapshots, width = W_dec.shape
     return n_features, n_snapshots, width
 

@@ -58,9 +58,7 @@ def feature_dimensionality(
             w_FD = W_dec[rows, k].to(dtype)
             gram_DD.addmm_(w_FD.T, w_FD)
         if not bool(gram_DD.diagonal().sum().isfinite()):
-            raise NonFiniteError(
-                f"the decoder of snapshot {k} holds NaN or infinity (or overflows its square)"
-            )
+            raise NonFiniteError(f"the decoder of snapshot {k} holds NaN or infinity (or overflows its square)")
         for rows in chunks:
             w_FD = W_dec[rows, k].to(dtype)
             norm_F1 = torch.linalg.vector_norm(w_FD, dim=1, keepdim=True)
@@ -74,7 +72,5 @@ def feature_dimensionality(
     return Dimensionality(
         per_feature=result.astype(np.float32),
         rate=result.sum(axis=0, dtype=np.float64) / width,
-        rate_by_mask={
-            name: result[mask].sum(axis=0, dtype=np.float64) / width for name, mask in chosen.items()
-        },
+        rate_by_mask={name: result[mask].sum(axis=0, dtype=np.float64) / width for name, mask in chosen.items()},
     )

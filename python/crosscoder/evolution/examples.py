@@ -128,17 +128,13 @@ class ExampleCollector:
         if (np.diff(place) <= 0).any():
             raise DataError("tokens must come in order of the text: by sequence, then by position")
         if sequence[0] <= self._last_sequence:
-            raise DataError(
-                f"sequence {sequence[0]} continues an earlier batch; batches hold whole sequences"
-            )
+            raise DataError(f"sequence {sequence[0]} continues an earlier batch; batches hold whole sequences")
         row = code.rows().cpu().numpy()
         feature = code.features.cpu().numpy().astype(np.int64)
         value = code.values.detach().float().cpu().numpy()
         gates = code.gates.cpu().numpy()
         if not np.isfinite(value).all():
-            raise NonFiniteError(
-                f"an activation in sequence {sequence[row[~np.isfinite(value)][0]]} is not finite"
-            )
+            raise NonFiniteError(f"an activation in sequence {sequence[row[~np.isfinite(value)][0]]} is not finite")
 
         self._last_sequence = int(sequence[-1])
         self._n_tokens += place.size
@@ -152,9 +148,7 @@ class ExampleCollector:
         passing = np.flatnonzero(value > self._value[feature, -1])
         best = passing[_first_of_groups(feature[passing], sequence[row[passing]], value[passing])]
         if best.size:
-            self._merge(
-                feature[best], value[best], row[best], sequence, position, (place, row, feature, value)
-            )
+            self._merge(feature[best], value[best], row[best], sequence, position, (place, row, feature, value))
 
     def _check(self, code: SparseCode, sequence: NDArray[Any], position: NDArray[Any]) -> None:
         if (code.n_features, code.n_snapshots) != (self._n_features, self._n_snapshots):
@@ -163,9 +157,7 @@ class ExampleCollector:
                 f"collector of {self._n_features} and {self._n_snapshots}"
             )
         if sequence.shape != (code.n_tokens,) or position.shape != (code.n_tokens,):
-            raise DataError(
-                f"{sequence.shape} sequences, {position.shape} positions for {code.n_tokens} tokens"
-            )
+            raise DataError(f"{sequence.shape} sequences, {position.shape} positions for {code.n_tokens} tokens")
 
     def _merge(
         self,

@@ -55,11 +55,7 @@ def nearest_neighbours(
     if n_neighbours < 1:
         raise ConfigError(f"n_neighbours must be at least 1, got {n_neighbours}")
     vectors = W_dec.flatten(1) if snapshot is None else W_dec[:, snapshot]
-    alive = (
-        torch.ones(n_features, dtype=torch.bool)
-        if alive_F is None
-        else torch.as_tensor(np.asarray(alive_F, bool))
-    )
+    alive = torch.ones(n_features, dtype=torch.bool) if alive_F is None else torch.as_tensor(np.asarray(alive_F, bool))
     if alive.shape != (n_features,):
         raise DataError(f"alive_F has shape {tuple(alive.shape)}, expected ({n_features},)")
     ids = (alive & (_norms(vectors, chunk_features) > 0)).nonzero()[:, 0]

@@ -230,9 +230,7 @@ def entropy_lines(counts: NgramCounts, evaluation_SC: ArrayLike, *, add_k: float
     ids."""
     ids = _checked_ids(evaluation_SC, counts.vocab_size)
     if not add_k > 0:
-        raise ConfigError(
-            f"add_k must be above 0, or a token never counted has an infinite loss; got {add_k:g}"
-        )
+        raise ConfigError(f"add_k must be above 0, or a token never counted has an infinite loss; got {add_k:g}")
     current, following = ids[:, :-1].ravel(), ids[:, 1:].ravel()
     smoothed = counts.unigrams + add_k
     model = KneserNey(counts)
@@ -323,8 +321,7 @@ class NgramMeter:
         size = self._row_of.numel()
         if ids_SC.ndim != 2 or logits_SCV.shape != (*ids_SC.shape, size):
             raise DataError(
-                f"logits {tuple(logits_SCV.shape)} do not match tokens {tuple(ids_SC.shape)} "
-                f"and a vocabulary of {size}"
+                f"logits {tuple(logits_SCV.shape)} do not match tokens {tuple(ids_SC.shape)} and a vocabulary of {size}"
             )
         ids = ids_SC.to("cpu", torch.int64)
         following = ids[:, 1:].reshape(-1)
@@ -421,10 +418,7 @@ def phase_curves(phases: Sequence[NgramPhase], targets: NgramTargets) -> NgramCu
 def _plogp(p: NDArray[Any]) -> NDArray[np.float32]:
     """(R,) sum_v p log p, with 0 log 0 = 0."""
     return np.array(
-        [
-            float((row * np.log(row, out=np.zeros_like(row), where=row > 0)).sum(dtype=np.float64))
-            for row in p
-        ],
+        [float((row * np.log(row, out=np.zeros_like(row), where=row > 0)).sum(dtype=np.float64)) for row in p],
         dtype=np.float32,
     )
 

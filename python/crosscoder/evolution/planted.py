@@ -106,15 +106,11 @@ class PlantedDictionary:
             self.emergence = np.where(initial, 0, born)
             choices = n_snapshots - self.emergence - 2  # deaths at emergence + 2 .. K - 1
             vanishes = may_vanish & (choices > 0)
-            self.death = np.where(
-                vanishes, self.emergence + 2 + np.floor(life * choices).astype(np.int64), -1
-            )
+            self.death = np.where(vanishes, self.emergence + 2 + np.floor(life * choices).astype(np.int64), -1)
             end = np.where(vanishes, self.death, n_snapshots)
             self.peak = self.emergence + np.floor(height * (end - self.emergence)).astype(np.int64)
             strengths = _profile(snapshots, self.emergence[:, None], self.peak[:, None], end[:, None])
-            directions = np.where(
-                (snapshots >= config.turning_point)[:, None], after_TD[:, None], before_TD[:, None]
-            )
+            directions = np.where((snapshots >= config.turning_point)[:, None], after_TD[:, None], before_TD[:, None])
         else:
             self.turning_point = -1
             self.emergence = np.zeros(n_true, dtype=np.int64)
@@ -237,9 +233,7 @@ def score(
 
     kinds = cycles.n_by_kind
     n_alive = int(cycles.alive.sum())
-    turn = estimate_turning_point(
-        decoder_cosines(decoders, cycles.present, seed=seed), truth.steps, seed=seed
-    )
+    turn = estimate_turning_point(decoder_cosines(decoders, cycles.present, seed=seed), truth.steps, seed=seed)
     return PlantedScore(
         match=match,
         cosine=matched_cosine,
@@ -248,9 +242,7 @@ def score(
         precision=float(recovered.sum() / max(n_alive, 1)),
         emergence=emergence,
         emergence_correlation=spearman(emergence[recovered], truth.emergence[recovered]),
-        emergence_exact=float((emergence == truth.emergence)[recovered].mean())
-        if recovered.any()
-        else np.nan,
+        emergence_exact=float((emergence == truth.emergence)[recovered].mean()) if recovered.any() else np.nan,
         share_emergent=(kinds["emergent"] + kinds["other"]) / max(n_alive, 1),
         turning_point=turn.boundary,
         turning_point_covered=truth.turning_point > 0
@@ -290,9 +282,7 @@ def _rates(ranks: NDArray[np.int64], config: PlantedConfig) -> NDArray[np.float6
     weight = 1 / (ranks + 1 + config.zipf_offset)
     rates = config.l0 * weight / weight.sum()
     if rates.max() > 1:
-        raise ConfigError(
-            f"l0 {config.l0:g} needs a firing rate of {rates.max():.2f}; raise zipf_offset or n_features"
-        )
+        raise ConfigError(f"l0 {config.l0:g} needs a firing rate of {rates.max():.2f}; raise zipf_offset or n_features")
     return np.asarray(rates)
 
 
@@ -319,9 +309,7 @@ def _check(config: PlantedConfig) -> None:
     if config.n_snapshots < 3 or config.n_features < 1 or config.d_model < 2:
         raise ConfigError("a planted dictionary needs at least 3 snapshots, 1 feature and 2 dimensions")
     if not 0 < config.turning_point < config.n_snapshots:
-        raise ConfigError(
-            f"turning_point must lie in 1 .. {config.n_snapshots - 1}, got {config.turning_point}"
-        )
+        raise ConfigError(f"turning_point must lie in 1 .. {config.n_snapshots - 1}, got {config.turning_point}")
     for name in ("initialization_share", "vanishing_share"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"{name} must lie in [0, 1], got {getattr(config, name):g}")

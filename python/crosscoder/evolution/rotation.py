@@ -305,9 +305,7 @@ class _Accumulator:
     def summary(self, levels: tuple[float, ...]) -> CosineSummary:
         counts = self._counts.numpy()
         mean = _means(self._sums.numpy(), counts.astype(np.float64))
-        quantiles = (
-            np.stack([self._quantile(level) for level in levels]) if levels else np.zeros((0, len(counts)))
-        )
+        quantiles = np.stack([self._quantile(level) for level in levels]) if levels else np.zeros((0, len(counts)))
         return CosineSummary(self._square(mean), self._square(quantiles), self._square(counts))
 
     def _quantile(self, level: float) -> NDArray[np.float64]:
@@ -366,9 +364,7 @@ class _Split:
         possible = (across_weight > 0) & (within_weight > 0)
         across = across_sum / np.where(possible, across_weight, 1)
         within = within_sum / np.where(possible, within_weight, 1)
-        between = (
-            across_weight * within_weight / np.maximum(total, np.finfo(float).tiny) * (within - across) ** 2
-        )
+        between = across_weight * within_weight / np.maximum(total, np.finfo(float).tiny) * (within - across) ** 2
         return np.where(possible & (within > across), between, 0)
 
     def levels(self, means: NDArray[np.float64], boundary: int) -> tuple[float, float]:

@@ -187,9 +187,7 @@ def threshold_sweep(
         births=np.array([run.births for run in runs]),
         deaths=np.array([run.deaths for run in runs]),
         median_lifetime=np.array([np.median(run.lifetime[alive]) if some else np.nan for run in runs]),
-        same_emergence=np.array(
-            [(run.emergence == base.emergence)[alive].mean() if some else np.nan for run in runs]
-        ),
+        same_emergence=np.array([(run.emergence == base.emergence)[alive].mean() if some else np.nan for run in runs]),
         reference=reference,
     )
 

@@ -173,14 +173,9 @@ class Study:
 
     def rotation(self) -> dict[str, Any]:
         present_FK = self.result("life")["cycles.present"]
-        rotation = decoder_cosines(
-            self.model.W_dec.detach(), present_FK, masks=self._kinds(), seed=self.settings.seed
-        )
+        rotation = decoder_cosines(self.model.W_dec.detach(), present_FK, masks=self._kinds(), seed=self.settings.seed)
         turning = turning_point(rotation, self.steps, seed=self.settings.seed)
-        kept = {
-            name: getattr(rotation, name)
-            for name in ("overall", "by_mask", "levels", "to_final", "to_previous")
-        }
+        kept = {name: getattr(rotation, name) for name in ("overall", "by_mask", "levels", "to_final", "to_previous")}
         return {**kept, "turning_point": turning}
 
     def dimensionality(self) -> Any:
@@ -188,9 +183,7 @@ class Study:
 
     def neighbours(self) -> Any:
         alive_F = self.result("examples")["fired_any"] > 0
-        return nearest_neighbours(
-            self.model.W_dec.detach(), n_neighbours=self.settings.neighbours, alive_F=alive_F
-        )
+        return nearest_neighbours(self.model.W_dec.detach(), n_neighbours=self.settings.neighbours, alive_F=alive_F)
 
     def ngrams(self) -> dict[str, Any]:
         vocabulary = int(self.snapshots.load_config(0).vocab_size)
@@ -247,12 +240,8 @@ ANALYSES: dict[str, Analysis] = {
         "cosines of decoder directions between snapshots (the paper's), over features present at both; turning point "
         "with bootstrap interval and nulls (ours)",
     ),
-    "dimensionality": Analysis(
-        Study.dimensionality, "feature dimensionality (the paper's), summed over features / D"
-    ),
-    "neighbours": Analysis(
-        Study.neighbours, "nearest features by cosine of decoders over all snapshots (ours)"
-    ),
+    "dimensionality": Analysis(Study.dimensionality, "feature dimensionality (the paper's), summed over features / D"),
+    "neighbours": Analysis(Study.neighbours, "nearest features by cosine of decoders over all snapshots (ours)"),
     "ngrams": Analysis(
         Study.ngrams,
         "KL of the snapshots' predictions from unigram and bigram statistics (the paper's), loss and entropies",

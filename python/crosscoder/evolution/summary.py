@@ -15,9 +15,7 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
     figures: dict[str, Any] = {}
     if "life" in results:
         kinds = np.bincount(results["life"]["cycles.kind"], minlength=len(KIND_NAMES))
-        figures["features_by_kind"] = {
-            name: int(count) for name, count in zip(KIND_NAMES, kinds, strict=True)
-        }
+        figures["features_by_kind"] = {name: int(count) for name, count in zip(KIND_NAMES, kinds, strict=True)}
         figures["n_initialization"] = figures["features_by_kind"]["initialization"]
         figures["n_emergent"] = figures["features_by_kind"]["emergent"]
         figures["presence_threshold"] = float(results["life"]["cycles.threshold"])

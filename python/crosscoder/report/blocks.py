@@ -29,9 +29,7 @@ class Blocks:
         name = f"{self._prefix}-{len(self._elements)}"
         # mtime=0: the same data give the same file
         text = base64.b64encode(gzip.compress(data, _LEVEL, mtime=0))
-        element = (
-            b'<script type="application/octet-stream" id="' + name.encode() + b'">' + text + b"</script>\n"
-        )
+        element = b'<script type="application/octet-stream" id="' + name.encode() + b'">' + text + b"</script>\n"
         self._elements.append(element)
         self.n_bytes += len(element)
         return name
@@ -46,9 +44,7 @@ class Blocks:
     ) -> dict[str, Any]:
         """Store values of [low, high] as 8 or 16 bit codes (see `linear_codes`)."""
         bits = 16 if array.size <= _FEW_VALUES else 8
-        stored = self.add_raw(
-            linear_codes(array, low, high, bits, keep_positive=keep_positive), f"uint{bits}"
-        )
+        stored = self.add_raw(linear_codes(array, low, high, bits, keep_positive=keep_positive), f"uint{bits}")
         return {**stored, "low": low, "high": high}
 
     def extend(self, other: Blocks) -> None:

@@ -90,9 +90,7 @@ def top_tokens(contexts: SortedContexts, n_features: int) -> NDArray[np.int64]:
     first = contexts.rank == 0
     if first.any():
         where = contexts.codes[first].argmax(axis=1)
-        top[contexts.feature[first]] = np.take_along_axis(contexts.tokens[first], where[:, None], axis=1)[
-            :, 0
-        ]
+        top[contexts.feature[first]] = np.take_along_axis(contexts.tokens[first], where[:, None], axis=1)[:, 0]
     return top
 
 
@@ -127,9 +125,7 @@ def _fewer(contexts: SortedContexts, rate: NDArray[Any], share: float) -> Sorted
     return contexts.only(chosen)
 
 
-def _describe(
-    contexts: SortedContexts, top: NDArray[np.int64], n_features: int
-) -> tuple[dict[str, Any], Blocks]:
+def _describe(contexts: SortedContexts, top: NDArray[np.int64], n_features: int) -> tuple[dict[str, Any], Blocks]:
     blocks = Blocks("contexts")
     return {
         "length": int(contexts.tokens.shape[1]),

@@ -74,9 +74,7 @@ def _log_steps(axes: Axes, steps: Sequence[int]) -> None:
     first, last = np.log1p(steps[0]), np.log1p(steps[-1])
     margin = 0.03 * max(last - first, 1.0)
     axes.set_xlim(np.expm1(first - margin), np.expm1(last + margin))
-    ticks = [
-        tick for tick in (0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000) if steps[0] <= tick <= steps[-1]
-    ]
+    ticks = [tick for tick in (0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000) if steps[0] <= tick <= steps[-1]]
     ticks = ticks if len(ticks) > 1 else [steps[0], steps[-1]]
     axes.set_xticks(ticks, [_step_label(tick) for tick in ticks])
     axes.set_xlabel("training step")
@@ -151,9 +149,7 @@ def _draw_norms(figure: Figure, table: FigureTable) -> None:
             )  # fmt: skip
         if table.extra["threshold"] is not None:
             axes.axhline(table.extra["threshold"], color=_MUTED, linestyle=(0, (3, 2)), linewidth=0.8)
-        axes.set_title(
-            f"{kind}: mean of {table.extra['counts'][kind]:,} (thick), examples (thin)", fontsize=9
-        )
+        axes.set_title(f"{kind}: mean of {table.extra['counts'][kind]:,} (thick), examples (thin)", fontsize=9)
         _log_steps(axes, [int(columns["step"].min()), int(columns["step"].max())])
     panels[0].set_ylabel("decoder norm / own maximum")
 

@@ -26,7 +26,9 @@ def _model(summary: Mapping[str, Any], ngrams: Arrays, steps_K: np.ndarray) -> s
     below = np.flatnonzero(loss_K < bigram)
     start = f"The language model's loss on held-out text falls from {loss_K[0]:.2f} to {loss_K[-1]:.2f} nats a token"
     if not len(below):
-        return f"{start}, still above the {bigram:.2f} of a bigram model: it has not left the phase of plain statistics."
+        return (
+            f"{start}, still above the {bigram:.2f} of a bigram model: it has not left the phase of plain statistics."
+        )
     if below[0] == 0:
         return f"{start}, under the {bigram:.2f} of a bigram model from the first snapshot on."
     return (
@@ -36,9 +38,10 @@ def _model(summary: Mapping[str, Any], ngrams: Arrays, steps_K: np.ndarray) -> s
 
 
 def _crosscoder(summary: Mapping[str, Any]) -> str:
+    overall = summary["explained_variance"]["overall"]
     by_snapshot = list(summary["explained_variance"]["by_snapshot"].values())
     return (
-        f"The crosscoder explains {summary['explained_variance']['overall']:.1%} of the variance of held-out activations "
+        f"The crosscoder explains {overall:.1%} of the variance of held-out activations "
         f"({min(by_snapshot):.1%} to {max(by_snapshot):.1%} by snapshot) with {summary['l0']['mean']:.1f} of its "
         f"{summary['n_features']:,} features active a token and snapshot; {summary['dead_fraction']:.1%} are dead."
     )
@@ -59,19 +62,23 @@ def _births(summary: Mapping[str, Any], life: Arrays, steps_K: np.ndarray) -> st
 
 
 def _turning_point(rotation: Arrays) -> str:
-    point = {name.removeprefix("turning_point."): value for name, value in rotation.items()}
+    prefix = "turning_point."
+    point = {
+        name.removeprefix(prefix): float(value)
+        for name, value in rotation.items()
+        if name.startswith(prefix) and value.ndim == 0 and value.dtype.kind in "fi"
+    }
     if not np.isfinite(point["step"]) or point["p_shuffled"] > 0.05:
         return (
             "There is no turning point to speak of: splitting the snapshots in two explains the rotation of the "
-            f"decoder directions no better than in shuffled snapshots (p = {float(point['p_shuffled']):.2g})."
+            f"decoder directions no better than in shuffled snapshots (p = {point['p_shuffled']:.2g})."
         )
     return (
-        f"Decoder directions turn between steps {float(point['step_before']):,.0f} and {float(point['step_after']):,.0f} "
-        f"({float(point['level']):.0%} interval over features: steps {float(point['step_low']):,.0f} to "
-        f"{float(point['step_high']):,.0f}): cosines average {float(point['within']):.2f} on one side and "
-        f"{float(point['across']):.2f} across (p = {float(point['p_shuffled']):.2g} against shuffled snapshots); such a "
-        f"split accounts for {float(point['explained_by_blocks']):.0%} of how the cosines vary, a steady drift for "
-        f"{float(point['explained_by_lag']):.0%}."
+        f"Decoder directions turn between steps {point['step_before']:,.0f} and {point['step_after']:,.0f} "
+        f"({point['level']:.0%} interval over features: steps {point['step_low']:,.0f} to {point['step_high']:,.0f}): "
+        f"cosines average {point['within']:.2f} on one side and {point['across']:.2f} across "
+        f"(p = {point['p_shuffled']:.2g} against shuffled snapshots); such a split accounts for "
+        f"{point['explained_by_blocks']:.0%} of how the cosines vary, a steady drift for {point['explained_by_lag']:.0%}."
     )
 
 

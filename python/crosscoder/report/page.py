@@ -195,8 +195,7 @@ def render(data: PageData, max_bytes: int = MAX_BYTES) -> bytes:
     page = before.encode(errors="replace") + blocks.html + after.encode()
     if len(page) > max_bytes:
         raise DataError(
-            f"page: {len(page):,} bytes without any contexts, more than the {max_bytes:,} allowed; "
-            "show fewer features"
+            f"page: {len(page):,} bytes without any contexts, more than the {max_bytes:,} allowed; show fewer features"
         )
     return page
 

@@ -74,17 +74,11 @@ def _norms(data: PageData) -> FigureTable | None:
     features = data.features
     if features is None or not _living_kinds(features):
         return None
-    kinds = [
-        code
-        for code in _living_kinds(features)
-        if features.kind_names[code] in ("initialization", "emergent")
-    ]
+    kinds = [code for code in _living_kinds(features) if features.kind_names[code] in ("initialization", "emergent")]
     kinds = kinds or _living_kinds(features)[:2]
     examples = data.figures.norm_examples
     examples = _chosen_examples(features, kinds) if examples is None else list(examples)
-    columns: dict[str, Column] = {
-        name: [] for name in ("series", "feature", "kind", "snapshot", "step", "norm")
-    }
+    columns: dict[str, Column] = {name: [] for name in ("series", "feature", "kind", "snapshot", "step", "norm")}
     steps = _plain(data.steps)
 
     def add(series: str, feature: int | None, code: int, curve: Any) -> None:
@@ -288,9 +282,7 @@ def _loss(data: PageData) -> FigureTable | None:
     lines = {label: float(f"{value:.6g}") for label, value in figures.entropies.items()}
     caption = "Mean cross-entropy of the language model on the evaluation text, at each snapshot (solid)."
     if lines:
-        caption += (
-            " Dashed: entropies of n-gram models, the levels that a model with only those statistics reaches."
-        )
+        caption += " Dashed: entropies of n-gram models, the levels that a model with only those statistics reaches."
     return FigureTable(
         "loss",
         "The language model",
@@ -363,8 +355,6 @@ def figure_tables(data: PageData) -> list[FigureTable]:
         if table is not None:
             caption = data.figures.captions.get(key, table.caption)
             tables.append(
-                FigureTable(
-                    key, table.group, table.title, table.definition, caption, table.columns, table.extra
-                )
+                FigureTable(key, table.group, table.title, table.definition, caption, table.columns, table.extra)
             )
     return tables

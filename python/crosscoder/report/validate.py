@@ -48,9 +48,7 @@ def _range(name: str, array: Any, low: float, high: float, slack: float = 0.0) -
         raise DataError(f"page: {name} holds NaN or infinity")
     smallest, largest = values.min(), values.max()
     if smallest < low - slack or largest > high + slack:
-        raise DataError(
-            f"page: {name} must lie in [{low:g}, {high:g}], but spans [{smallest:g}, {largest:g}]"
-        )
+        raise DataError(f"page: {name} must lie in [{low:g}, {high:g}], but spans [{smallest:g}, {largest:g}]")
 
 
 def _texts(name: str, values: Sequence[str]) -> None:
@@ -83,14 +81,10 @@ def _check_figures(figures: Figures, n_snapshots: int, n_features: int | None) -
             _shape("figures.cosines.quantiles", quantiles, (n_levels, *square), f"{(n_levels, *square)}")
     for label, value in figures.entropies.items():
         if not np.isfinite(value):
-            raise DataError(
-                f"page: figures.entropies[{label!r}] is {value}, expected a finite number of nats"
-            )
+            raise DataError(f"page: figures.entropies[{label!r}] is {value}, expected a finite number of nats")
     for key in figures.captions:
         if key not in FIGURE_KEYS:
-            raise DataError(
-                f"page: figures.captions has the key {key!r}, known keys are {', '.join(FIGURE_KEYS)}"
-            )
+            raise DataError(f"page: figures.captions has the key {key!r}, known keys are {', '.join(FIGURE_KEYS)}")
     if figures.norm_examples is not None:
         if n_features is None:
             raise DataError("page: figures.norm_examples is given without features")

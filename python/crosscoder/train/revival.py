@@ -1,4 +1,4 @@
-"""Revival from residuals: a dead feature restarts as what the crosscoder reconstructs worst (docs/method.md, section 6).
+"""Revival from residuals: a dead feature restarts as what is reconstructed worst (docs/method.md, section 6).
 
 The residual of one token over all K snapshots together brings its own profile over the snapshots, so a feature's
 history is not invented.

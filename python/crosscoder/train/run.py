@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from crosscoder import weights
@@ -37,9 +38,7 @@ KEPT_CHECKPOINTS = 2
 RECORD_FILE = "training.json"
 
 
-def train(
-    store: ActivationStore, config: CrosscoderConfig, train_config: TrainConfig, folder: Path
-) -> Crosscoder:
+def train(store: ActivationStore, config: CrosscoderConfig, train_config: TrainConfig, folder: Path) -> Crosscoder:
     """Train on `store` and return the crosscoder for raw activations; `folder` is the run's.
 
     If `folder` holds a finished crosscoder of the same configuration it is returned at once; an interrupted run goes
@@ -63,7 +62,7 @@ def train(
         sample = next(iter(ActivationLoader(store, min(store.n_tokens, 512), train_config.seed)))
         search_decoder_norm(trainer.model, sample)
     _loop(trainer, loader, folder / "training")
-    final = trainer.model.fold_scales(loader.scale_K).eval()
+    final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
     with new_folder(folder / "crosscoder") as temporary:
         weights.save(config, final.state_dict(), temporary)
         write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer)})
@@ -135,9 +134,7 @@ def _loop(trainer: Trainer, loader: ActivationLoader, folder: Path) -> None:
                     progress.advance(0, _figures(row))
                 progress.advance(1)
                 if step % config.checkpoint_every == 0 and not last:
-                    trainer.save(
-                        checkpoint.folder_of(folder / "checkpoints", step), {"loader": loader.state_dict()}
-                    )
+                    trainer.save(checkpoint.folder_of(folder / "checkpoints", step), {"loader": loader.state_dict()})
                     for old in checkpoint.existing(folder / "checkpoints")[KEPT_CHECKPOINTS:]:
                         remove_folder(old)
                 if last:

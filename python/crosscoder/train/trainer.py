@@ -123,11 +123,7 @@ class Trainer:
         return torch.Generator().manual_seed(seed % 2**63)
 
     def _explain_non_finite(self, x_BKD: Tensor, result: StepResult) -> str:
-        good = (
-            f"the last good checkpoint is {self.last_checkpoint}"
-            if self.last_checkpoint
-            else "no checkpoint yet"
-        )
+        good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
         bad_input = [k for k in range(x_BKD.shape[1]) if not bool(torch.isfinite(x_BKD[:, k]).all())]
         if bad_input:
             names = ", ".join(self.snapshot_names[k] for k in bad_input)
@@ -135,9 +131,7 @@ class Trainer:
                 f"step {self.step_number}: NaN or infinity in the activations of {names}; "
                 f"the weights are untouched and {good}; collect these activations again"
             )
-        bad_output = [
-            k for k in range(x_BKD.shape[1]) if not math.isfinite(result.residual_BKD[:, k].square().sum())
-        ]
+        bad_output = [k for k in range(x_BKD.shape[1]) if not math.isfinite(result.residual_BKD[:, k].square().sum())]
         names = ", ".join(self.snapshot_names[k] for k in bad_output) or "the penalty"
         return f"step {self.step_number}: the loss is not finite ({names}); {good}; lower the learning rate"
 

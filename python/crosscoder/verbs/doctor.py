@@ -109,9 +109,7 @@ def _versions(findings: Findings) -> dict[str, str | None]:
         versions[name] = _version(name)
         if versions[name] is None and (name != "triton" or platform.system() == "Linux"):
             # Without triton there is still the CPU.
-            findings.problem(
-                f"{name} is not installed", f"pip install '{_requirement(name)}'", fatal=name != "triton"
-            )
+            findings.problem(f"{name} is not installed", f"pip install '{_requirement(name)}'", fatal=name != "triton")
     return versions
 
 
@@ -150,9 +148,7 @@ def _disk(folder: Path, findings: Findings) -> dict[str, Any]:
     while not existing.exists():
         existing = existing.parent
     if not os.access(existing, os.W_OK):
-        findings.problem(
-            f"{existing} is not writable", "choose another folder for runs with --out", fatal=False
-        )
+        findings.problem(f"{existing} is not writable", "choose another folder for runs with --out", fatal=False)
     return {"folder": str(existing), "free_bytes": shutil.disk_usage(existing).free}
 
 
@@ -172,9 +168,7 @@ def _gpus(torch: Any | None, findings: Findings) -> list[dict[str, Any]]:
     try:
         found = [] if torch is None else [d for d in hardware.devices() if d.name != "cpu"]
     except RuntimeError as error:
-        findings.problem(
-            f"CUDA does not start: {str(error).splitlines()[0]}", "check nvidia-smi", fatal=False
-        )
+        findings.problem(f"CUDA does not start: {str(error).splitlines()[0]}", "check nvidia-smi", fatal=False)
         found = []
     if not found and _has_nvidia_gpu():
         if torch is None:
@@ -273,9 +267,7 @@ def render(findings: Findings) -> str:
         ("disk", f"{_gib(disk['free_bytes'])} free in {disk['folder']}"),
     ]
     for gpu in report["gpus"]:
-        rows.append(
-            (gpu["device"], f"{gpu['name']}, {_gib(gpu['memory_bytes'])}, capability {gpu['capability']}")
-        )
+        rows.append((gpu["device"], f"{gpu['name']}, {_gib(gpu['memory_bytes'])}, capability {gpu['capability']}"))
     if not report["gpus"]:
         rows.append(("GPU", "none in use"))
     for name, backend in report["backends"].items():

@@ -42,9 +42,7 @@ def run(config: EvalConfig) -> int:
     model, scale_K = folded.unfold_scales().eval(), folded.snapshot_scale
     store = ActivationStore.open(folder)
     store.verify()
-    loader = ActivationLoader(
-        store, config.batch_size, shuffle=False, scale=scale_K.double().numpy(), drop_last=False
-    )
+    loader = ActivationLoader(store, config.batch_size, shuffle=False, scale=scale_K.double().numpy(), drop_last=False)
     mean_KD = torch.from_numpy(store.means()).float() * scale_K[:, None]
     run.begin("eval", config)
     evaluator = Evaluator(mean_KD, model.config.n_features)

@@ -40,9 +40,7 @@ def run(config: EvolveConfig) -> int:
     from crosscoder.runs import Run
 
     run = Run(config.run)
-    settings = StudySettings(
-        config.tau, config.contexts, config.neighbours, config.induction_length, config.seed
-    )
+    settings = StudySettings(config.tau, config.contexts, config.neighbours, config.induction_length, config.seed)
     study = Study(run, settings)
     run.begin("evolve", config)
     names = config.only or tuple(ANALYSES)

@@ -75,9 +75,7 @@ def run(config: QuickstartConfig) -> int:
         "tokens": lambda: make_tokens(config, run),
         "language_model": lambda: train_model(config, run),
         "collect": lambda: collect.run(collect.CollectConfig(run.path, str(model), LAYER, seed=config.seed)),
-        "train": lambda: train.run(
-            train.TrainVerbConfig(run.path, config.n_features, CrosscoderOptions(), training)
-        ),
+        "train": lambda: train.run(train.TrainVerbConfig(run.path, config.n_features, CrosscoderOptions(), training)),
         "eval": lambda: eval.run(eval.EvalConfig(run.path)),
         "evolve": lambda: evolve.run(evolve.EvolveConfig(run.path, seed=config.seed)),
         "report": lambda: report.run(report.ReportConfig(run.path)),

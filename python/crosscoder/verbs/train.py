@@ -42,8 +42,7 @@ def run(config: TrainVerbConfig) -> int:
     folder = run.require(run.activations("train"), f"collect them first: crosscoder collect {config.run} --help")
     store = ActivationStore.open(folder)
     store.verify()
-    shape = {"n_snapshots": store.n_snapshots, "d_model": store.d_model, "n_features": config.n_features}
-    crosscoder = CrosscoderConfig(**shape, **plain(config.crosscoder))
+    crosscoder = CrosscoderConfig(store.n_snapshots, store.d_model, config.n_features, **plain(config.crosscoder))
     run.begin("train", config)
     if not config.resume:
         for old in (run.path / "training", run.crosscoder):

@@ -1,0 +1,213 @@
+// Tests of what Python cannot reach, meant for sanitizers: reads beyond the end, data races, counts beyond a slot.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "checksum.hpp"
+#include "convert.hpp"
+#include "cpu_features.hpp"
+#include "gather.hpp"
+#include "ngram_counter.hpp"
+#include "parallel.hpp"
+
+namespace {
+
+using namespace crosscoder;
+
+void check(bool holds, const char* what, int line) {
+    if (!holds) {
+        std::fprintf(stderr, "core_test.cpp:%d: failed: %s\n", line, what);
+        std::exit(1);
+    }
+}
+#define CHECK(condition) check((condition), #condition, __LINE__)
+
+template <class Error>
+bool throws(const std::function<void()>& function) {
+    try {
+        function();
+    } catch (const Error&) {
+        return true;
+    }
+    return false;
+}
+
+// The same numbers on every platform.
+class Random {
+  public:
+    std::uint32_t operator()() {
+        state_ = state_ * 6364136223846793005ULL + 1442695040888963407ULL;
+        return static_cast<std::uint32_t>(state_ >> 32);
+    }
+
+  private:
+    std::uint64_t state_ = 1;
+};
+
+void test_levels() {
+    CpuFeatures features;
+    CHECK(best_level(features) == IsaLevel::portable);
+    features.avx2 = features.fma = true;
+    CHECK(best_level(features) == IsaLevel::portable);  // F16C is missing
+    features.f16c = true;
+    CHECK(best_level(features) == IsaLevel::avx2);
+    features.avx512f = features.avx512bw = features.avx512dq = features.avx512_bf16 = true;
+    CHECK(best_level(features) == IsaLevel::avx2);  // AVX-512 VL is missing
+    features.avx512vl = true;
+    CHECK(best_level(features) == IsaLevel::avx512_bf16);
+    features.avx512_bf16 = false;
+    CHECK(best_level(features) == IsaLevel::avx512);
+
+    CHECK(choose_level(nullptr, IsaLevel::avx2) == IsaLevel::avx2);
+    CHECK(choose_level("", IsaLevel::avx2) == IsaLevel::avx2);
+    CHECK(choose_level("portable", IsaLevel::avx2) == IsaLevel::portable);
+    CHECK(throws<std::runtime_error>([] { choose_level("avx512", IsaLevel::avx2); }));
+    CHECK(throws<std::runtime_error>([] { choose_level("AVX2", IsaLevel::avx512); }));
+    CHECK(level_names(IsaLevel::avx2) == (std::vector<std::string>{"portable", "avx2"}));
+}
+
+void test_parallel_for() {
+    for (const std::size_t n : {0UL, 1UL, 2UL, 7UL, 100UL}) {
+        for (const unsigned n_threads : {0U, 1U, 3U, 200U}) {
+            std::vector<std::atomic<int>> visits(n);
+            parallel_for(n, 3, n_threads, [&](std::size_t begin, std::size_t end) {
+                CHECK(begin < end && end - begin >= std::min<std::size_t>(n, 3));
+                for (std::size_t i = begin; i < end; ++i) {
+                    ++visits[i];
+                }
+            });
+            CHECK(std::all_of(visits.begin(), visits.end(), [](const auto& count) { return count == 1; }));
+        }
+    }
+    std::string caught;
+    try {
+        parallel_for(8, 1, 8, [](std::size_t begin, std::size_t) {
+            if (begin >= 3) {
+                throw std::runtime_error(std::to_string(begin));
+            }
+        });
+    } catch (const std::runtime_error& error) {
+        caught = error.what();
+    }
+    CHECK(caught == "3");
+}
+
+// Every width from 0 on, in buffers of exactly that size: a read or write beyond them is the sanitizer's to see.
+void test_conversions_stay_within_their_buffers() {
+    const IsaLevel best = best_level(detect_cpu_features());
+    Random random;
+    for (std::size_t n = 0; n < 70; ++n) {
+        std::vector<std::uint16_t> halves(n);
+        std::vector<float> floats(n);
+        for (std::size_t i = 0; i < n; ++i) {
+            halves[i] = static_cast<std::uint16_t>(random());
+            const std::uint32_t bits = random();
+            std::memcpy(&floats[i], &bits, sizeof bits);
+        }
+        const auto convert = [&](const ConvertKernels& kernels) {
+            std::vector<float> wide(n);
+            std::vector<std::uint16_t> narrow(n);
+            std::vector<std::uint8_t> bytes;
+            const auto append = [&bytes](const auto& values) {
+                const auto* begin = reinterpret_cast<const std::uint8_t*>(values.data());
+                bytes.insert(bytes.end(), begin, begin + values.size() * sizeof(values[0]));
+            };
+            kernels.scale_bf16(halves.data(), 0.7F, wide.data(), n);
+            append(wide);
+            kernels.scale_fp16(halves.data(), 0.7F, wide.data(), n);
+            append(wide);
+            kernels.scale_fp32(floats.data(), 0.7F, wide.data(), n);
+            append(wide);
+            kernels.to_bf16(floats.data(), narrow.data(), n);
+            append(narrow);
+            return bytes;
+        };
+        const std::vector<std::uint8_t> expected = convert(convert_kernels(IsaLevel::portable));
+        for (int level = 1; level <= static_cast<int>(best); ++level) {
+            CHECK(convert(convert_kernels(static_cast<IsaLevel>(level))) == expected);
+        }
+    }
+}
+
+void test_gather_from_several_threads() {
+    constexpr std::size_t kRows = 50;
+    constexpr std::size_t kWidth = 1023;
+    constexpr std::size_t kPicked = 400;
+    std::vector<float> source(kRows * kWidth);
+    for (std::size_t i = 0; i < source.size(); ++i) {
+        source[i] = static_cast<float>(i);
+    }
+    Random random;
+    std::vector<std::int64_t> index(kPicked);
+    std::generate(index.begin(), index.end(), [&] { return static_cast<std::int64_t>(random() % kRows); });
+    std::vector<float> out(kPicked * 2 * kWidth, -1.0F);
+    gather_rows(convert_kernels(active_level()), source.data(), ElementType::fp32, kWidth, index.data(), kPicked,
+                2.0F, out.data() + kWidth, 2 * kWidth, 3);
+    for (std::size_t i = 0; i < kPicked; ++i) {
+        for (std::size_t d = 0; d < kWidth; ++d) {
+            CHECK(out[2 * i * kWidth + d] == -1.0F);
+            CHECK(out[(2 * i + 1) * kWidth + d] == 2.0F * source[static_cast<std::size_t>(index[i]) * kWidth + d]);
+        }
+    }
+    CHECK(find_outside(index.data(), kPicked, kRows) == kPicked);
+    index[17] = -1;
+    CHECK(find_outside(index.data(), kPicked, kRows) == 17);
+}
+
+template <class Counter>
+Bigrams counted(const std::vector<std::int32_t>& tokens, std::size_t length, unsigned n_threads) {
+    Counter counter(64, 0);
+    for (int repeat = 0; repeat < 3; ++repeat) {
+        counter.add(tokens.data(), tokens.size() / length, length, n_threads);
+    }
+    return counter.bigrams();
+}
+
+// Slots of 8 bits overflow after 256, and hold the same counts as slots of 32; so do several threads.
+void test_counts_beyond_a_slot() {
+    Random random;
+    std::vector<std::int32_t> tokens(std::size_t{1} << 17);
+    for (std::int32_t& token : tokens) {
+        const std::uint32_t draw = random() % 64;
+        token = static_cast<std::int32_t>(draw * draw / 64);  // small ids are frequent
+    }
+    const Bigrams expected = counted<NgramCounter>(tokens, 64, 1);
+    CHECK(*std::max_element(expected.count.begin(), expected.count.end()) > 3 * 256);
+    for (const unsigned n_threads : {1U, 2U, 4U}) {
+        for (const Bigrams& found : {counted<BasicNgramCounter<std::uint8_t>>(tokens, 64, n_threads),
+                                     counted<NgramCounter>(tokens, 64, n_threads)}) {
+            CHECK(found.first == expected.first);
+            CHECK(found.second == expected.second);
+            CHECK(found.count == expected.count);
+        }
+    }
+}
+
+void test_checksum_at_any_offset() {
+    const std::vector<std::uint8_t> data(300, 7);
+    for (std::size_t offset = 0; offset < 9; ++offset) {
+        CHECK(xxh3_64(data.data() + offset, 256) == xxh3_64(data.data(), 256));
+    }
+    CHECK(xxh3_64(data.data(), 0) == 0x2d06800538d394c2ULL);
+}
+
+}  // namespace
+
+int main() {
+    test_levels();
+    test_parallel_for();
+    test_conversions_stay_within_their_buffers();
+    test_gather_from_several_threads();
+    test_counts_beyond_a_slot();
+    test_checksum_at_any_offset();
+    std::puts("all C++ tests passed");
+    return 0;
+}
