@@ -22,8 +22,9 @@ RUN_ROWS = 32
 class ActivationLoader:
     """Iterates float32 batches (B, K, D): one pass over it is one epoch, each epoch in a fresh order.
 
-    Activations come multiplied by `scale` (K,), by default the store's own s_K. The last N mod B tokens of an epoch are
-    left out, others each time, unless `drop_last` is off. `state_dict` / `load_state_dict` go on in the middle of an epoch.
+    Activations come multiplied by `scale` (K,), by default the store's own s_K. The last N mod B tokens of an epoch
+    are left out, others each time, unless `drop_last` is off. `state_dict` and `load_state_dict` go on in the middle
+    of an epoch.
     """
 
     def __init__(

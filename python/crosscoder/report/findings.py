@@ -78,7 +78,8 @@ def _turning_point(rotation: Arrays) -> str:
         f"({point['level']:.0%} interval over features: steps {point['step_low']:,.0f} to {point['step_high']:,.0f}): "
         f"cosines average {point['within']:.2f} on one side and {point['across']:.2f} across "
         f"(p = {point['p_shuffled']:.2g} against shuffled snapshots); such a split accounts for "
-        f"{point['explained_by_blocks']:.0%} of how the cosines vary, a steady drift for {point['explained_by_lag']:.0%}."
+        f"{point['explained_by_blocks']:.0%} of how the cosines vary, a steady drift for "
+        f"{point['explained_by_lag']:.0%}."
     )
 
 
