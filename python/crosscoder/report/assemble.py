@@ -82,12 +82,14 @@ def _notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
     if training.exists():
         recipe = read_json(training)["config"]
         notes.append(
-            f"The language model is small and saw little text. {recipe['repeat_fraction']:.0%} of its training "
-            "sequences were a real window of text repeated: without them it would not learn induction in so few steps."
+            f"The language model is small and saw little text. {recipe['repeat_fraction']:.0%} of its first and "
+            f"{recipe['late_repeat_fraction']:.0%} of its later training sequences were a window of real text said "
+            "again and again, and its heads start with random position biases: without, induction would not form so "
+            "early."
         )
         notes.append(
-            f"Its learning rate rises over the first {recipe['warmup_steps']} steps: a turning point near there may "
-            "have to do with that as well as with what is learned."
+            f"Its learning rate rises over the first {recipe['warmup_steps']} steps and its sequences grow longer at "
+            f"step {recipe['short_steps']}: turning points near these may have to do with them as well."
         )
     return notes
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from crosscoder import weights
-from crosscoder.errors import ConfigError, DataError
-from crosscoder.files import explained_write_errors, new_folder, read_json, write_json
+from crosscoder.errors import ConfigError, DataError, StorageError
+from crosscoder.files import new_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from crosscoder.train.trainer import Trainer
@@ -40,13 +40,18 @@ def _state_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
 def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
     """Write `trainer` to `folder`. Raises `StorageError`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = _state_tensors(trainer)
     with new_folder(folder) as temporary:
         weights.save(trainer.model.config, trainer.model.state_dict(), temporary)
-        with explained_write_errors(folder):
+        try:
             save_file(tensors, temporary / STATE_FILE)
+        except SafetensorError as error:
+            raise StorageError(
+                f"cannot write {folder}: {error}; free some space and run the same command again"
+            ) from error
         write_json(
             temporary / RECORD_FILE,
             {
