@@ -1,0 +1,101 @@
+"""The whole quickstart in small, on a text that the test writes: every promised figure and file is there."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crosscoder import Crosscoder, cli
+from crosscoder.runs import Run
+
+OPTIONS = ["--lm-steps", "60", "--lm-snapshots", "8", "--n-features", "96", "--train-steps", "60"]
+OPTIONS += ["--batch-size", "128", "--max-characters", "250000"]
+STEPS = ["step0", "step1", "step2", "step4", "step8", "step16", "step32", "step60"]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run; its text has markup in it, which the page must show as text."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    draw = random.Random(0)
+    words = ["the", "people", "of", "this", "nation", "have", "many", "laws", "and", "rights", "<script>", "</div>"]
+    (folder / "text").mkdir()
+    for number in range(30):
+        sentences = [" ".join(draw.choices(words, k=12)).capitalize() + "." for _ in range(160)]
+        (folder / "text" / f"{number:02d}.txt").write_text("\n".join(sentences))
+    assert cli.main(["quickstart", "--out", str(folder / "run"), "--text", str(folder / "text"), *OPTIONS]) == 0
+    return Run(folder / "run")
+
+
+def test_the_summary_has_every_promised_figure(quickstart: Run) -> None:
+    summary = quickstart.summary()
+    assert (quickstart.path / summary["page"]).is_file()
+    assert set(summary["seconds"]["by_stage"]) == {
+        "tokens",
+        "language_model",
+        "collect",
+        "train",
+        "eval",
+        "evolve",
+        "report",
+    }
+    assert summary["seconds"]["total"] == pytest.approx(sum(summary["seconds"]["by_stage"].values()), abs=0.2)
+    assert list(summary["explained_variance"]["by_snapshot"]) == STEPS
+    assert list(summary["l0"]["by_snapshot"]) == STEPS
+    for name in ("dead_fraction", "model_loss", "bigram_entropy", "induction_gap"):
+        assert np.isfinite(summary[name]), name
+    assert {"step", "step_low", "step_high", "p_shuffled"} <= set(summary["turning_point"])
+    assert summary["n_initialization"] + summary["n_emergent"] <= summary["n_features"] == 96
+    assert len(summary["findings"]) == 5
+    losses = list(summary["model_loss_by_snapshot"].values())
+    assert losses[-1] < losses[0] - 1, "the language model learned"
+
+
+def test_the_run_explains_itself(quickstart: Run) -> None:
+    names = {path.name for path in quickstart.path.iterdir()}
+    assert {"README.md", "config", "crosscoder", "evolution", "figures", "report.html", "summary.json"} <= names
+    verbs = {path.stem for path in (quickstart.path / "config").iterdir()}
+    assert verbs == {"quickstart", "collect", "train", "eval", "evolve", "report"}
+    assert len(list(quickstart.figures.glob("*.svg"))) == len(list(quickstart.figures.glob("*.csv"))) >= 10
+    model = Crosscoder.from_pretrained(quickstart.crosscoder)
+    assert model.config.n_snapshots == 8
+    definitions = [json.loads(path.read_text())["definition"] for path in quickstart.evolution.glob("*.json")]
+    assert len(definitions) == 7 and all(definitions)
+
+
+def test_the_parts_of_the_text_are_disjoint(quickstart: Run) -> None:
+    from crosscoder import TokenSet
+
+    names = [
+        set(TokenSet.load(quickstart.tokens(part)).names) for part in ("language_model", "train", "heldout")
+    ]
+    assert not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
+
+
+def test_a_second_run_changes_nothing(quickstart: Run) -> None:
+    files = [p for p in quickstart.path.rglob("*") if p.is_file() and p.name not in ("summary.json",)]
+    before = {path: path.read_bytes() for path in files if path.suffix != ".svg"}
+    text = quickstart.path.parent / "text"
+    assert cli.main(["quickstart", "--out", str(quickstart.path), "--text", str(text), *OPTIONS]) == 0
+    assert [path for path, content in before.items() if path.read_bytes() != content] == []
+
+
+def test_another_seed_is_refused(quickstart: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    text = quickstart.path.parent / "text"
+    command = ["quickstart", "--out", str(quickstart.path), "--text", str(text), *OPTIONS, "--seed", "1"]
+    assert cli.main(command) == 2
+    assert "begun with another text or seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "empty"), ("Too short.\n\nReally.", "characters"), (None, "no such")]
+)
+def test_bad_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "text.txt").write_text(content)
+    assert cli.main(["quickstart", "--out", str(tmp_path / "run"), "--text", str(tmp_path / "text.txt")]) == 3
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and message in errors[0]
