@@ -21,6 +21,7 @@ from crosscoder.quickstart.language_model import (
     next_token_loss,
     snapshot_steps,
     train_language_model,
+    training_batch,
 )
 from crosscoder.quickstart.text import Document
 from crosscoder.quickstart.tokenizer import train_tokenizer
@@ -28,7 +29,17 @@ from crosscoder.quickstart.tokenizer import train_tokenizer
 transformers = pytest.importorskip("transformers")
 
 TINY = LanguageModelConfig(
-    d_model=16, n_heads=2, d_mlp=32, steps=40, batch_size=4, warmup_steps=5, snapshots=9, checkpoint_every=8
+    d_model=16,
+    n_heads=2,
+    d_mlp=32,
+    steps=40,
+    batch_size=4,
+    warmup_steps=5,
+    short_context=8,
+    short_steps=20,
+    shortest_repeat=0.25,
+    snapshots=9,
+    checkpoint_every=8,
 )
 
 
@@ -61,6 +72,55 @@ def same_bits(left: Path, right: Path) -> bool:
     names = sorted(path.relative_to(left) for path in left.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(right) for path in right.rglob("*") if path.is_file())
     return all((left / name).read_bytes() == (right / name).read_bytes() for name in names)
+
+
+def period(sequence: np.ndarray) -> int:
+    """The smallest p such that the sequence is its first p tokens again and again."""
+    return next(p for p in range(1, len(sequence) + 1) if (sequence[p:] == sequence[:-p]).all())
+
+
+def distinct(rows: int, context: int) -> TokenSet:
+    """No token occurs twice."""
+    ids = np.arange(rows * context, dtype=np.int32).reshape(rows, context)
+    return TokenSet(ids, ids * 0, ["a"], "none")
+
+
+def test_a_batch_is_a_function_of_seed_and_step() -> None:
+    tokens = distinct(20, 64)
+    config = LanguageModelConfig(batch_size=8, short_context=32, short_steps=10, seed=3)
+    batches = {step: training_batch(tokens, config, step) for step in (9, 10, 0, 11)}
+    for step, batch in batches.items():
+        assert batch.dtype == torch.int64 and batch.shape == ((16, 32) if step < 10 else (8, 64))
+        assert torch.equal(training_batch(tokens, config, step), batch)
+        assert not torch.equal(training_batch(tokens, replace(config, seed=4), step), batch)
+    assert not torch.equal(batches[10], batches[11])
+
+
+def test_an_epoch_takes_every_row_once_and_each_in_its_own_order() -> None:
+    tokens = distinct(12, 32)
+    config = LanguageModelConfig(batch_size=8, short_steps=0, repeat_fraction=0, late_repeat_fraction=0)
+    rows = torch.cat([training_batch(tokens, config, step) for step in range(3)])
+    for epoch in rows.split(12):
+        assert sorted(map(tuple, epoch.tolist())) == sorted(map(tuple, tokens.ids.tolist()))
+    assert not torch.equal(rows[:12], rows[12:])
+
+
+def test_a_share_of_the_sequences_are_repeated_windows_of_many_lengths() -> None:
+    tokens = distinct(50, 64)
+    config = LanguageModelConfig(
+        batch_size=10, short_context=32, short_steps=50, repeat_fraction=0.4, late_repeat_fraction=0.2
+    )
+    for steps, length, repeated in ((range(50), 32, 8), (range(50, 100), 64, 2)):
+        periods = []
+        for step in steps:
+            batch = training_batch(tokens, config, step).numpy()
+            periods += [period(sequence) for sequence in batch[:repeated]]
+            assert all(period(sequence) == length for sequence in batch[repeated:])
+            for sequence in batch:  # every one is text: tokens that follow each other
+                window = sequence[: period(sequence)]
+                assert (np.diff(window) == 1).all() and window[0] // 64 == window[-1] // 64
+        assert min(periods) == length / 8 and length // 2 - 2 <= max(periods) <= length // 2
+        assert np.bincount(periods).max() < len(periods) / 4
 
 
 def test_snapshot_steps() -> None:
@@ -148,9 +208,7 @@ train_language_model({TINY!r}, TokenSet.load(folder / "tokens"), folder / "token
     process.wait()
     assert subprocess.run(command, stderr=subprocess.DEVNULL, timeout=120, check=False).returncode == 0
     for left in (tmp_path / "out").glob(".tmp-*"):
-        assert not left.is_dir() or not list(left.glob("*.safetensors")), (
-            "left over by the first, not the second"
-        )
+        assert not left.is_dir() or not list(left.glob("*.safetensors")), "left over by the first, not the second"
         left.rmdir() if left.is_dir() else left.unlink()
     assert same_bits(tmp_path / "out", whole)
 
@@ -202,6 +260,8 @@ def test_what_another_configuration_began_is_refused(
     high = TokenSet(tokens.ids + 300, tokens.document, tokens.names, tokens.tokenizer)
     with pytest.raises(ConfigError, match="make the tokens with this tokenizer"):
         train_language_model(TINY, high, folder / "tokenizer", tmp_path)
+    with pytest.raises(ConfigError, match="must divide the context of the tokens, 16"):
+        train_language_model(replace(TINY, short_context=10), tokens, folder / "tokenizer", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +271,8 @@ def test_what_another_configuration_began_is_refused(
         ({"d_model": 18, "n_heads": 4}, "n_heads"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"repeat_fraction": 1.5}, "repeat_fraction"),
+        ({"shortest_repeat": 0.1}, "shortest_repeat"),
+        ({"shortest_repeat": 0.6}, "shortest_repeat"),
         ({"warmup_steps": 40}, "warmup_steps"),
         ({"snapshots": 3}, "snapshots"),
     ],
@@ -220,9 +282,7 @@ def test_a_configuration_that_cannot_work_is_refused(change: dict[str, float], m
         replace(TINY, **change)  # type: ignore[arg-type]
 
 
-def test_the_loss_and_its_gradients_are_those_of_the_logits(
-    tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loss_and_its_gradients_are_those_of_the_logits(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language_model, "_LOSS_ROWS", 7)  # does not divide 4 * 15
     model = language_model._new_model(TINY, 300, 16).double()
     rows = torch.from_numpy(tokens.ids[:4].astype(np.int64))
@@ -236,6 +296,18 @@ def test_the_loss_and_its_gradients_are_those_of_the_logits(
     assert loss.item() == pytest.approx(reference.item(), rel=1e-12)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_first_block_begins_by_attending_to_near_tokens() -> None:
+    model = language_model._new_model(LanguageModelConfig(), 300, 32)
+    first, second = (block.attention.query_key_value.bias.view(4, 3, 32) for block in model.base_model.layers)
+    assert first[:, :2, :16].all() and not first[:, :2, 16:].any() and not first[:, 2].any() and not second.any()
+    model.set_attn_implementation("eager")
+    ids = torch.randint(300, (64, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        near, flat = (attention.mean(0)[:, -1] for attention in model(ids, output_attentions=True).attentions)
+    assert (near[:, -4:].sum(1) > 0.8).all()
+    assert (flat[:, -4:].sum(1) < 0.3).all()
 
 
 def test_the_seed_leaves_the_callers_generator_alone() -> None:

@@ -69,9 +69,7 @@ def test_the_run_explains_itself(quickstart: Run) -> None:
 def test_the_parts_of_the_text_are_disjoint(quickstart: Run) -> None:
     from crosscoder import TokenSet
 
-    names = [
-        set(TokenSet.load(quickstart.tokens(part)).names) for part in ("language_model", "train", "heldout")
-    ]
+    names = [set(TokenSet.load(quickstart.tokens(part)).names) for part in ("language_model", "train", "heldout")]
     assert not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
 
 

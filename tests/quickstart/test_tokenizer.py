@@ -14,9 +14,7 @@ from crosscoder.quickstart.tokenizer import load_tokenizer, train_tokenizer
 transformers = pytest.importorskip("transformers")
 
 DOCUMENTS = [
-    Document(
-        f"d{number}", f"The quick brown fox number {number} jumps over the lazy dog, again and again. " * 5
-    )
+    Document(f"d{number}", f"The quick brown fox number {number} jumps over the lazy dog, again and again. " * 5)
     for number in range(40)
 ]
 STRANGE = "Ünïcödé — 漢字 🙂 \t tabs\n\n  and  spaces <b>&amp;</b> don't"

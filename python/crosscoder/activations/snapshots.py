@@ -77,10 +77,8 @@ class SnapshotSet:
         """
         import torch
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
 
-        quiet: Any = logging
-        quiet.disable_progress_bar()  # one bar a snapshot would drown ours
+        quiet_transformers()
         name, options = self._location(k)
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or torch.float32, **options)
@@ -116,6 +114,14 @@ class SnapshotSet:
             return AutoTokenizer.from_pretrained(name, **options)
         except Exception as error:
             raise DataError(f"cannot load the tokenizer of {self.model}: {_first_line(error)}") from error
+
+
+def quiet_transformers() -> None:
+    """Turn off the bars that transformers shows for each file it reads or writes: they would drown ours."""
+    from transformers.utils import logging
+
+    library: Any = logging
+    library.disable_progress_bar()
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

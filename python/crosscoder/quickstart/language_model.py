@@ -1,5 +1,19 @@
 """The quickstart's language model: a small GPT-NeoX (Pythia's architecture) with snapshots of its training.
 
+It is to show in about a thousand small steps what a large model shows in its first billions of tokens: unigram
+statistics, then bigrams, then induction. Induction takes two blocks that find each other (a head of the first
+attends to the previous token; a head of the second looks for the present token in what the first has written),
+and from text alone that takes far longer. In trials it formed, with every seed tried, by these together:
+
+- a share of the sequences are a window of real text said again and again. The windows differ in length: from
+  windows of one length a model learns to copy from that distance, which is not induction (it is gone at others);
+- most of these come early and in short sequences, where there is less to attend to wrongly;
+- the first block's heads begin with a preference for near tokens; otherwise a head for the previous token forms
+  in the last block, where induction cannot use it, or in none;
+- half of each head's dimensions are without rotary position, free to compare content, and the wavelengths of the
+  others are short; the MLP follows the attention instead of standing beside it; the rates of the blocks are lower
+  than those of the embeddings.
+
 Shapes: B sequences in a batch, C context, D width, V vocabulary, N = B * (C - 1) predicted tokens.
 """
 
@@ -12,7 +26,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +37,6 @@ from crosscoder.activations.tokens import TokenSet
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.progress import Progress
 from crosscoder.quickstart.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import GPTNeoXForCausalLM
 
 _RECORD = "training.json"
 _CHECKPOINT = "checkpoint.bin"
@@ -45,18 +56,27 @@ class LanguageModelConfig:
     """Attention heads of a block."""
     d_mlp: int = 512
     """Hidden width of a block's MLP."""
-    rotary_fraction: float = 1.0
+    parallel_residual: bool = False
+    """Attention and MLP of a block side by side, as in Pythia, instead of one after the other."""
+    rotary_fraction: float = 0.5
     """Share of each head's dimensions that carry the rotary position."""
-    steps: int = 1_000
+    rotary_base: float = 20.0
+    """Base of the rotary wavelengths: the longest is 2 pi times this, in tokens."""
+    recency_bias: float = 1.5
+    """Standard deviation of the initial biases of queries, and the same of keys, in the first block's rotary
+    dimensions: its heads begin by attending to near tokens."""
+    steps: int = 1_200
     """Steps of training."""
     batch_size: int = 16
     """Sequences B in a batch; a sequence is a row of the TokenSet."""
-    learning_rate: float = 5e-3
-    """Peak rate of AdamW."""
-    warmup_steps: int = 50
-    """Steps of linear increase to the peak; a cosine leads down from it."""
+    learning_rate: float = 1.5e-3
+    """Peak rate of AdamW in the blocks."""
+    embedding_learning_rate: float = 5e-3
+    """Peak rate in the embedding, the final norm and the unembedding."""
+    warmup_steps: int = 20
+    """Steps of linear increase to the peaks; a cosine leads down from them."""
     final_learning_rate: float = 0.1
-    """Rate at the end, as a share of the peak."""
+    """Rates at the end, as a share of the peaks."""
     beta1: float = 0.9
     """AdamW's decay of the mean gradient."""
     beta2: float = 0.95
@@ -65,8 +85,16 @@ class LanguageModelConfig:
     """AdamW's weight decay."""
     clip: float = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it."""
-    repeat_fraction: float = 0.3
-    """Share of a batch's sequences that are a real window of C/2 tokens twice, an augmentation."""
+    short_context: int = 32
+    """Tokens of a sequence in the first steps; must divide the context. Rows are cut, so a batch has as many tokens."""
+    short_steps: int = 600
+    """Steps with short sequences."""
+    repeat_fraction: float = 0.5
+    """Share of the sequences that are a repeated window of text, in the steps with short sequences."""
+    late_repeat_fraction: float = 0.2
+    """That share in the later steps."""
+    shortest_repeat: float = 0.125
+    """Shortest repeated window, as a share of a sequence; lengths are drawn log-uniformly from there to a half."""
     snapshots: int = 14
     """Snapshots kept: steps 0, 1, 2, 4, ... up to 512, then evenly spaced to the end."""
     checkpoint_every: int = 100
@@ -78,23 +106,25 @@ class LanguageModelConfig:
         whole = ("d_model", "n_layers", "n_heads", "d_mlp", "steps", "batch_size", "checkpoint_every")
         for name in whole:
             if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} of the language model is {getattr(self, name)}; it must be 1 or more"
-                )
+                raise ConfigError(f"{name} of the language model is {getattr(self, name)}; it must be 1 or more")
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise ConfigError(
                 f"the language model's d_model ({self.d_model}) must be an even multiple of its n_heads "
                 f"({self.n_heads})"
             )
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "embedding_learning_rate", "clip", "rotary_base"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} of the language model is {getattr(self, name)}; it must be over 0")
-        for name in ("rotary_fraction", "final_learning_rate", "beta1", "beta2", "repeat_fraction"):
+        shares = ("rotary_fraction", "final_learning_rate", "beta1", "beta2", "repeat_fraction")
+        for name in (*shares, "late_repeat_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} of the language model is {getattr(self, name)}; it must be 0 to 1")
         if not 0 <= self.warmup_steps < self.steps:
+            raise ConfigError(f"the language model's warmup_steps ({self.warmup_steps}) must be under its {self.steps}")
+        if not 1 <= self.shortest_repeat * self.short_context <= self.short_context / 2:
             raise ConfigError(
-                f"the language model's warmup_steps ({self.warmup_steps}) must be under its {self.steps}"
+                f"shortest_repeat of the language model is {self.shortest_repeat}; it must be from "
+                f"1 / short_context (1 / {self.short_context}) to 0.5"
             )
         snapshot_steps(self.steps, self.snapshots)
 
@@ -149,14 +179,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_x * grads[0], grad_weight * grads[0], None
 
 
-def next_token_loss(model: GPTNeoXForCausalLM, ids_BC: Tensor) -> Tensor:
+def next_token_loss(model: Any, ids_BC: Tensor) -> Tensor:
     """Mean cross-entropy of each token given those before it in its row, in nats; a scalar with gradient.
 
-    The same as `model(ids, labels=ids).loss`, faster on a CPU.
+    The same as `model(ids, labels=ids).loss` of a causal language model of `transformers`, faster on a CPU.
     """
-    language_model: Any = model
-    hidden = language_model.base_model(input_ids=ids_BC, use_cache=False).last_hidden_state
-    weight = language_model.get_output_embeddings().weight
+    hidden = model.base_model(input_ids=ids_BC, use_cache=False).last_hidden_state
+    weight = model.get_output_embeddings().weight
     cross_entropy: Any = _LinearCrossEntropy.apply
     loss: Tensor = cross_entropy(hidden[:, :-1].flatten(0, 1), weight, ids_BC[:, 1:].flatten())
     return loss
@@ -168,30 +197,43 @@ def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
 
 
 def training_batch(tokens: TokenSet, config: LanguageModelConfig, step: int) -> Tensor:
-    """Token ids `(B, C)` int64 of step `step`: a pure function of the tokens, the seed and the step.
+    """Token ids of step `step`, int64: a pure function of the tokens, the seed and the step.
 
-    Each epoch takes every row once, in an order of its own. The first `round(repeat_fraction * B)` rows are
-    replaced by a window of C/2 tokens of theirs, twice (where C is odd, its first token follows once more).
+    `(B, C)`, or in the first `short_steps` steps `(B * C / short_context, short_context)`. Each epoch takes every row
+    once, in an order of its own. The first sequences of the batch, as many as the share of repeats says, are replaced
+    by a window of their own tokens, repeated to their end; its length and its place are random.
     """
     B, S, C = config.batch_size, tokens.n_sequences, tokens.context
+    short = step < config.short_steps
+    length = config.short_context if short else C
     places = range(step * B, (step + 1) * B)
-    rows = tokens.ids[[_order(config.seed, place // S, S)[place % S] for place in places]].astype(np.int64)
+    rows = tokens.ids[[_order(config.seed, place // S, S)[place % S] for place in places]]
+    sequences = rows.reshape(-1, length).astype(np.int64)
+    share = config.repeat_fraction if short else config.late_repeat_fraction
     generator = np.random.default_rng([config.seed, 1, step])
-    for row in rows[: round(config.repeat_fraction * B)]:
-        start = int(generator.integers(0, C - C // 2 + 1))
-        row[:] = np.resize(row[start : start + C // 2].copy(), C)
-    return torch.from_numpy(rows)
+    for sequence in sequences[: round(share * len(sequences))]:
+        ratio = 0.5 / config.shortest_repeat
+        window = round(length * config.shortest_repeat * ratio ** generator.random())
+        start = generator.integers(0, length - window + 1)
+        sequence[:] = np.resize(sequence[start : start + window].copy(), length)
+    return torch.from_numpy(sequences)
 
 
-def _learning_rate(config: LanguageModelConfig, step: int) -> float:
+def _schedule(config: LanguageModelConfig, step: int) -> float:
+    """The learning rates of a step as a share of their peaks."""
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
     cosine = (1 + math.cos(math.pi * done)) / 2
-    return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * cosine)
+    return config.final_learning_rate + (1 - config.final_learning_rate) * cosine
 
 
-def _new_model(config: LanguageModelConfig, vocabulary: int, context: int) -> GPTNeoXForCausalLM:
+def _small_init(config: LanguageModelConfig) -> float:
+    """Standard deviation of Pythia's initial weights ("small init", Nguyen and Salazar 2019)."""
+    return math.sqrt(2 / (5 * config.d_model))
+
+
+def _new_model(config: LanguageModelConfig, vocabulary: int, context: int) -> Any:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     new_config: Any = GPTNeoXConfig
@@ -202,7 +244,12 @@ def _new_model(config: LanguageModelConfig, vocabulary: int, context: int) -> GP
         num_attention_heads=config.n_heads,
         intermediate_size=config.d_mlp,
         max_position_embeddings=context,
-        rotary_pct=config.rotary_fraction,
+        use_parallel_residual=config.parallel_residual,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": config.rotary_base,
+            "partial_rotary_factor": config.rotary_fraction,
+        },
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,
@@ -210,12 +257,41 @@ def _new_model(config: LanguageModelConfig, vocabulary: int, context: int) -> GP
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return GPTNeoXForCausalLM(architecture)
+        model: Any = GPTNeoXForCausalLM(architecture)
+        with torch.no_grad():
+            for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+                embedding.weight.normal_(std=_small_init(config))
+            _start_queries_and_keys(config, model)
+    return model
 
 
-def _save_snapshot(model: GPTNeoXForCausalLM, tokenizer_folder: Path, folder: Path) -> None:
+def _start_queries_and_keys(config: LanguageModelConfig, model: Any) -> None:
+    """Larger initial queries and keys than transformers', and the first block's preference for near tokens.
+
+    Where the biases of query and key are equal, the rotation makes their product fall with the distance.
+    """
+    head = config.d_model // config.n_heads
+    rotary = int(head * config.rotary_fraction)  # the first dimensions of a head
+    projections = [block.attention.query_key_value for block in model.base_model.layers]
+    for projection in projections:
+        weight = projection.weight.view(config.n_heads, 3, head, config.d_model)  # query, key, value of a head
+        weight[:, :2].normal_(std=_small_init(config))
+    bias = projections[0].bias.view(config.n_heads, 3, head)[..., :rotary]
+    bias[:, 0].normal_(std=config.recency_bias)
+    bias[:, 1] = bias[:, 0]
+
+
+def _save_snapshot(model: Any, tokenizer_folder: Path, folder: Path) -> None:
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
     with files.new_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        logging.disable_progress_bar()  # its bar for one small file would tear ours apart
+        try:
+            model.save_pretrained(temporary)
+        finally:
+            if bars:
+                logging.enable_progress_bar()
         for file in tokenizer_folder.iterdir():
             if file.is_file():
                 shutil.copyfile(file, temporary / file.name)
@@ -256,9 +332,7 @@ def _check_record(out: Path, record: dict[str, Any]) -> None:
     raise ConfigError(f"{out} was begun with other settings ({', '.join(changed)}); {remedy}")
 
 
-def train_language_model(
-    config: LanguageModelConfig, tokens: TokenSet, tokenizer_folder: Path, out: Path
-) -> list[str]:
+def train_language_model(config: LanguageModelConfig, tokens: TokenSet, tokenizer_folder: Path, out: Path) -> list[str]:
     """Train the language model on `tokens`, in float32, and save its snapshots into `out`.
 
     Each snapshot `out/step<N>`, the model after N steps, is what `AutoModelForCausalLM.from_pretrained` and
@@ -278,6 +352,11 @@ def train_language_model(
             f"the tokens go up to id {int(tokens.ids.max())}, the tokenizer in {tokenizer_folder} has "
             f"{vocabulary}; make the tokens with this tokenizer"
         )
+    if tokens.context % config.short_context:
+        raise ConfigError(
+            f"short_context of the language model is {config.short_context}; it must divide the context of the "
+            f"tokens, {tokens.context}"
+        )
     revisions = config.revisions()
     tokenizer_hash = hashlib.sha256((tokenizer_folder / "tokenizer.json").read_bytes()).hexdigest()
     files.make_folder(out)
@@ -289,12 +368,16 @@ def train_language_model(
     return revisions
 
 
-def _train(
-    config: LanguageModelConfig, tokens: TokenSet, vocabulary: int, tokenizer_folder: Path, out: Path
-) -> None:
+def _train(config: LanguageModelConfig, tokens: TokenSet, vocabulary: int, tokenizer_folder: Path, out: Path) -> None:
     model = _new_model(config, vocabulary, tokens.context)
+    blocks = list(model.base_model.layers.parameters())
+    inside = {id(parameter) for parameter in blocks}
+    peaks = [config.learning_rate, config.embedding_learning_rate]
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [
+            {"params": blocks},
+            {"params": [parameter for parameter in model.parameters() if id(parameter) not in inside]},
+        ],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
@@ -331,8 +414,8 @@ def _train(
                     f"checkpoint is of step {saved_step}); start again elsewhere with a learning rate "
                     f"under {config.learning_rate}"
                 )
-            for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(config, step)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * _schedule(config, step)
             optimizer.step()
             optimizer.zero_grad()
             step += 1

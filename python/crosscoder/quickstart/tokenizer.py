@@ -72,14 +72,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"there is no tokenizer in {folder} (no tokenizer.json)")
     try:
-        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
-            folder, local_files_only=True
-        )
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the Rust library raises bare Exception
         reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"the tokenizer in {folder} cannot be read ({reason}); delete it and make it again"
-        ) from error
+        raise DataError(f"the tokenizer in {folder} cannot be read ({reason}); delete it and make it again") from error
     return tokenizer
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "crosscoder quickstart --out runs/quickstart"
 CONTEXT = 128
-LAYER = 1
-"""The second and last block: where induction, which takes two layers, can be seen."""
+LAYER = 0
+"""The first of two blocks, the middle of the model: where the paper looks, too."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class QuickstartConfig:
     dataset:NAME."""
     max_characters: int | None = None
     """Read only about so many characters of the text: for a quick try, not for a good model."""
-    lm_steps: int = 1_000
+    lm_steps: int = 1_200
     """Training steps of the language model."""
     lm_snapshots: int = 14
     """Snapshots kept: steps 0, 1, 2, 4, ... 512, then evenly to the end."""
@@ -47,7 +47,7 @@ class QuickstartConfig:
     """Training steps of the crosscoder."""
     batch_size: int = 512
     """Tokens in a batch of the crosscoder's training."""
-    sparsity_coefficient: float = 0.05
+    sparsity_coefficient: float = 0.06
     """lambda: larger gives fewer active features and less explained variance."""
     seed: int = 0
     """Seed of everything."""
@@ -122,7 +122,14 @@ def train_model(config: QuickstartConfig, run: Run) -> None:
     from crosscoder.activations.tokens import TokenSet
     from crosscoder.quickstart.language_model import LanguageModelConfig, train_language_model
 
-    settings = LanguageModelConfig(steps=config.lm_steps, snapshots=config.lm_snapshots, seed=config.seed)
+    defaults = LanguageModelConfig()
+    settings = LanguageModelConfig(
+        steps=config.lm_steps,
+        snapshots=config.lm_snapshots,
+        warmup_steps=min(defaults.warmup_steps, config.lm_steps // 10),
+        short_steps=min(defaults.short_steps, config.lm_steps // 2),
+        seed=config.seed,
+    )
     tokens = TokenSet.load(run.tokens("language_model"))
     train_language_model(settings, tokens, run.path / "tokenizer", run.path / "language_model")
 
