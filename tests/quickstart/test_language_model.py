@@ -306,8 +306,8 @@ def test_the_first_block_begins_by_attending_to_near_tokens() -> None:
     ids = torch.randint(300, (64, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         near, flat = (attention.mean(0)[:, -1] for attention in model(ids, output_attentions=True).attentions)
-    assert (near[:, -4:].sum(1) > 0.8).all()
-    assert (flat[:, -4:].sum(1) < 0.3).all()
+    assert (near[:, -4:].sum(1) > 0.4).all()
+    assert (flat[:, -4:].sum(1) < 0.2).all()
 
 
 def test_the_seed_leaves_the_callers_generator_alone() -> None:

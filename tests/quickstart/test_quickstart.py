@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from crosscoder import Crosscoder, cli
 from crosscoder.runs import Run
 

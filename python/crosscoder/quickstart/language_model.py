@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from crosscoder import files
+from crosscoder.activations.snapshots import quiet_transformers
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.progress import Progress
@@ -282,16 +283,9 @@ def _start_queries_and_keys(config: LanguageModelConfig, model: Any) -> None:
 
 
 def _save_snapshot(model: Any, tokenizer_folder: Path, folder: Path) -> None:
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
+    quiet_transformers()
     with files.new_folder(folder) as temporary:
-        logging.disable_progress_bar()  # its bar for one small file would tear ours apart
-        try:
-            model.save_pretrained(temporary)
-        finally:
-            if bars:
-                logging.enable_progress_bar()
+        model.save_pretrained(temporary)
         for file in tokenizer_folder.iterdir():
             if file.is_file():
                 shutil.copyfile(file, temporary / file.name)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "crosscoder quickstart --out runs/quickstart"
 CONTEXT = 128
+SHARES = (0.89, 0.09, 0.02)
+"""Of the text, by whole documents: the language model's, the crosscoder's, held out (at least)."""
 LAYER = 0
 """The first of two blocks, the middle of the model: where the paper looks, too."""
 
@@ -43,7 +45,7 @@ class QuickstartConfig:
     """Snapshots kept: steps 0, 1, 2, 4, ... 512, then evenly to the end."""
     n_features: int = 2_048
     """F: size of the dictionary."""
-    train_steps: int = 1_000
+    train_steps: int = 900
     """Training steps of the crosscoder."""
     batch_size: int = 512
     """Tokens in a batch of the crosscoder's training."""
@@ -101,7 +103,7 @@ def make_tokens(config: QuickstartConfig, run: Run) -> None:
 
     source = run.path / "tokens" / "source.json"
     enough = min(MINIMUM_CHARACTERS, config.max_characters or MINIMUM_CHARACTERS)
-    split = split_documents(load_documents(config.text, enough, config.max_characters), config.seed)
+    split = split_documents(load_documents(config.text, enough, config.max_characters), config.seed, SHARES)
     parts = {"language_model": split.language_model, "train": split.train, "heldout": split.heldout}
     record = {"text": config.text, "parts": {name: documents_fingerprint(part) for name, part in parts.items()}}
     if source.exists():
