@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evolution.ngram_reference import counts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ngram_reference import counts_of
 from numpy.typing import NDArray
 
 from crosscoder.errors import ConfigError, DataError, NonFiniteError

@@ -84,7 +84,7 @@ def _notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"The language model is small and saw little text. {recipe['repeat_fraction']:.0%} of its first and "
             f"{recipe['late_repeat_fraction']:.0%} of its later training sequences were a window of real text said "
-            "again and again, and its heads start with random position biases: without, induction would not form so "
+            "again and again, and its heads begin by attending to near tokens: without, induction would not form so "
             "early."
         )
         notes.append(
