@@ -15,21 +15,22 @@ def crosscoder(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "crosscoder", *map(str, arguments)]
 
 
-def run(command: list[str]) -> None:
-    """Run to the end; fail with what it printed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+def run(command: list[str], folder: Path) -> None:
+    """Run to the end in `folder`; fail with what it printed."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def run_with_kills(command: list[str], kills: int, longest: float, seed: int, log: Path) -> int:
-    """Kill `command` `kills` times, each after a random time of at most `longest` seconds, then let it end.
+def run_with_kills(command: list[str], folder: Path, kills: int, longest: float, seed: int) -> int:
+    """Kill `command`, run in `folder`, `kills` times, each after a random time of at most `longest` seconds, then let it end.
 
     Returns how often it was killed: a run that ended before its time stops the series.
     """
     moments = random.Random(seed)
+    log = folder / "log"
     with log.open("w") as output:
         for done in range(kills):
-            process = subprocess.Popen(command, stdout=output, stderr=output)
+            process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
             until = time.monotonic() + moments.uniform(0.3, longest)
             while time.monotonic() < until and process.poll() is None:
                 time.sleep(0.01)
@@ -38,7 +39,7 @@ def run_with_kills(command: list[str], kills: int, longest: float, seed: int, lo
                 return done
             process.kill()
             process.wait()
-    run(command)
+    run(command, folder)
     return kills
 
 

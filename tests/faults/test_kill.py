@@ -23,15 +23,15 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_killed_twenty_times(tmp_path: Path) -> None:
     x = torch.randn(4000, 3, 32, generator=torch.Generator().manual_seed(0))
     for name in ("whole", "killed"):
-        ActivationStore.from_array(tmp_path / name / "activations" / "train", x, rows_per_shard=1500)
-    options = ["--n-features", 256, "--n-steps", 4000, "--batch-size", 256, "--lr", 1e-3, "--checkpoint-every", 20]
-    run(crosscoder("train", tmp_path / "whole", *options))
-    command = crosscoder("train", tmp_path / "killed", *options)
-    killed = run_with_kills(command, KILLS, 6.0, int(os.environ.get("KILL_SEED", "0")), tmp_path / "log")
-    whole = files_of(tmp_path / "whole", "crosscoder/*")
-    assert whole and whole == files_of(tmp_path / "killed", "crosscoder/*")
+        ActivationStore.from_array(tmp_path / name / "run" / "activations" / "train", x, rows_per_shard=1500)
+    options = ["--n-features", 256, "--n-steps", 4000, "--batch-size", 256, "--lr", 1e-3, "--checkpoint-every", 25]
+    command = crosscoder("train", "run", *options)
+    run(command, tmp_path / "whole")
+    killed = run_with_kills(command, tmp_path / "killed", KILLS, 6.0, int(os.environ.get("KILL_SEED", "0")))
+    whole = files_of(tmp_path / "whole" / "run", "crosscoder/*")
+    assert whole and whole == files_of(tmp_path / "killed" / "run", "crosscoder/*")
     rows = [
-        [json.loads(line) for line in (tmp_path / name / "training" / "metrics.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (tmp_path / name / "run" / "training" / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "killed")
     ]
     for row in rows[0] + rows[1]:
@@ -46,12 +46,14 @@ def test_quickstart_killed_twenty_times(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     options = ["--max-characters", 400_000, "--lm-steps", 60, "--lm-snapshots", 8, "--n-features", 128]
     options += ["--train-steps", 120, "--batch-size", 128]
-    run(crosscoder("quickstart", "--out", tmp_path / "whole", *options))
-    command = crosscoder("quickstart", "--out", tmp_path / "killed", *options)
-    killed = run_with_kills(command, KILLS, 12.0, int(os.environ.get("KILL_SEED", "1")), tmp_path / "log")
+    command = crosscoder("quickstart", "--out", "run", *options)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    run(command, tmp_path / "whole")
+    killed = run_with_kills(command, tmp_path / "killed", KILLS, 10.0, int(os.environ.get("KILL_SEED", "1")))
     patterns = ["crosscoder/*", "language_model/step*/model.safetensors", "tokens/*/*.npy", "evolution/*.npz"]
     patterns += ["activations/*/shard-*/*.seg", "report.html", "figures/*.csv"]
-    whole, other = files_of(tmp_path / "whole", *patterns), files_of(tmp_path / "killed", *patterns)
+    whole, other = files_of(tmp_path / "whole" / "run", *patterns), files_of(tmp_path / "killed" / "run", *patterns)
     assert len(whole) > 30 and whole.keys() == other.keys()
     assert [name for name in whole if whole[name] != other[name]] == []
     print(f"killed {killed} times")
