@@ -22,9 +22,9 @@ def run(command: list[str], folder: Path) -> None:
 
 
 def run_with_kills(command: list[str], folder: Path, kills: int, longest: float, seed: int) -> int:
-    """Kill `command`, run in `folder`, `kills` times, each after a random time of at most `longest` seconds, then let it end.
+    """Kill `command`, run in `folder`, `kills` times, each after a random time of at most `longest` seconds.
 
-    Returns how often it was killed: a run that ended before its time stops the series.
+    Then let it end. Returns how often it was killed: a run that ended before its time stops the series.
     """
     moments = random.Random(seed)
     log = folder / "log"
