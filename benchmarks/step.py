@@ -39,7 +39,8 @@ def main() -> None:
     x = torch.randn(B, K, D)
     with torch.no_grad():
         h = model.preactivations(x)
-        model.b_enc -= h.kthvalue(F - options.active, dim=1).values.mean()
+        cut = model.threshold / model.decoder_norms().amax(dim=1)
+        model.b_enc += cut - h.kthvalue(F - options.active, dim=1).values.mean()
         weight = model.W_enc.detach().flatten(1).T.contiguous()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
