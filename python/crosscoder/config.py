@@ -1,4 +1,4 @@
-"""What a crosscoder is and how it is trained, as two dataclasses. Torch-free, so that `--help` stays fast."""
+"""What a crosscoder is, how it is trained and studied, as dataclasses. Torch-free, so that `--help` stays fast."""
 
 from __future__ import annotations
 
@@ -181,3 +181,19 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What the definitions of the analyses leave open."""
+
+    tau: float = 0.3
+    """A feature is present at a snapshot where its decoder norm is above tau times its own maximum."""
+    contexts: int = 8
+    """Contexts kept for each feature."""
+    neighbours: int = 8
+    """Neighbours kept for each feature."""
+    induction_length: int = 50
+    """Random tokens in a sequence that is repeated once, to measure induction."""
+    seed: int = 0
+    """Seed of bootstrap, nulls and random sequences."""

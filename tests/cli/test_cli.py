@@ -172,6 +172,18 @@ def test_errors_name_the_thing_and_the_remedy(
     assert "segments of snapshot1 are missing" in error(capsys)
 
 
+def test_a_report_names_the_verb_that_is_missing(activations: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("report", activations) == 3
+    assert "run first: crosscoder train" in error(capsys)
+    assert run("train", activations, *FAST) == 0
+    assert run("report", activations) == 3
+    assert "run first: crosscoder eval" in error(capsys)
+    assert run("eval", activations) == 0
+    (activations / "config" / "evolve.yaml").write_text("run: x\n")  # begun, and killed before there were results
+    assert run("report", activations) == 3
+    assert "run first: crosscoder evolve" in error(capsys)
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("eval", tmp_path / "nothing", "--debug") == 3
     assert "Traceback" in capsys.readouterr().err

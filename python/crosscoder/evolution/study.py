@@ -22,6 +22,7 @@ from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.code import SparseCode
+from crosscoder.config import StudySettings
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution.dimensionality import feature_dimensionality
 from crosscoder.evolution.examples import collect_examples, contexts
@@ -42,22 +43,6 @@ from crosscoder.progress import Progress
 from crosscoder.runs import Run
 
 Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class StudySettings:
-    """What the definitions leave open."""
-
-    tau: float = 0.3
-    """A feature is present at a snapshot where its decoder norm is above tau times its own maximum."""
-    contexts: int = 8
-    """Contexts kept for each feature."""
-    neighbours: int = 8
-    """Neighbours kept for each feature."""
-    induction_length: int = 50
-    """Random tokens in a sequence that is repeated once."""
-    seed: int = 0
-    """Seed of bootstrap, nulls and random sequences."""
 
 
 class Study:
@@ -113,6 +98,8 @@ class Study:
         if path.exists() and described.exists() and read_json(described).get("of") == record["of"]:
             return load_arrays(path)
         arrays = flatten(ANALYSES[name].compute(self))
+        # Without its record first: a kill between the two writes must not leave new arrays under an old description.
+        described.unlink(missing_ok=True)
         save_arrays(path, arrays)
         write_json(described, record)
         return load_arrays(path)

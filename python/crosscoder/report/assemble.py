@@ -8,26 +8,33 @@ from typing import Any
 import numpy as np
 
 from crosscoder.activations.tokens import TokenSet
+from crosscoder.configfile import read_config
+from crosscoder.errors import DataError
 from crosscoder.evolution.strength import KIND_NAMES
-from crosscoder.evolution.study import Arrays, Study, StudySettings
+from crosscoder.evolution.study import Arrays, Study
 from crosscoder.files import read_json
 from crosscoder.report.data import Contexts, Cosines, Fact, Features, Figures, PageData, TurningPoint
 from crosscoder.report.findings import findings
 from crosscoder.report.text import byte_level_text
 from crosscoder.runs import Run
+from crosscoder.verbs.evolve import EvolveConfig
+
+NEEDED = {
+    "train": {"dead_fraction", "n_train_tokens"},
+    "eval": {"explained_variance", "l0", "n_heldout_tokens"},
+    "evolve": {"features_by_kind", "presence_threshold", "model_loss", "bigram_entropy", "induction_gap"},
+}
+"""The figures of `summary.json` that the page rests on, by the verb that writes them."""
 
 
 def assemble(run: Run) -> PageData:
     """The page of a run. Raises `DataError` with the remedy where a result is missing."""
-    import yaml
-
-    run.require(run.evolution, f"analyse the run first: crosscoder evolve {run.path}")
     summary = run.summary()
-    if "explained_variance" not in summary:
-        run.require(run.path / "config" / "eval.yaml", f"evaluate the run first: crosscoder eval {run.path}")
-    evolve = yaml.safe_load((run.path / "config" / "evolve.yaml").read_text())
-    settings = {name: evolve[name] for name in StudySettings.__dataclass_fields__}
-    study = Study(run, StudySettings(**settings))
+    for verb, figures in NEEDED.items():
+        if not figures <= summary.keys():
+            raise DataError(f"{run.path} lacks results; run first: crosscoder {verb} {run.path}")
+    evolve = read_config(run.path / "config" / "evolve.yaml", EvolveConfig)
+    study = Study(run, evolve.study)
     names = ("examples", "life", "rotation", "dimensionality", "neighbours", "ngrams", "induction")
     results = {name: study.result(name) for name in names}
     source = read_json(run.activations("train") / "manifest.json")["source"]

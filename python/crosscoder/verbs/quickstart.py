@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crosscoder.config import CrosscoderOptions, TrainConfig
+from crosscoder.config import CrosscoderOptions, StudySettings, TrainConfig
 from crosscoder.errors import ConfigError
 from crosscoder.verbs import collect, eval, evolve, report, train
 
@@ -79,7 +79,7 @@ def run(config: QuickstartConfig) -> int:
         "collect": lambda: collect.run(collect.CollectConfig(run.path, str(model), LAYER, seed=config.seed)),
         "train": lambda: train.run(train.TrainVerbConfig(run.path, config.n_features, CrosscoderOptions(), training)),
         "eval": lambda: eval.run(eval.EvalConfig(run.path)),
-        "evolve": lambda: evolve.run(evolve.EvolveConfig(run.path, seed=config.seed)),
+        "evolve": lambda: evolve.run(evolve.EvolveConfig(run.path, study=StudySettings(seed=config.seed))),
         "report": lambda: report.run(report.ReportConfig(run.path)),
     }
     for name, stage in stages.items():
