@@ -1,0 +1,69 @@
+"""What a training step takes and gives, whoever computes it.
+
+Letters: B tokens, K snapshots, D width of one activation, F features, N pairs (token, feature).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from crosscoder.model import LossTerms
+from crosscoder.train.state import AdamState
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What differs from one step to the next."""
+
+    number: int
+    """Steps done before this one; Adam's t is one more."""
+    lr: float
+    """Learning rate of the weights and biases."""
+    threshold_lr: float
+    """Learning rate of log_threshold."""
+    sparsity_coefficient: float
+    """lambda."""
+    preactivation_coefficient: float
+    """lambda_P."""
+    seed: int
+    """Of everything random in this step: the tokens of threshold_mode "sampled", stochastic rounding."""
+
+
+@dataclass(frozen=True)
+class StepStatistics:
+    """What one batch gives, before the update: its loss and the figures that the metrics are made of."""
+
+    loss: LossTerms
+    residual_BKD: Tensor
+    """x^ - x."""
+    open_K: Tensor
+    """(K,) int64: open gates at each snapshot, over all tokens and features."""
+    fired_F: Tensor
+    """(F,) int64: tokens on which the feature was on at one snapshot or more."""
+    smallest_score: Tensor | None = None
+    """(): BatchTopK's smallest score kept."""
+    gradient_norm: Tensor | None = None
+    """(): Euclidean norm of the whole gradient, where it is clipped."""
+    candidate_recall: Tensor | None = None
+    """(): share of the active pairs of a few audited tokens that the int8 candidates had found."""
+
+
+class Engine(Protocol):
+    """Computes steps for one crosscoder, in place: its parameters and `state`."""
+
+    name: str
+    """"reference", "native" or "triton"."""
+    state: AdamState
+
+    def step(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:
+        """Loss, gradients and update for one batch.
+
+        Where the loss is not finite, parameters and state are left as they were; the caller finds out from the
+        statistics. Raises `DataError` on a wrong shape.
+        """
+
+    def parameters_changed(self) -> None:
+        """Somebody else wrote the parameters: forget what was derived from them."""
