@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings.hpp"
 #include "checksum.hpp"
 #include "convert.hpp"
 #include "cpu_features.hpp"
@@ -254,6 +255,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           "Levels that this CPU can run, lowest first.");
     m.def("cpu_features", [] { return features_as_dict(detect_cpu_features()); },
           "CPU features by name; true only where the operating system supports them too.");
+
+    bind_step(m);
 
     m.def("gather_rows", &bind_gather_rows, py::arg("source"), py::arg("index"), py::arg("scale"), py::arg("out"),
           py::arg("snapshot"), py::arg("dtype"), py::arg("n_threads") = 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -139,12 +140,19 @@ class TrainConfig:
     """A feature that has not fired for so many tokens counts as dead in the metrics."""
     seed: int = 0
     """Seed of everything random in training: initialisation, batches, revival, sampling."""
-    backend: Literal["auto", "reference"] = "auto"
-    """Which implementation computes the step."""
-    optimizer_mode: Literal["exact"] = "exact"
-    """"exact": every parameter takes an Adam step at every step."""
-    state: Literal["fp32"] = "fp32"
-    """Precision of weights and optimiser state: "fp32", 16 bytes a parameter with gradients."""
+    backend: Literal["auto", "reference", "native", "triton"] = "auto"
+    """What computes the step: dense torch ("reference"), C++ on a CPU ("native"), Triton on a GPU ("triton"), or the
+    fastest that fits the weights ("auto")."""
+    optimizer_mode: Literal["lazy", "exact"] = "lazy"
+    """"lazy": Adam on the rows of the features that fired, the others wait (their moments decay meanwhile); "exact":
+    torch.optim.Adam's step on every parameter at every step."""
+    state: Literal["fp32", "low-memory"] = "fp32"
+    """Weights and Adam's moments: "fp32", 12 bytes a parameter and 2 for the products; "low-memory", 4 bytes: bf16
+    weights with stochastic rounding, 8-bit moments."""
+    clip_norm: float | None = None
+    """The gradient is scaled down to this Euclidean norm where it is larger."""
+    decoder_norm_limit: float | None = None
+    """After each update a feature's largest decoder norm is at most this."""
     checkpoint_every: int = 250
     """Steps between two checkpoints."""
     log_every: int = 10
@@ -169,15 +177,13 @@ class TrainConfig:
         for name in ("cooldown_fraction", "sparsity_warmup_fraction"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} must be between 0 and 1, not {value}")
-        for name in ("revival", "backend", "optimizer_mode", "state"):
-            annotation = {
-                "revival": ("residual", "none"),
-                "backend": ("auto", "reference"),
-                "optimizer_mode": ("exact",),
-                "state": ("fp32",),
-            }[name]
+        for name in ("clip_norm", "decoder_norm_limit"):
             value = getattr(self, name)
-            _require(value in annotation, f"{name} must be one of {', '.join(annotation)}, not {value!r}")
+            _require(value is None or (math.isfinite(value) and value > 0), f"{name} must be positive, not {value}")
+        for name in ("revival", "backend", "optimizer_mode", "state"):
+            allowed = typing.get_args(typing.get_type_hints(TrainConfig)[name])
+            value = getattr(self, name)
+            _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -13,13 +13,20 @@ import torch
 from torch import Tensor
 
 from crosscoder.code import SparseCode
+from crosscoder.kernels.batch import column_sums, squared_distances
 
 
 def batch_explained_variance(x_BKD: Tensor, residual_BKD: Tensor) -> tuple[Tensor, Tensor]:
     """Both explained variances (K,) of one batch, around the batch's own mean."""
-    total_BK = (x_BKD - x_BKD.mean(dim=0)).square().sum(dim=2)
-    error_BK = residual_BKD.square().sum(dim=2)
-    tiny = torch.finfo(x_BKD.dtype).tiny
+    if x_BKD.device.type == "cpu" and x_BKD.dtype == residual_BKD.dtype == torch.float32 and len(x_BKD):
+        x_BKD = x_BKD.contiguous()
+        mean_KD = column_sums(x_BKD.flatten(1)).view(x_BKD.shape[1:]) / len(x_BKD)
+        total_BK = squared_distances(x_BKD, mean_KD)
+        error_BK = squared_distances(residual_BKD, torch.zeros_like(mean_KD))
+    else:
+        total_BK = (x_BKD - x_BKD.mean(dim=0)).square().sum(dim=2)
+        error_BK = residual_BKD.square().sum(dim=2)
+    tiny = torch.finfo(error_BK.dtype).tiny
     pooled_K = 1 - error_BK.sum(dim=0) / total_BK.sum(dim=0).clamp_min(tiny)
     return pooled_K, (1 - error_BK / total_BK.clamp_min(tiny)).mean(dim=0)
 

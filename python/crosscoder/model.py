@@ -15,30 +15,18 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from crosscoder import weights
+from crosscoder import native_model, weights
 from crosscoder.code import SparseCode
 from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
+from crosscoder.kernels import choose_backend
 from crosscoder.kernels.decode.reference import decode as reference_decode
 from crosscoder.kernels.encode import reference as encode_reference
+from crosscoder.kernels.encode.rows import EncoderRows
 from crosscoder.kernels.threshold.reference import sample_tokens, threshold_gradient
-from crosscoder.penalty import Penalty
+from crosscoder.penalty import LossTerms, Penalty
 
 BATCH_THRESHOLD_DECAY = 0.99
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """The loss of one batch and its parts, each a mean over tokens and snapshots (docs/method.md, section 2)."""
-
-    total: Tensor
-    """(): what is minimised."""
-    reconstruction: Tensor
-    """(): 1/(BK) sum of squared errors."""
-    sparsity: Tensor
-    """(): lambda times the penalty."""
-    preactivation: Tensor
-    """(): lambda_P times the mean of relu(theta - h) n."""
 
 
 class Crosscoder(nn.Module, PyTorchModelHubMixin):
@@ -78,6 +66,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         self.log_threshold = nn.Parameter(theta.log(), requires_grad=not config.selects_by_rank)
         self.register_buffer("snapshot_scale", torch.ones(shape[1]))
         self.register_buffer("batch_threshold", torch.zeros(()))
+        self.derived_rows: EncoderRows | None = None
+        """What the CPU kernels keep in step with the weights; made when first needed."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Crosscoder:
         log_threshold = self.log_threshold.detach()
@@ -94,12 +84,13 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         return self.log_threshold.exp()
 
     def decoder_norms(self) -> Tensor:
-        """n (F, K): a feature's strength at each snapshot, in units of scaled activations."""
-        norms_FK: Tensor = torch.linalg.vector_norm(self.W_dec, dim=2) * self.snapshot_scale
+        """n (F, K): a feature's strength at each snapshot, in units of scaled activations; at least float32."""
+        dtype = torch.promote_types(self.W_dec.dtype, torch.float32)
+        norms_FK: Tensor = torch.linalg.vector_norm(self.W_dec, dim=2, dtype=dtype) * self.snapshot_scale
         return norms_FK
 
     def check_input(self, x_BKD: Tensor) -> Tensor:
-        """`x_BKD` in the weights' dtype and on their device. Raises `DataError` if it is not (B, K, D)."""
+        """`x_BKD` in the weights' dtype, at least float32, on their device. Raises `DataError` if it is not (B, K, D)."""
         expected = (self.config.n_snapshots, self.config.d_model)
         if x_BKD.ndim != 3 or x_BKD.shape[1:] != expected:
             raise DataError(
@@ -108,13 +99,14 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
             )
         if not x_BKD.is_floating_point():
             raise DataError(f"activations must be floating point, not {x_BKD.dtype}")
-        return x_BKD.to(self.W_enc)
+        return x_BKD.to(self.W_enc.device, torch.promote_types(self.W_enc.dtype, torch.float32))
 
     def preactivations(self, x_BKD: Tensor) -> Tensor:
-        """h (B, F)."""
-        return encode_reference.preactivations(self.check_input(x_BKD), self.W_enc, self.b_enc)
+        """h (B, F), densely."""
+        x_BKD = self.check_input(x_BKD)
+        return encode_reference.preactivations(x_BKD, self.W_enc.to(x_BKD.dtype), self.b_enc.to(x_BKD.dtype))
 
-    def _ranked(self, h_BF: Tensor, norms_FK: Tensor) -> tuple[Tensor, Tensor | None]:
+    def ranked_gates(self, h_BF: Tensor, norms_FK: Tensor) -> tuple[Tensor, Tensor | None]:
         """Gates (B, F) of TopK or BatchTopK, and for BatchTopK in training the smallest score kept, ()."""
         top_k = cast(int, self.config.top_k)
         if self.config.gate == "topk":
@@ -123,31 +115,46 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
             return encode_reference.batchtopk_gates(h_BF, norms_FK, top_k)
         return encode_reference.threshold_gates(h_BF, norms_FK, self.batch_threshold), None
 
-    def code_of(self, h_BF: Tensor, norms_FK: Tensor) -> tuple[SparseCode, Tensor | None]:
-        """The code of preactivations h; for BatchTopK in training also the smallest score kept, ()."""
+    @torch.no_grad()
+    def encode(self, x_BKD: Tensor, *, backend: str = "auto") -> SparseCode:
+        """The sparse code of B tokens.
+
+        `backend`: "reference" (dense torch), "native" (C++, on a CPU), "triton" (on a GPU), or the fastest that fits
+        ("auto"). Raises `DataError` on a wrong shape, `ConfigError` for a backend that does not fit.
+        """
+        x_BKD = self.check_input(x_BKD)
+        match choose_backend(backend, self.W_enc):
+            case "native":
+                return native_model.encode(self, x_BKD)[0]
+            case "triton":
+                from crosscoder.kernels.encode import triton as encode_triton
+
+                return encode_triton.encode_model(self, x_BKD)
+        h_BF, norms_FK = self.preactivations(x_BKD), self.decoder_norms()
         if self.config.selects_by_rank:
-            open_BF, smallest = self._ranked(h_BF, norms_FK)
-            return encode_reference.ranked_code(h_BF, open_BF, self.config.n_snapshots), smallest
-        shared = self.config.gate == "shared"
-        return encode_reference.jumprelu_code(h_BF, norms_FK, self.threshold, shared=shared), None
+            open_BF, _ = self.ranked_gates(h_BF, norms_FK)
+            return encode_reference.ranked_code(h_BF, open_BF, self.config.n_snapshots)
+        return encode_reference.jumprelu_code(h_BF, norms_FK, self.threshold, shared=self.config.gate == "shared")
 
     @torch.no_grad()
-    def encode(self, x_BKD: Tensor) -> SparseCode:
-        """The sparse code of B tokens. Raises `DataError` on a wrong shape."""
-        return self.code_of(self.preactivations(x_BKD), self.decoder_norms())[0]
-
-    @torch.no_grad()
-    def decode(self, code: SparseCode) -> Tensor:
+    def decode(self, code: SparseCode, *, backend: str = "auto") -> Tensor:
         """The reconstruction (B, K, D) of a sparse code. Raises `DataError` if the code is of another crosscoder."""
         if (code.n_snapshots, code.n_features) != (self.config.n_snapshots, self.config.n_features):
             raise DataError(
                 f"a code of {code.n_snapshots} snapshots and {code.n_features} features does not fit a crosscoder "
                 f"of {self.config.n_snapshots} and {self.config.n_features}"
             )
-        return reference_decode(code, self.W_dec, self.b_dec)
+        match choose_backend(backend, self.W_enc):
+            case "native":
+                return native_model.decode(self, code)
+            case "triton":
+                from crosscoder.kernels.decode import triton as decode_triton
+
+                return decode_triton.decode(code, self.W_dec, self.b_dec)
+        return reference_decode(code, self.W_dec.to(code.values.dtype), self.b_dec.to(code.values.dtype))
 
     def forward(self, x_BKD: Tensor) -> Tensor:
-        """The reconstruction (B, K, D) of activations (B, K, D); differentiable."""
+        """The reconstruction (B, K, D) of activations (B, K, D); differentiable, densely."""
         x_BKD = self.check_input(x_BKD)
         f_BKF, _, _ = self._activations(x_BKD, generator=None)
         return self._reconstruct(f_BKF)
@@ -161,14 +168,19 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         sparsity_coefficient: float = 0.3,
         preactivation_coefficient: float = 0.0,
         generator: torch.Generator | None = None,
+        backend: str = "auto",
     ) -> LossTerms:
-        """The loss of a batch, differentiable in every parameter by autograd: `model.loss(x).total.backward()`.
+        """The loss of a batch: `model.loss(x).total.backward()` gives every parameter its gradient.
 
-        This dense definition is what every faster step is compared with. `generator` draws the tokens of
-        threshold_mode "sampled". Raises `ConfigError` for a folded crosscoder.
+        With `backend` "reference" it is the dense definition, differentiated by autograd: what every faster step is
+        compared with. "native" computes loss and gradients at once from the sparse code; only `total` has a
+        gradient then, and only in the parameters. "auto" is "native" on a CPU in float32 or bfloat16. `generator`
+        draws the tokens of threshold_mode "sampled". Raises `ConfigError` for a folded crosscoder.
         """
         self.require_trainable(preactivation_coefficient)
         x_BKD = self.check_input(x_BKD)
+        if choose_backend(backend, self.W_enc) == "native":
+            return native_model.loss(self, x_BKD, sparsity_coefficient, preactivation_coefficient, generator)
         penalty = Penalty.of(self.config)
         f_BKF, h_BF, norms_FK = self._activations(x_BKD, generator)
         terms = max(1, x_BKD.shape[0] * x_BKD.shape[1])
@@ -195,7 +207,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         self.batch_threshold.copy_(torch.where(start, smallest, mean))
 
     def _activations(self, x_BKD: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        h_BF = encode_reference.preactivations(x_BKD, self.W_enc, self.b_enc)
+        h_BF = self.preactivations(x_BKD)
         norms_FK = self.decoder_norms()
         gates_BKF = self._dense_gates(h_BF.detach(), norms_FK.detach())
         f_BKF = _Gated.apply(h_BF, norms_FK.detach(), self.log_threshold, gates_BKF, self.config, generator)  # type: ignore[no-untyped-call]
@@ -206,13 +218,14 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         if not self.config.selects_by_rank:
             shared = self.config.gate == "shared"
             return encode_reference.jumprelu_gates(h_BF, norms_FK, self.threshold.detach(), shared=shared)
-        open_BF, smallest = self._ranked(h_BF, norms_FK)
+        open_BF, smallest = self.ranked_gates(h_BF, norms_FK)
         if smallest is not None:
             self.update_batch_threshold(smallest)
         return encode_reference.for_all_snapshots(open_BF, self.config.n_snapshots)
 
     def _reconstruct(self, f_BKF: Tensor) -> Tensor:
-        return torch.einsum("bkf,fkd->bkd", f_BKF, self.W_dec) + self.b_dec
+        dtype = f_BKF.dtype
+        return torch.einsum("bkf,fkd->bkd", f_BKF, self.W_dec.to(dtype)) + self.b_dec.to(dtype)
 
     # ------------------------------------------------------------------------------------------- scales
 

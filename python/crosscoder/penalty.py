@@ -1,4 +1,4 @@
-"""The sparsity penalties, in one form: l_s = lambda * total(p), p_f = mean over (b, k) of activity(f_b,f,k n_f,k).
+"""The loss's terms, and the sparsity penalties in one form: l_s = lambda * total(p), p_f = mean over (b, k) of activity(f_b,f,k n_f,k).
 
 Source: docs/method.md, section 2. "tanh-quad" is what the paper's code trains with.
 """
@@ -10,6 +10,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from crosscoder.config import CrosscoderConfig
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The loss of one batch and its parts, each a mean over tokens and snapshots (docs/method.md, section 2)."""
+
+    total: Tensor
+    """(): what is minimised."""
+    reconstruction: Tensor
+    """(): 1/(BK) sum of squared errors."""
+    sparsity: Tensor
+    """(): lambda times the penalty."""
+    preactivation: Tensor
+    """(): lambda_P times the mean of relu(theta - h) n."""
 
 
 @dataclass(frozen=True)

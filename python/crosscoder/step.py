@@ -1,9 +1,10 @@
-"""Loss and gradients of one batch in closed form, without autograd (docs/method.md, section 3).
+"""Loss and gradients of one batch in closed form, without autograd (docs/method.md, section 3): the dense path.
 
-The dense path: it goes through the snapshots one at a time, so that what is dense is only ever (B, F), small enough
-to stay in a cache, and never (B, K, F). It works at any density and in any floating dtype.
+It goes through the features tile by tile and through the snapshots one at a time, so that beside h (B, F) nothing larger
+than (B, tile) or a tile's own gradients exists. It works at any density, on any device and in any floating dtype: the
+reference of the sparse paths, and what they fall back to where most features are active.
 
-Letters: B tokens, K snapshots, D width of one activation, F features, N pairs with an open gate.
+Letters: B tokens, K snapshots, D width of one activation, F features, T features of a tile.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import torch
 from torch import Tensor
 
 from crosscoder.kernels.threshold.reference import sample_tokens
-from crosscoder.model import Crosscoder, LossTerms
-from crosscoder.penalty import Penalty
+from crosscoder.model import Crosscoder
+from crosscoder.penalty import LossTerms, Penalty
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """The loss's gradient in each parameter, in the parameter's shape."""
+    """The loss's gradient in each parameter, in the parameter's shape; of a tile: of its features."""
 
     W_enc: Tensor
     W_dec: Tensor
@@ -50,7 +51,152 @@ class StepResult:
     """(): BatchTopK's smallest score kept."""
 
 
-@torch.no_grad()
+class DensePass:
+    """One batch: the loss at once, then the gradients of one tile of features after the other.
+
+    `generator` draws the tokens of threshold_mode "sampled". Raises `DataError` on a wrong shape, `ConfigError` for
+    a folded crosscoder.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: Crosscoder,
+        x_BKD: Tensor,
+        *,
+        sparsity_coefficient: float,
+        preactivation_coefficient: float = 0.0,
+        generator: torch.Generator | None = None,
+        tile: int | None = None,
+    ) -> None:
+        model.require_trainable(preactivation_coefficient)
+        config = model.config
+        F = config.n_features
+        self._model, self._penalty = model, Penalty.of(config)
+        # bf16 and fp16 weights are widened tile by tile: sums in 16 bits would be of no use.
+        self._dtype = dtype = torch.promote_types(model.W_enc.dtype, torch.float32)
+        self._x_BKD = x_BKD = model.check_input(x_BKD).to(dtype)
+        B, K, _ = x_BKD.shape
+        self._terms = terms = max(1, B * K)
+        size = tile or F
+        self._tiles = [slice(first, min(first + size, F)) for first in range(0, F, size)]
+        self._theta_F = model.threshold.to(dtype)
+        norms = [torch.linalg.vector_norm(model.W_dec[t].to(dtype), dim=2) for t in self._tiles]
+        self._norms_FK = norms_FK = torch.cat(norms)
+        self._pre_weight = preactivation_coefficient / terms
+        self._tokens, self._sample_factor = None, 1.0
+        if config.threshold_mode == "sampled" and not config.selects_by_rank:
+            tokens, self._sample_factor = sample_tokens(B, config.threshold_sample, generator)
+            self._tokens = tokens.to(x_BKD.device)
+
+        flat_BC = x_BKD.flatten(1)
+        self._h = [
+            torch.addmm(model.b_enc[t].to(dtype), flat_BC, model.W_enc[t].flatten(1).to(dtype).T) for t in self._tiles
+        ]
+        self._ranked: list[Tensor] | None = None
+        self.smallest_score: Tensor | None = None
+        if config.selects_by_rank:
+            open_BF, self.smallest_score = model.ranked_gates(torch.cat(self._h, dim=1), norms_FK)
+            self._ranked = [open_BF[:, t] for t in self._tiles]
+
+        self.open_K = torch.zeros(K, dtype=torch.int64, device=x_BKD.device)
+        fired, activity = [], []
+        self.residual_BKD = model.b_dec.to(dtype) - x_BKD
+        for i, t in enumerate(self._tiles):
+            any_BT = torch.zeros_like(self._h[i], dtype=torch.bool)
+            p_T = torch.zeros_like(self._theta_F[t])
+            for k in range(K):
+                open_BT, f_BT = self._activations(i, k)
+                any_BT |= open_BT
+                self.open_K[k] += open_BT.sum()
+                p_T += self._penalty.activity(f_BT * norms_FK[t, k]).mul_(open_BT).sum(dim=0)
+                self.residual_BKD[:, k] += f_BT @ model.W_dec[t, k].to(dtype)
+            fired.append(any_BT.sum(dim=0))
+            activity.append(p_T)
+        self.fired_F = torch.cat(fired)
+        """(F,) int64."""
+        p_F = torch.cat(activity) / terms
+        self._weight_F = sparsity_coefficient * self._penalty.total_slope(p_F) / terms
+        self._g_BKD = self.residual_BKD * (2 / terms)
+
+        reconstruction = self.residual_BKD.square().sum() / terms
+        sparsity = sparsity_coefficient * self._penalty.total(p_F)
+        preactivation = reconstruction.new_zeros(())
+        if preactivation_coefficient:
+            gap_F = torch.cat([(self._theta_F[t] - h).relu().sum(dim=0) for t, h in zip(self._tiles, self._h, strict=True)])
+            preactivation = self._pre_weight * (gap_F @ norms_FK.sum(dim=1))
+        total = reconstruction + sparsity + preactivation
+        self.loss = LossTerms(total, reconstruction, sparsity, preactivation)
+        self.db_dec_KD = self._g_BKD.sum(dim=0)
+
+    def _activations(self, i: int, k: int) -> tuple[Tensor, Tensor]:
+        """Open gates (B, T) bool and activations (B, T) of tile i at snapshot k."""
+        t, h_BT = self._tiles[i], self._h[i]
+        if self._ranked is not None:
+            open_BT = self._ranked[i]
+        elif self._model.config.gate == "shared":
+            open_BT = h_BT > self._theta_F[t]
+        else:
+            open_BT = h_BT * self._norms_FK[t, k] > self._theta_F[t]
+        return open_BT, torch.where(open_BT, h_BT, 0.0)
+
+    @torch.no_grad()
+    def gradients(self) -> Iterator[tuple[slice, Gradients]]:
+        """Tile by tile: its features, and the gradients of their parameters (b_dec's is the batch's every time)."""
+        for i, t in enumerate(self._tiles):
+            yield t, self._tile_gradients(i)
+
+    def _tile_gradients(self, i: int) -> Gradients:
+        t, h_BT, penalty = self._tiles[i], self._h[i], self._penalty
+        config, norms_TK, theta_T, weight_T = (
+            self._model.config,
+            self._norms_FK[self._tiles[i]],
+            self._theta_F[self._tiles[i]],
+            self._weight_F[self._tiles[i]],
+        )
+        W_dec_TKD = self._model.W_dec[t].to(self._dtype)
+        dW_dec_TKD = torch.empty_like(W_dec_TKD)
+        dn_TK = torch.empty_like(norms_TK)
+        dh_BT = torch.zeros_like(h_BT)
+        dlog_threshold_T = torch.zeros_like(theta_T)
+        positive_BT = h_BT > 0
+        for k in range(config.n_snapshots):
+            open_BT, f_BT = self._activations(i, k)
+            g_BD = self._g_BKD[:, k]
+            slope_BT = penalty.activity_slope(f_BT * norms_TK[:, k])
+            dW_dec_TKD[:, k] = f_BT.T @ g_BD
+            dn_TK[:, k] = weight_T * (f_BT * slope_BT).sum(dim=0)
+            df_BT = torch.addmm(weight_T * norms_TK[:, k] * slope_BT, g_BD, W_dec_TKD[:, k].T)
+            dh_BT += torch.where(open_BT, df_BT, 0.0)
+            if not config.selects_by_rank:
+                dlog_threshold_T += self._sample_factor * _threshold_gradient(
+                    h_BT,
+                    positive_BT,
+                    norms_TK[:, k],
+                    theta_T,
+                    df_BT,
+                    self._tokens,
+                    config.threshold_window,
+                    config.gate,
+                )
+        if self._pre_weight:
+            below_BT = h_BT < theta_T
+            gap_T = torch.where(below_BT, theta_T - h_BT, 0.0).sum(dim=0)
+            norm_sum_T = norms_TK.sum(dim=1)
+            dh_BT -= below_BT * (self._pre_weight * norm_sum_T)
+            dlog_threshold_T += (self._pre_weight * theta_T * norm_sum_T) * below_BT.sum(dim=0)
+            dn_TK += self._pre_weight * gap_T[:, None]
+        # dl/dn times W / n, 0 where the norm is exactly 0.
+        dW_dec_TKD += (dn_TK / torch.where(norms_TK > 0, norms_TK, 1.0))[:, :, None] * W_dec_TKD
+        return Gradients(
+            W_enc=(dh_BT.T @ self._x_BKD.flatten(1)).view_as(dW_dec_TKD),
+            W_dec=dW_dec_TKD,
+            b_enc=dh_BT.sum(dim=0),
+            b_dec=self.db_dec_KD,
+            log_threshold=dlog_threshold_T,
+        )
+
+
 def loss_and_gradients(
     model: Crosscoder,
     x_BKD: Tensor,
@@ -59,113 +205,40 @@ def loss_and_gradients(
     preactivation_coefficient: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> StepResult:
-    """The same loss as `model.loss` and its gradient in every parameter.
-
-    `generator` draws the tokens of threshold_mode "sampled". Raises `DataError` on a wrong shape, `ConfigError` for
-    a folded crosscoder.
-    """
-    model.require_trainable(preactivation_coefficient)
-    config, penalty = model.config, Penalty.of(model.config)
-    x_BKD = model.check_input(x_BKD)
-    B, K, _ = x_BKD.shape
-    terms = max(1, B * K)
-    W_dec_FKD, norms_FK, theta_F = model.W_dec, model.decoder_norms(), model.threshold
-    norms_KF = norms_FK.T.contiguous()
-    h_BF = model.preactivations(x_BKD)
-    # The pairs: everything of the penalty and of the encoder's gradient lives on them alone.
-    code, smallest = model.code_of(h_BF, norms_FK)
-    feature_N, open_NK = code.features.long(), code.open_gates()
-    flat_N = code.rows() * h_BF.shape[1] + feature_N
-    f_NK = torch.where(open_NK, code.values[:, None], 0.0)
-    f_BF = torch.zeros_like(h_BF)  # one snapshot's activations, refilled at the pairs for each
-    n_NK = norms_FK[feature_N]
-    p_F = _sum_by(feature_N, penalty.activity(f_NK * n_NK).sum(dim=1), len(theta_F)) / terms
-    weight_F = sparsity_coefficient * penalty.total_slope(p_F) / terms
-    activity_slope_NK = penalty.activity_slope(f_NK * n_NK)
-
-    residual_BKD = torch.empty_like(x_BKD)
-    for k in range(K):
-        f_BF.view(-1)[flat_N] = f_NK[:, k]
-        residual_BKD[:, k] = torch.addmm(model.b_dec[k], f_BF, W_dec_FKD[:, k]) - x_BKD[:, k]
-    g_BKD = residual_BKD * (2 / terms)
-
-    # dl/dn of the penalty, and W / n (0 where the norm is exactly 0).
-    dn_FK = weight_F[:, None] * _sum_by(feature_N, f_NK * activity_slope_NK, len(theta_F))
-    dh_N = torch.zeros_like(code.values)
-    dlog_threshold_F = torch.zeros_like(theta_F)
-    tokens, factor = None, 1.0
-    if config.threshold_mode == "sampled" and not config.selects_by_rank:
-        tokens, factor = sample_tokens(B, config.threshold_sample, generator)
-    dW_dec_FKD = torch.empty_like(W_dec_FKD)
-    positive_BF = h_BF > 0
-    for k in range(K):
-        f_BF.view(-1)[flat_N] = f_NK[:, k]
-        dW_dec_FKD[:, k] = f_BF.T @ g_BKD[:, k]
-        # df on all pairs: <g, W_dec> plus the penalty's slope, which is that of a closed gate but for the N pairs.
-        closed_slope_F = weight_F * norms_KF[k] * penalty.slope_at_zero
-        df_BF = torch.addmm(closed_slope_F, g_BKD[:, k], W_dec_FKD[:, k].T)
-        open_slope_N = weight_F[feature_N] * n_NK[:, k] * (activity_slope_NK[:, k] - penalty.slope_at_zero)
-        df_N = df_BF.view(-1)[flat_N] + open_slope_N
-        df_BF.view(-1)[flat_N] = df_N
-        dh_N += torch.where(open_NK[:, k], df_N, 0.0)
-        if not config.selects_by_rank:
-            dlog_threshold_F += factor * _threshold_gradient(
-                h_BF, positive_BF, norms_KF[k], theta_F, df_BF, tokens, config.threshold_window, config.gate
-            )
-
-    dh_BF = torch.zeros_like(h_BF)
-    dh_BF.view(-1)[flat_N] = dh_N
-    preactivation = h_BF.new_zeros(())
-    if preactivation_coefficient:
-        weight = preactivation_coefficient / terms
-        below_BF = h_BF < theta_F
-        gap_F = torch.where(below_BF, theta_F - h_BF, 0.0).sum(dim=0)
-        norm_sum_F = norms_FK.sum(dim=1)
-        preactivation = weight * (gap_F @ norm_sum_F)
-        dh_BF -= below_BF * (weight * norm_sum_F)
-        dlog_threshold_F += (weight * theta_F * norm_sum_F) * below_BF.sum(dim=0)
-        dn_FK += weight * gap_F[:, None]
-    dW_dec_FKD += (dn_FK / torch.where(norms_FK > 0, norms_FK, 1.0))[:, :, None] * W_dec_FKD
-
-    reconstruction = residual_BKD.square().sum() / terms
-    sparsity = sparsity_coefficient * penalty.total(p_F)
+    """The same loss as `model.loss` and its gradient in every parameter: a `DensePass` of one tile."""
+    dense = DensePass(
+        model,
+        x_BKD,
+        sparsity_coefficient=sparsity_coefficient,
+        preactivation_coefficient=preactivation_coefficient,
+        generator=generator,
+    )
+    ((_, gradients),) = dense.gradients()
     return StepResult(
-        loss=LossTerms(reconstruction + sparsity + preactivation, reconstruction, sparsity, preactivation),
-        gradients=Gradients(
-            W_enc=(dh_BF.T @ x_BKD.flatten(1)).view_as(model.W_enc),
-            W_dec=dW_dec_FKD,
-            b_enc=dh_BF.sum(dim=0),
-            b_dec=g_BKD.sum(dim=0),
-            log_threshold=dlog_threshold_F,
-        ),
-        residual_BKD=residual_BKD,
-        open_K=open_NK.sum(dim=0),
-        fired_F=torch.bincount(feature_N, minlength=len(theta_F)),
-        smallest_score=smallest,
+        loss=dense.loss,
+        gradients=gradients,
+        residual_BKD=dense.residual_BKD,
+        open_K=dense.open_K,
+        fired_F=dense.fired_F,
+        smallest_score=dense.smallest_score,
     )
 
 
-def _sum_by(feature_N: Tensor, values: Tensor, n_features: int) -> Tensor:
-    """Sums of `values` (N,) or (N, K) feature by feature; always in the order of the pairs, so repeatable."""
-    sums = values.new_zeros(n_features, *values.shape[1:])
-    return sums.index_add_(0, feature_N, values)
-
-
 def _threshold_gradient(
-    h_BF: Tensor,
-    positive_BF: Tensor,
-    norms_F: Tensor,
-    theta_F: Tensor,
-    df_BF: Tensor,
+    h_BT: Tensor,
+    positive_BT: Tensor,
+    norms_T: Tensor,
+    theta_T: Tensor,
+    df_BT: Tensor,
     tokens: Tensor | None,
     window: float,
     gate: str,
 ) -> Tensor:
-    """One snapshot's part of dlog_theta (F,): kernels/threshold/reference.py with as few sweeps as possible."""
+    """One snapshot's part of dlog_theta: kernels/threshold/reference.py with as few sweeps as possible."""
     if tokens is not None:
-        h_BF, positive_BF, df_BF = h_BF[tokens], positive_BF[tokens], df_BF[tokens]
-    units_F = torch.ones_like(norms_F) if gate == "shared" else norms_F
-    distance_BF = torch.addcmul(-theta_F, h_BF, units_F).abs_()
-    inside_BF = distance_BF.lt_(window / 2).mul_(positive_BF)
-    factor_F = torch.where(units_F > 0, -(theta_F**2) / (window * torch.where(units_F > 0, units_F, 1.0)), 0.0)
-    return factor_F * inside_BF.mul_(df_BF).sum(dim=0)
+        h_BT, positive_BT, df_BT = h_BT[tokens], positive_BT[tokens], df_BT[tokens]
+    units_T = torch.ones_like(norms_T) if gate == "shared" else norms_T
+    distance_BT = torch.addcmul(-theta_T, h_BT, units_T).abs_()
+    inside_BT = distance_BT.lt_(window / 2).mul_(positive_BT)
+    factor_T = torch.where(units_T > 0, -(theta_T**2) / (window * torch.where(units_T > 0, units_T, 1.0)), 0.0)
+    return factor_T * inside_BT.mul_(df_BT).sum(dim=0)

@@ -18,7 +18,7 @@ from crosscoder.files import new_folder, read_json, write_json
 if TYPE_CHECKING:
     from crosscoder.train.trainer import Trainer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE_FILE = "trainer.safetensors"
 RECORD_FILE = "trainer.json"
 _FREE_OPTIONS = (
@@ -26,15 +26,11 @@ _FREE_OPTIONS = (
     "log_every",
     "backend",
 )  # may differ between the two ends of a resumed run
-_PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_dec", "log_threshold")
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def _state_tensors(trainer: Trainer) -> dict[str, Tensor]:
     tensors = {"firing_average": trainer.firing.average_F, "silent_tokens": trainer.silent_tokens_F}
-    for name in _PARAMETERS:
-        for key, value in trainer.optimizer.state.get(getattr(trainer.model, name), {}).items():
-            tensors[f"{name}.{key}"] = value
+    tensors.update(trainer.state.tensors())
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -99,13 +95,9 @@ def load(trainer: Trainer, folder: Path) -> dict[str, Any]:
     trainer.silent_tokens_F.copy_(tensors["silent_tokens"])
     trainer.step_number = record["step"]
     trainer.n_revived = record["revived"]
-    for name in _PARAMETERS:
-        parameter = getattr(trainer.model, name)
-        moments = {key: tensors[f"{name}.{key}"] for key in _MOMENTS if f"{name}.{key}" in tensors}
-        if moments:
-            trainer.optimizer.state[parameter] = {
-                key: value.to(parameter.device) if key != "step" else value for key, value in moments.items()
-            }
+    for name, tensor in trainer.state.tensors():
+        tensor.copy_(tensors[name])
+    trainer.engine.parameters_changed()
     extra: dict[str, Any] = record["extra"]
     return extra
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crosscoder.model import Crosscoder
+from crosscoder.train.state import AdamState
 
 LAST_SHARE_OF_STEPS = 0.7
 RATE_DECAY = 0.99
@@ -34,17 +35,18 @@ class FiringRate:
 @torch.no_grad()
 def revive(
     model: Crosscoder,
-    optimizer: torch.optim.Adam,
+    state: AdamState,
     residual_BKD: Tensor,
     rates_F: Tensor,
     minimum_rate: float,
+    step: int,
     generator: torch.Generator,
 ) -> int:
     """Restart the features that fire more rarely than `minimum_rate`. Returns how many.
 
     Each gets the residual x - x^ (`residual_BKD` is x^ - x) of another token, drawn with probability proportional
     to its squared error, scaled to the live features' median norm; bias 0, the live median threshold, first
-    moments 0, second moments the live mean. At most B features are revived at once.
+    moments 0, second moments the live mean. `step`: steps done. At most B features are revived at once.
     """
     dead_F = rates_F < minimum_rate
     errors_B = residual_BKD.flatten(1).square().sum(dim=1)
@@ -55,15 +57,12 @@ def revive(
     live_F = ~dead_F
     tokens = torch.multinomial(errors_B.double().cpu(), count, generator=generator).to(errors_B.device)
     vectors = -residual_BKD[tokens]
-    norm = torch.linalg.vector_norm(model.W_dec.flatten(1), dim=1)[live_F].median()
+    norms_FK = model.decoder_norms()
+    norm = torch.linalg.vector_norm(norms_FK, dim=1)[live_F].median()
     vectors *= (norm / torch.linalg.vector_norm(vectors.flatten(1), dim=1))[:, None, None]
-    model.W_dec[rows] = vectors
-    model.W_enc[rows] = vectors
+    model.W_dec[rows] = vectors.to(model.W_dec.dtype)
+    model.W_enc[rows] = vectors.to(model.W_enc.dtype)
     model.b_enc[rows] = 0
     model.log_threshold[rows] = model.log_threshold[live_F].median()
-    for parameter in (model.W_dec, model.W_enc, model.b_enc, model.log_threshold):
-        state = optimizer.state.get(parameter)
-        if state:
-            state["exp_avg"][rows] = 0
-            state["exp_avg_sq"][rows] = state["exp_avg_sq"][live_F].mean(dim=0)
+    state.restart_rows(rows, live_F, step)
     return count

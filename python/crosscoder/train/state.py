@@ -21,8 +21,6 @@ from crosscoder.model import Crosscoder
 
 BLOCK = 256
 """Neighbours along D that share a scale."""
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Adam's constants, torch's defaults."""
 MATRICES = ("W_enc", "W_dec")
 PARAMETERS = (*MATRICES, "b_enc", "b_dec", "log_threshold")
 

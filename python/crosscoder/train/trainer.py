@@ -13,8 +13,9 @@ from crosscoder.config import TrainConfig
 from crosscoder.errors import DataError, NonFiniteError
 from crosscoder.metrics import batch_explained_variance
 from crosscoder.model import Crosscoder
-from crosscoder.step import StepResult, loss_and_gradients
 from crosscoder.train import checkpoint
+from crosscoder.train.engines import make_engine
+from crosscoder.train.engines.base import StepSettings, StepStatistics
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
 
@@ -22,7 +23,7 @@ _SAMPLING, _REVIVAL = 0, 1
 
 
 class Trainer:
-    """Trains `model` with Adam as `config` says. Same model, batches, config and thread count: the same bits.
+    """Trains `model` with Adam as `config` says. Same model, batches and config on one machine: the same bits.
 
     ```
     trainer = Trainer(model, TrainConfig(n_steps=1000, batch_size=512, lr=2e-3))
@@ -41,11 +42,12 @@ class Trainer:
         """Where `save` or `resume` last succeeded."""
         self.snapshot_names = [f"snapshot {k}" for k in range(model.config.n_snapshots)]
         """How errors name the snapshots."""
-        weights = [model.W_enc, model.W_dec, model.b_enc, model.b_dec]
-        groups: list[dict[str, Any]] = [{"params": weights, "factor": 1.0}]
-        if not model.config.selects_by_rank:
-            groups.append({"params": [model.log_threshold], "factor": config.threshold_lr_factor})
-        self.optimizer = torch.optim.Adam(groups, lr=config.lr, fused=True)
+        if config.state == "low-memory":
+            for matrix in (model.W_enc, model.W_dec):
+                matrix.data = matrix.data.to(torch.bfloat16)
+        self.engine = make_engine(model, config)
+        self.state = self.engine.state
+        """Adam's moments."""
         device = model.W_enc.device
         self.firing = FiringRate(model.config.n_features, device)
         self.silent_tokens_F = torch.zeros(model.config.n_features, dtype=torch.int64, device=device)
@@ -61,24 +63,23 @@ class Trainer:
         if self.step_number >= self.config.n_steps:
             raise DataError(f"training is over: all {self.config.n_steps} steps are done")
         self.model.train()
-        result = loss_and_gradients(
-            self.model,
+        factor = lr_factor(self.config, self.step_number)
+        lr = self.config.lr * factor
+        result = self.engine.step(
             x_BKD,
-            sparsity_coefficient=sparsity_coefficient(self.config, self.step_number),
-            preactivation_coefficient=self.config.preactivation_coefficient,
-            generator=self._generator(_SAMPLING),
+            StepSettings(
+                number=self.step_number,
+                lr=lr,
+                threshold_lr=lr * self.config.threshold_lr_factor,
+                sparsity_coefficient=sparsity_coefficient(self.config, self.step_number),
+                preactivation_coefficient=self.config.preactivation_coefficient,
+                seed=self._seed(_SAMPLING),
+            ),
         )
         if not bool(torch.isfinite(result.loss.total)):
             raise NonFiniteError(self._explain_non_finite(x_BKD, result))
         if result.smallest_score is not None:
             self.model.update_batch_threshold(result.smallest_score)
-        factor = lr_factor(self.config, self.step_number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * group["factor"] * factor
-        for name, gradient in result.gradients.items():
-            getattr(self.model, name).grad = gradient
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         n_tokens = len(x_BKD)
         self.firing.update(result.fired_F, n_tokens)
         self.silent_tokens_F = torch.where(result.fired_F > 0, 0, self.silent_tokens_F + n_tokens)
@@ -86,21 +87,25 @@ class Trainer:
         self._revive(result)
         return self._metrics(x_BKD, result, factor)
 
-    def _revive(self, result: StepResult) -> None:
+    def _revive(self, result: StepStatistics) -> None:
         config = self.config
         due = self.step_number % config.revival_every == 0
         early = self.step_number <= LAST_SHARE_OF_STEPS * config.n_steps
         if config.revival == "residual" and due and early:
-            self.n_revived += revive(
+            revived = revive(
                 self.model,
-                self.optimizer,
+                self.state,
                 result.residual_BKD,
                 self.firing.rates(),
                 config.revival_rate,
-                self._generator(_REVIVAL),
+                self.step_number,
+                torch.Generator().manual_seed(self._seed(_REVIVAL)),
             )
+            if revived:
+                self.n_revived += revived
+                self.engine.parameters_changed()
 
-    def _metrics(self, x_BKD: Tensor, result: StepResult, factor: float) -> dict[str, Tensor | float]:
+    def _metrics(self, x_BKD: Tensor, result: StepStatistics, factor: float) -> dict[str, Tensor | float]:
         n_tokens = max(1, len(x_BKD))
         explained_K, ratio_K = batch_explained_variance(x_BKD, result.residual_BKD)
         return {
@@ -117,12 +122,11 @@ class Trainer:
             "lr": self.config.lr * factor,
         }
 
-    def _generator(self, purpose: int) -> torch.Generator:
-        """Random numbers that depend on nothing but seed, step and purpose, so that a resumed run repeats them."""
-        seed = (self.config.seed * 1_000_003 + self.step_number) * 2 + purpose
-        return torch.Generator().manual_seed(seed % 2**63)
+    def _seed(self, purpose: int) -> int:
+        """Random numbers depend on nothing but seed, step and purpose, so that a resumed run repeats them."""
+        return ((self.config.seed * 1_000_003 + self.step_number) * 2 + purpose) % 2**63
 
-    def _explain_non_finite(self, x_BKD: Tensor, result: StepResult) -> str:
+    def _explain_non_finite(self, x_BKD: Tensor, result: StepStatistics) -> str:
         good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
         bad_input = [k for k in range(x_BKD.shape[1]) if not bool(torch.isfinite(x_BKD[:, k]).all())]
         if bad_input:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from crosscoder.model import LossTerms
+from crosscoder.penalty import LossTerms
 from crosscoder.train.state import AdamState
 
 

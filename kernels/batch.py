@@ -1,0 +1,23 @@
+"""Sums over a batch on a CPU, in an order that does not depend on the number of threads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crosscoder import _core
+from crosscoder.kernels.arrays import array, n_threads
+
+
+def column_sums(a_RC: Tensor) -> Tensor:
+    """(C,): sums over the rows of a float32 matrix."""
+    sums_C = torch.empty(a_RC.shape[1])
+    _core.column_sums(array(a_RC), array(sums_C), n_threads())
+    return sums_C
+
+
+def squared_distances(x_BKD: Tensor, mean_KD: Tensor) -> Tensor:
+    """(B, K): squared distance of each activation from its snapshot's `mean_KD`; float32."""
+    out_BK = torch.empty(x_BKD.shape[:2])
+    _core.squared_distances(array(x_BKD), array(mean_KD), array(out_BK), n_threads())
+    return out_BK

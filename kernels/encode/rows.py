@@ -1,0 +1,80 @@
+"""What the encoder needs of the weights beside the weights: kept, and written again when they change.
+
+Decoder norms, ||W_enc[f]||_4 for the candidates' margin, and a copy of W_enc in the type that its products are made in
+(bf16 or int8). The training step's update refreshes the rows that it changes; any other change of the parameters is
+noticed by their version counters.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from crosscoder import _core
+from crosscoder.hardware import faster_gemm_dtype
+from crosscoder.kernels.arrays import Array, array, array_or_none, n_threads
+
+Products = Literal["fp32", "bf16", "int8"]
+
+
+class EncoderRows:
+    """Derived rows of one pair of weights (F, K, D), float32 or bfloat16, on the CPU."""
+
+    def __init__(self, W_enc_FKD: Tensor, W_dec_FKD: Tensor, products: Products) -> None:
+        F, K, D = W_enc_FKD.shape
+        self.products = products
+        self.norms_FK = torch.empty(F, K)
+        """Decoder norms."""
+        self.fourth_F = torch.empty(F)
+        """||W_enc[f]||_4 over all snapshots."""
+        copies = products == "bf16" and W_enc_FKD.dtype != torch.bfloat16
+        self.bf16_FKD = torch.empty(F, K, D, dtype=torch.bfloat16) if copies else None
+        int8 = products == "int8"
+        self.int8_FKD = torch.empty(F, K, D, dtype=torch.int8) if int8 else None
+        self.int8_scale_F = torch.empty(F) if int8 else None
+        self.int8_norm_F = torch.empty(F) if int8 else None
+        self.column_scale = torch.ones(K * D) if int8 else None
+        """(K D): what activations are divided by, and W_enc multiplied, before both become int8."""
+        self._seen: tuple[int, ...] = ()
+
+    def arrays(self) -> tuple[Array | None, ...]:
+        """As the core takes them."""
+        return (
+            array(self.norms_FK),
+            array(self.fourth_F),
+            array_or_none(self.bf16_FKD),
+            array_or_none(self.int8_FKD),
+            array_or_none(self.int8_scale_F),
+            array_or_none(self.int8_norm_F),
+            array_or_none(self.column_scale),
+        )
+
+    def refresh(self, W_enc_FKD: Tensor, W_dec_FKD: Tensor) -> None:
+        """Bring everything up to date, if the weights changed since the last time."""
+        if self._seen != _state_of(W_enc_FKD, W_dec_FKD):
+            _core.derive_rows(array(W_enc_FKD), array(W_dec_FKD), self.arrays(), n_threads())
+            self._seen = _state_of(W_enc_FKD, W_dec_FKD)
+
+    def set_column_scale(self, scale: Tensor) -> None:
+        """Another scale (K D); int8 rows are made anew at the next `refresh`."""
+        assert self.column_scale is not None, "only int8 products have scales"
+        self.column_scale.copy_(scale)
+        self._seen = ()
+
+    @torch.no_grad()
+    def written(self, W_enc_FKD: Tensor, W_dec_FKD: Tensor) -> None:
+        """The core changed the weights and these rows together: tell everybody else who looks at the versions."""
+        for parameter in (W_enc_FKD, W_dec_FKD):
+            parameter[:0].zero_()
+        self._seen = _state_of(W_enc_FKD, W_dec_FKD)
+
+
+def _state_of(*parameters: Tensor) -> tuple[int, ...]:
+    return tuple(number for parameter in parameters for number in (parameter.data_ptr(), parameter._version))
+
+
+def default_products() -> Products:
+    """The type that this machine multiplies fastest in, of those without a loss: fp32 or bf16."""
+    return "bf16" if faster_gemm_dtype() == torch.bfloat16 else "fp32"

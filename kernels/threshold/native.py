@@ -1,0 +1,82 @@
+"""The thresholds' straight-through gradient on a CPU, on all pairs of some tokens, feature tile by feature tile.
+
+Two products of the encoder's size for those tokens, and one sweep over each tile while it is in the cache; nothing of
+shape (B, F) exists. A narrow window needs none of this: its pairs are in the code (`decode_with_gradients`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crosscoder import _core
+from crosscoder.code import SparseCode
+from crosscoder.kernels.arrays import array, code_arrays, n_threads
+from crosscoder.kernels.decode.native import penalty_arguments
+from crosscoder.kernels.encode.products import TILE
+from crosscoder.kernels.transpose.reference import FeatureOrder
+from crosscoder.penalty import Penalty
+
+
+def threshold_gradient(
+    x_BKD: Tensor,
+    residual_BKD: Tensor,
+    code: SparseCode,
+    order: FeatureOrder,
+    W_enc_FKD: Tensor,
+    b_enc_F: Tensor,
+    W_dec_FKD: Tensor,
+    *,
+    tokens: Tensor | None,
+    dtype: torch.dtype,
+    weight_F: Tensor,
+    norms_FK: Tensor,
+    theta_F: Tensor,
+    penalty: Penalty,
+    shared: bool,
+    window: float,
+) -> Tensor:
+    """dlog_theta (F,), summed over `tokens` (None: all); the products are made in `dtype`."""
+    B, K, _ = x_BKD.shape
+    F = len(theta_F)
+    chosen = slice(None) if tokens is None else tokens
+    x_nC = x_BKD[chosen].flatten(1).to(dtype)
+    g_Kn = [residual_BKD[chosen, k].to(dtype) for k in range(K)]
+    units_KF = torch.ones(K, F) if shared else norms_FK.T.contiguous()
+    closed_slope_KF = (weight_F * norms_FK.T * penalty.slope_at_zero).contiguous()
+    sums_KF = torch.zeros(K, F)
+    scale = 2 / max(1, B * K)
+    for first in range(0, F, TILE):
+        tile = slice(first, first + TILE)
+        h_nT = x_nC @ W_enc_FKD[tile].flatten(1).to(dtype).T
+        for k in range(K):
+            _core.threshold_tile(
+                array(h_nT),
+                array(g_Kn[k] @ W_dec_FKD[tile, k].to(dtype).T),
+                first,
+                array(b_enc_F),
+                array(units_KF[k]),
+                array(theta_F),
+                array(closed_slope_KF[k]),
+                window,
+                scale,
+                array(sums_KF[k]),
+                n_threads(),
+            )
+    factor_KF = torch.where(units_KF > 0, -(theta_F**2) / (window * torch.where(units_KF > 0, units_KF, 1.0)), 0.0)
+    gradient_F = (factor_KF * sums_KF).sum(dim=0)
+    mask_B = torch.ones(B, dtype=torch.uint8)
+    if tokens is not None:
+        mask_B.zero_()[tokens] = 1
+    _core.threshold_open_gates(
+        code_arrays(code),
+        (array(order.feature_offsets), array(order.tokens), array(order.order)),
+        array(mask_B),
+        array(weight_F),
+        array(norms_FK),
+        array(theta_F),
+        penalty_arguments(penalty, shared, window),
+        array(gradient_F),
+        n_threads(),
+    )
+    return gradient_F
