@@ -7,11 +7,12 @@
 
 #include "batch.hpp"
 #include "bindings.hpp"
-#include "cpu_features.hpp"
 #include "decoder.hpp"
 #include "encoder.hpp"
+#include "huge_pages.hpp"
 #include "rank_encoder.hpp"
 #include "sparse_code.hpp"
+#include "step.hpp"
 #include "threshold.hpp"
 #include "updater.hpp"
 
@@ -28,21 +29,7 @@ using arrays::out;
 using arrays::out_or_null;
 using arrays::Shape;
 
-const StepKernels& kernels() {
-#if defined(CROSSCODER_X86)
-    switch (active_level()) {
-        case IsaLevel::portable:
-            return step_portable;
-        case IsaLevel::avx2:
-            return step_avx2;
-        case IsaLevel::avx512:
-            return step_avx512;
-        case IsaLevel::avx512_bf16:
-            return step_avx512_bf16;
-    }
-#endif
-    return step_portable;
-}
+const StepKernels& kernels() { return step_kernels(active_level()); }
 
 bool is_bf16(const py::object& object) {
     return py::isinstance<py::array>(object) &&
@@ -465,6 +452,15 @@ void bind_threshold(py::module_& m) {
 }
 
 void bind_batch(py::module_& m) {
+    m.def(
+        "prefer_huge_pages",
+        [](py::array array) {
+            if (!array.writeable()) {
+                throw py::value_error("array must be writable");
+            }
+            prefer_huge_pages(array.mutable_data(), static_cast<std::size_t>(array.nbytes()));
+        },
+        py::arg("array"));
     m.def(
         "prepare_batch",
         [](const py::object& x, const py::object& fourth, const py::object& bf16, const py::object& int8,

@@ -25,24 +25,22 @@ class TokenDecoder {
         return W_dec_ + (static_cast<std::size_t>(code_.features[pair]) * code_.n_snapshots + k) * width_;
     }
 
-    // out = b_dec + sum over open gates of h W_dec - target.
-    void decode(std::size_t b, std::size_t k, const float* b_dec, const float* target, float* out) {
+    // out (k0 to k1 - 1) = b_dec + sum over open gates of h W_dec - target, all beginning at k0.
+    void decode(std::size_t b, std::size_t k0, std::size_t k1, const float* b_dec, const float* target, float* out) {
+        const std::size_t n = (k1 - k0) * width_;
         if (target == nullptr) {
-            std::copy_n(b_dec, width_, out);
+            std::copy_n(b_dec, n, out);
         } else {
-            for (std::size_t d = 0; d < width_; ++d) {
+            for (std::size_t d = 0; d < n; ++d) {
                 out[d] = b_dec[d] - target[d];
             }
         }
-        rows_.clear();
-        values_.clear();
+        const std::uint64_t all = gates_between(~std::uint64_t{0}, k0, k1);
+        sum_.clear();
         for (std::size_t i = begin(b); i < end(b); ++i) {
-            if (((code_.gates[i] >> k) & 1U) != 0) {
-                rows_.push_back(row(i, k));
-                values_.push_back(code_.values[i]);
-            }
+            sum_.add(row(i, k0), code_.values[i], gates_between(code_.gates[i], k0, k1), all);
         }
-        combine(kernels_, out, rows_.data(), values_.data(), rows_.size(), width_);
+        sum_.run(kernels_, out, k1 - k0, width_);
     }
 
     // out[i - begin(b)] = <g, W_dec> for every pair of the token; `everywhere`, or where the gate is open.
@@ -67,6 +65,7 @@ class TokenDecoder {
     const CodeView& code_;
     const T* W_dec_;
     std::size_t width_;
+    GatedCombine<T> sum_;
     std::vector<const T*> rows_;
     std::vector<float> values_;
     std::vector<std::size_t> places_;
@@ -93,13 +92,15 @@ void decode(const StepKernels& kernels, const CodeView& code, const RowsView& W_
             const float* target, float* out, float* error_BK, unsigned n_threads) {
     const std::size_t K = code.n_snapshots;
     const std::size_t D = W_dec.width;
+    const std::size_t together = snapshots_together(D, K);
     for_tokens(kernels, code, W_dec, n_threads, [&](auto& decoder, std::size_t begin, std::size_t end) {
         for (std::size_t b = begin; b < end; ++b) {
-            for (std::size_t k = 0; k < K; ++k) {
-                const std::size_t place = (b * K + k) * D;
-                decoder.decode(b, k, b_dec + k * D, target == nullptr ? nullptr : target + place, out + place);
-                if (error_BK != nullptr) {
-                    error_BK[b * K + k] = kernels.sum_squares_fp32(out + place, D);
+            for (std::size_t k0 = 0; k0 < K; k0 += together) {
+                const std::size_t k1 = std::min(K, k0 + together);
+                const std::size_t place = (b * K + k0) * D;
+                decoder.decode(b, k0, k1, b_dec + k0 * D, target == nullptr ? nullptr : target + place, out + place);
+                for (std::size_t k = k0; error_BK != nullptr && k < k1; ++k) {
+                    error_BK[b * K + k] = kernels.sum_squares_fp32(out + (b * K + k) * D, D);
                 }
             }
         }
@@ -132,6 +133,7 @@ void decode_with_gradients(const StepKernels& kernels, const CodeView& code, con
                            float* error_BK, const PairGradients& out, unsigned n_threads) {
     const std::size_t K = code.n_snapshots;
     const std::size_t D = W_dec.width;
+    const std::size_t together = snapshots_together(D, K);
     const bool windowed = out.threshold_N != nullptr;
     for_tokens(kernels, code, W_dec, n_threads, [&](auto& decoder, std::size_t begin, std::size_t end) {
         std::vector<float> inner;
@@ -153,7 +155,9 @@ void decode_with_gradients(const StepKernels& kernels, const CodeView& code, con
             }
             for (std::size_t k = 0; k < K; ++k) {
                 const std::size_t place = (b * K + k) * D;
-                decoder.decode(b, k, b_dec + k * D, target + place, residual + place);
+                if (k % together == 0) {
+                    decoder.decode(b, k, std::min(K, k + together), b_dec + k * D, target + place, residual + place);
+                }
                 error_BK[b * K + k] = kernels.sum_squares_fp32(residual + place, D);
                 decoder.inner(b, k, residual + place, windowed, inner.data());
                 for (std::size_t i = 0; i < n; ++i) {

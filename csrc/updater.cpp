@@ -39,39 +39,42 @@ class FeatureGradient {
         return n > 0 || parts_.every_F != nullptr;
     }
 
-    void encoder(std::size_t k, float* out) {
+    // dW_enc of the snapshots k0 to k1 - 1.
+    void encoder(std::size_t k0, std::size_t k1, float* out) {
         const std::size_t K = code_.n_snapshots;
-        std::fill_n(out, width_, 0.0F);
+        const std::size_t n = (k1 - k0) * width_;
+        std::fill_n(out, n, 0.0F);
         if (parts_.every_F != nullptr) {
-            const float* sum = parts_.x_sum + k * width_;
-            combine(kernels_, out, &sum, parts_.every_F + f_, 1, width_);
+            const float* sum = parts_.x_sum + k0 * width_;
+            combine(kernels_, out, &sum, parts_.every_F + f_, 1, n);
         }
         rows_.resize(coefficients_.size());
         for (std::size_t i = 0; i < rows_.size(); ++i) {
-            rows_[i] = parts_.x + (token_at(i) * K + k) * width_;
+            rows_[i] = parts_.x + (token_at(i) * K + k0) * width_;
         }
-        combine(kernels_, out, rows_.data(), coefficients_.data(), rows_.size(), width_);
+        combine(kernels_, out, rows_.data(), coefficients_.data(), rows_.size(), n);
     }
 
-    void decoder(std::size_t k, float* out) {
+    // dW_dec of the same.
+    void decoder(std::size_t k0, std::size_t k1, float* out) {
         const std::size_t K = code_.n_snapshots;
-        std::fill_n(out, width_, 0.0F);
-        const float norm = parts_.norms_FK[f_ * K + k];
-        if (norm > 0) {
-            const float c = parts_.dnorm_FK[f_ * K + k] / norm;
-            const T* own = W_dec_ + (f_ * K + k) * width_;
-            combine(kernels_, out, &own, &c, 1, width_);
-        }
-        rows_.clear();
-        values_.clear();
-        for (std::size_t i = 0; i < coefficients_.size(); ++i) {
-            const std::size_t pair = pair_at(i);
-            if (((code_.gates[pair] >> k) & 1U) != 0) {
-                rows_.push_back(parts_.residual + (token_at(i) * K + k) * width_);
-                values_.push_back(parts_.residual_scale * code_.values[pair]);
+        std::fill_n(out, (k1 - k0) * width_, 0.0F);
+        for (std::size_t k = k0; k < k1; ++k) {
+            const float norm = parts_.norms_FK[f_ * K + k];
+            if (norm > 0) {
+                const float c = parts_.dnorm_FK[f_ * K + k] / norm;
+                const T* own = W_dec_ + (f_ * K + k) * width_;
+                combine(kernels_, out + (k - k0) * width_, &own, &c, 1, width_);
             }
         }
-        combine(kernels_, out, rows_.data(), values_.data(), rows_.size(), width_);
+        const std::uint64_t all = gates_between(~std::uint64_t{0}, k0, k1);
+        sum_.clear();
+        for (std::size_t i = 0; i < coefficients_.size(); ++i) {
+            const std::size_t pair = pair_at(i);
+            sum_.add(parts_.residual + (token_at(i) * K + k0) * width_, parts_.residual_scale * code_.values[pair],
+                     gates_between(code_.gates[pair], k0, k1), all);
+        }
+        sum_.run(kernels_, out, k1 - k0, width_);
     }
 
   private:
@@ -92,7 +95,7 @@ class FeatureGradient {
     std::int64_t first_ = 0;
     std::vector<float> coefficients_;
     std::vector<const float*> rows_;
-    std::vector<float> values_;
+    GatedCombine<float> sum_;
 };
 
 // Calls work(gradient, begin, end) with a FeatureGradient of the weights' type for ranges of features.
@@ -141,7 +144,7 @@ void derive_feature(const StepKernels& kernels, const T* W_enc, const T* W_dec, 
     }
 }
 
-// Adam on the rows of one feature, whose gradient comes from `fill(k, encoder row, decoder row)`.
+// Adam on the rows of one feature, whose gradient comes from `fill(k0, k1, encoder rows, decoder rows)`.
 class RowUpdater {
   public:
     RowUpdater(const StepKernels& kernels, const MatrixState& W_enc, const MatrixState& W_dec,
@@ -157,21 +160,22 @@ class RowUpdater {
           K_(n_snapshots),
           D_(width),
           options_(options),
-          d_enc_(width),
-          d_dec_(width) {}
+          together_(snapshots_together(width, n_snapshots)),
+          d_enc_(together_ * width),
+          d_dec_(together_ * width) {}
 
     template <class Fill>
     void update(std::size_t f, float db_enc, const Fill& fill) {
         const AdamFactors factors = factors_of(f);
-        for (std::size_t k = 0; k < K_; ++k) {
-            fill(k, d_enc_.data(), d_dec_.data());
+        for (std::size_t k0 = 0; k0 < K_; k0 += together_) {
+            const std::size_t k1 = std::min(K_, k0 + together_);
+            fill(k0, k1, d_enc_.data(), d_dec_.data());
             if (options_.gradient_factor != 1.0F) {
-                kernels_.scale(d_enc_.data(), options_.gradient_factor, D_);
-                kernels_.scale(d_dec_.data(), options_.gradient_factor, D_);
+                kernels_.scale(d_enc_.data(), options_.gradient_factor, (k1 - k0) * D_);
+                kernels_.scale(d_dec_.data(), options_.gradient_factor, (k1 - k0) * D_);
             }
-            const std::size_t place = (f * K_ + k) * D_;
-            step(W_enc_, place, f * K_ + k, d_enc_.data(), factors, options_.seed);
-            step(W_dec_, place, f * K_ + k, d_dec_.data(), factors, options_.seed ^ kDecoderSalt);
+            step(W_enc_, f * K_ + k0, k1 - k0, d_enc_.data(), factors, options_.seed);
+            step(W_dec_, f * K_ + k0, k1 - k0, d_dec_.data(), factors, options_.seed ^ kDecoderSalt);
         }
         const float db = db_enc * options_.gradient_factor;
         kernels_.adam_fp32(static_cast<float*>(bias_.w) + f, static_cast<float*>(bias_.m) + f,
@@ -197,20 +201,24 @@ class RowUpdater {
                 static_cast<float>(1 - options_.beta2)};
     }
 
-    void step(const MatrixState& matrix, std::size_t place, std::size_t row, const float* gradient,
+    // `n_rows` rows of D numbers, from row `first` = f K + k on.
+    void step(const MatrixState& matrix, std::size_t first, std::size_t n_rows, const float* gradient,
               const AdamFactors& factors, std::uint32_t seed) const {
         if (!bf16_) {
-            kernels_.adam_fp32(static_cast<float*>(matrix.w) + place, static_cast<float*>(matrix.m) + place,
-                               static_cast<float*>(matrix.v) + place, gradient, &factors, D_);
+            kernels_.adam_fp32(static_cast<float*>(matrix.w) + first * D_, static_cast<float*>(matrix.m) + first * D_,
+                               static_cast<float*>(matrix.v) + first * D_, gradient, &factors, n_rows * D_);
             return;
         }
         const std::size_t n_blocks = (D_ + kBlock - 1) / kBlock;
-        for (std::size_t i = 0; i < n_blocks; ++i) {
-            const std::size_t at = place + i * kBlock;
-            kernels_.adam_8bit(static_cast<std::uint16_t*>(matrix.w) + at, static_cast<std::int8_t*>(matrix.m) + at,
-                               matrix.m_scale + row * n_blocks + i, static_cast<std::uint8_t*>(matrix.v) + at,
-                               matrix.v_scale + row * n_blocks + i, gradient + i * kBlock, &factors, seed,
-                               static_cast<std::uint32_t>(at), std::min(kBlock, D_ - i * kBlock));
+        for (std::size_t row = first; row < first + n_rows; ++row) {
+            for (std::size_t i = 0; i < n_blocks; ++i) {
+                const std::size_t at = row * D_ + i * kBlock;
+                kernels_.adam_8bit(static_cast<std::uint16_t*>(matrix.w) + at,
+                                   static_cast<std::int8_t*>(matrix.m) + at, matrix.m_scale + row * n_blocks + i,
+                                   static_cast<std::uint8_t*>(matrix.v) + at, matrix.v_scale + row * n_blocks + i,
+                                   gradient + (row - first) * D_ + i * kBlock, &factors, seed,
+                                   static_cast<std::uint32_t>(at), std::min(kBlock, D_ - i * kBlock));
+            }
         }
     }
 
@@ -237,6 +245,7 @@ class RowUpdater {
     std::size_t K_;
     std::size_t D_;
     const UpdateOptions& options_;
+    std::size_t together_;
     std::vector<float> d_enc_;
     std::vector<float> d_dec_;
     std::vector<float> row_;
@@ -247,19 +256,22 @@ class RowUpdater {
 void gradient_squares(const StepKernels& kernels, const CodeView& code, const OrderView& order,
                       const GradientParts& parts, const RowsView& W_dec, float* squares_F, unsigned n_threads) {
     const std::size_t D = W_dec.width;
+    const std::size_t K = code.n_snapshots;
+    const std::size_t together = snapshots_together(D, K);
     for_features(kernels, code, order, parts, W_dec.data, W_dec.bf16, D, n_threads,
                  [&](auto& gradient, std::size_t begin, std::size_t end) {
-                     std::vector<float> row(D);
+                     std::vector<float> row(together * D);
                      for (std::size_t f = begin; f < end; ++f) {
                          squares_F[f] = 0;
                          if (!gradient.select(f)) {
                              continue;
                          }
-                         for (std::size_t k = 0; k < code.n_snapshots; ++k) {
-                             gradient.encoder(k, row.data());
-                             squares_F[f] += kernels.sum_squares_fp32(row.data(), D);
-                             gradient.decoder(k, row.data());
-                             squares_F[f] += kernels.sum_squares_fp32(row.data(), D);
+                         for (std::size_t k0 = 0; k0 < K; k0 += together) {
+                             const std::size_t k1 = std::min(K, k0 + together);
+                             gradient.encoder(k0, k1, row.data());
+                             squares_F[f] += kernels.sum_squares_fp32(row.data(), (k1 - k0) * D);
+                             gradient.decoder(k0, k1, row.data());
+                             squares_F[f] += kernels.sum_squares_fp32(row.data(), (k1 - k0) * D);
                          }
                      }
                  });
@@ -274,10 +286,8 @@ void gradient_rows(const StepKernels& kernels, const CodeView& code, const Order
                  [&](auto& gradient, std::size_t begin, std::size_t end) {
                      for (std::size_t f = begin; f < end; ++f) {
                          gradient.select(f);
-                         for (std::size_t k = 0; k < K; ++k) {
-                             gradient.encoder(k, dW_enc + (f * K + k) * D);
-                             gradient.decoder(k, dW_dec + (f * K + k) * D);
-                         }
+                         gradient.encoder(0, K, dW_enc + f * K * D);
+                         gradient.decoder(0, K, dW_dec + f * K * D);
                      }
                  });
 }
@@ -294,9 +304,9 @@ void update_rows(const StepKernels& kernels, const CodeView& code, const OrderVi
                          if (!gradient.select(f) && options.lazy) {
                              continue;
                          }
-                         updater.update(f, db_enc_F[f], [&](std::size_t k, float* d_enc, float* d_dec) {
-                             gradient.encoder(k, d_enc);
-                             gradient.decoder(k, d_dec);
+                         updater.update(f, db_enc_F[f], [&](std::size_t k0, std::size_t k1, float* d_enc, float* d_dec) {
+                             gradient.encoder(k0, k1, d_enc);
+                             gradient.decoder(k0, k1, d_dec);
                          });
                      }
                  });
@@ -313,9 +323,9 @@ void update_dense_rows(const StepKernels& kernels, const float* dW_enc, const fl
             if (touched[i] == 0 && options.lazy) {
                 continue;
             }
-            updater.update(first + i, db_enc[i], [&](std::size_t k, float* d_enc, float* d_dec) {
-                std::copy_n(dW_enc + (i * n_snapshots + k) * width, width, d_enc);
-                std::copy_n(dW_dec + (i * n_snapshots + k) * width, width, d_dec);
+            updater.update(first + i, db_enc[i], [&](std::size_t k0, std::size_t k1, float* d_enc, float* d_dec) {
+                std::copy_n(dW_enc + (i * n_snapshots + k0) * width, (k1 - k0) * width, d_enc);
+                std::copy_n(dW_dec + (i * n_snapshots + k0) * width, (k1 - k0) * width, d_dec);
             });
         }
     });

@@ -116,4 +116,4 @@ def tiles(batch: Batch, W_enc_FKD: Tensor, rows: EncoderRows) -> Iterator[tuple[
     for first in range(0, F, TILE):
         weights = weights_FC[first : first + TILE]
         out = buffer if len(weights) == buffer.shape[1] else torch.empty(B, len(weights), dtype=dtype)
-        yield first, multiply(batch.factor_BC, weights.T, out=out)
+        yield first, multiply(batch.factor_BC, weights.to(batch.factor_BC.dtype).T, out=out)

@@ -25,6 +25,8 @@ class EncoderRows:
     def __init__(self, W_enc_FKD: Tensor, W_dec_FKD: Tensor, products: Products) -> None:
         F, K, D = W_enc_FKD.shape
         self.products = products
+        self.shape = tuple(W_enc_FKD.shape)
+        self.dtype = W_enc_FKD.dtype
         self.norms_FK = torch.empty(F, K)
         """Decoder norms."""
         self.fourth_F = torch.empty(F)
@@ -57,11 +59,16 @@ class EncoderRows:
             _core.derive_rows(array(W_enc_FKD), array(W_dec_FKD), self.arrays(), n_threads())
             self._seen = _state_of(W_enc_FKD, W_dec_FKD)
 
+    def unscaled(self) -> bool:
+        """Are these int8 rows whose column scale was never set?"""
+        return self.column_scale is not None and bool((self.column_scale == 1).all())
+
     def set_column_scale(self, scale: Tensor) -> None:
-        """Another scale (K D); int8 rows are made anew at the next `refresh`."""
+        """The scale (K D) of int8 products; if it is another one, rows are made anew at the next `refresh`."""
         assert self.column_scale is not None, "only int8 products have scales"
-        self.column_scale.copy_(scale)
-        self._seen = ()
+        if not torch.equal(self.column_scale, scale):
+            self.column_scale.copy_(scale)
+            self._seen = ()
 
     @torch.no_grad()
     def written(self, W_enc_FKD: Tensor, W_dec_FKD: Tensor) -> None:
@@ -73,6 +80,17 @@ class EncoderRows:
 
 def _state_of(*parameters: Tensor) -> tuple[int, ...]:
     return tuple(number for parameter in parameters for number in (parameter.data_ptr(), parameter._version))
+
+
+def column_scale(x_BC: Tensor) -> Tensor:
+    """(K D): what spreads the range of activations (B, K D) evenly over x / scale and W scale.
+
+    Trained transformers have dimensions tens of times larger than the rest, which would take all of int8's steps. The
+    root of a dimension's own size leaves half of the difference to the weights.
+    """
+    size_C = x_BC.float().square().mean(dim=0).sqrt()
+    mean = size_C.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return (size_C / mean).clamp(1e-3, 1e3).sqrt()
 
 
 def default_products() -> Products:

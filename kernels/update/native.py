@@ -1,4 +1,4 @@
-"""Weight gradients feature by feature on a CPU, and Adam on each row at once: no gradient of the weights' size exists."""
+"""Weight gradients feature by feature on a CPU, and Adam on each row at once: no (F, K, D) gradient exists."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class GradientParts:
     """What the gradients of W_enc and W_dec are made of.
 
-    dW_enc[f] = sum over pairs of dh x_b, dW_dec[f, k] = sum of f_b,f,k g_b,k + dnorm_f,k W_dec[f, k] / n_f,k. With l_pre
-    also `every_F` times the sum of all tokens less that of the pairs at or above their threshold.
+    dW_enc[f] = sum over pairs of dh x_b, dW_dec[f, k] = sum of f_b,f,k g_b,k + dnorm_f,k W_dec[f, k] / n_f,k. With
+    l_pre also `every_F` times the sum of all tokens less that of the pairs at or above their threshold.
     """
 
     code: SparseCode

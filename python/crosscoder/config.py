@@ -149,6 +149,14 @@ class TrainConfig:
     state: Literal["fp32", "low-memory"] = "fp32"
     """Weights and Adam's moments: "fp32", 12 bytes a parameter and 2 for the products; "low-memory", 4 bytes: bf16
     weights with stochastic rounding, 8-bit moments."""
+    candidates: Literal["exact", "int8"] = "exact"
+    """How the active pairs are looked for: "exact" finds them all; "int8" is faster and is audited while training (the
+    metric candidate_recall, at least 0.9999, or the run falls back to "exact" with a warning)."""
+    start: Literal["search", "calibrated"] = "search"
+    """Thresholds and decoder norm at the start: "search", the paper's (threshold_init, the norm that reconstructs
+    best: half of all features fire at first); "calibrated", thresholds at which about start_l0 fire."""
+    start_l0: float = 64.0
+    """Active features a token at a calibrated start."""
     clip_norm: float | None = None
     """The gradient is scaled down to this Euclidean norm where it is larger."""
     decoder_norm_limit: float | None = None
@@ -168,7 +176,7 @@ class TrainConfig:
             "dead_after_tokens",
         ):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "threshold_lr_factor"):
+        for name in ("lr", "threshold_lr_factor", "start_l0"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, f"{name} must be positive, not {value}")
         for name in ("sparsity_coefficient", "preactivation_coefficient", "warmup_steps", "revival_rate"):
@@ -180,7 +188,7 @@ class TrainConfig:
         for name in ("clip_norm", "decoder_norm_limit"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value > 0), f"{name} must be positive, not {value}")
-        for name in ("revival", "backend", "optimizer_mode", "state"):
+        for name in ("revival", "backend", "optimizer_mode", "state", "candidates", "start"):
             allowed = typing.get_args(typing.get_type_hints(TrainConfig)[name])
             value = getattr(self, name)
             _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -22,7 +22,7 @@ def batch_explained_variance(x_BKD: Tensor, residual_BKD: Tensor) -> tuple[Tenso
         x_BKD = x_BKD.contiguous()
         mean_KD = column_sums(x_BKD.flatten(1)).view(x_BKD.shape[1:]) / len(x_BKD)
         total_BK = squared_distances(x_BKD, mean_KD)
-        error_BK = squared_distances(residual_BKD, torch.zeros_like(mean_KD))
+        error_BK = squared_distances(residual_BKD.contiguous(), torch.zeros_like(mean_KD))
     else:
         total_BK = (x_BKD - x_BKD.mean(dim=0)).square().sum(dim=2)
         error_BK = residual_BKD.square().sum(dim=2)

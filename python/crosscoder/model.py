@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,8 +65,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         self.log_threshold = nn.Parameter(theta.log(), requires_grad=not config.selects_by_rank)
         self.register_buffer("snapshot_scale", torch.ones(shape[1]))
         self.register_buffer("batch_threshold", torch.zeros(()))
-        self.derived_rows: EncoderRows | None = None
-        """What the CPU kernels keep in step with the weights; made when first needed."""
+        self.derived_rows: dict[str, EncoderRows] = {}
+        """What the CPU kernels keep in step with the weights, by the type of the products; made when first needed."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Crosscoder:
         log_threshold = self.log_threshold.detach()
@@ -90,7 +89,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         return norms_FK
 
     def check_input(self, x_BKD: Tensor) -> Tensor:
-        """`x_BKD` in the weights' dtype, at least float32, on their device. Raises `DataError` if it is not (B, K, D)."""
+        """`x_BKD` in the weights' dtype or float32, on their device. Raises `DataError` if it is not (B, K, D)."""
         expected = (self.config.n_snapshots, self.config.d_model)
         if x_BKD.ndim != 3 or x_BKD.shape[1:] != expected:
             raise DataError(
@@ -116,16 +115,18 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         return encode_reference.threshold_gates(h_BF, norms_FK, self.batch_threshold), None
 
     @torch.no_grad()
-    def encode(self, x_BKD: Tensor, *, backend: str = "auto") -> SparseCode:
+    def encode(self, x_BKD: Tensor, *, backend: str = "auto", candidates: str = "exact") -> SparseCode:
         """The sparse code of B tokens.
 
         `backend`: "reference" (dense torch), "native" (C++, on a CPU), "triton" (on a GPU), or the fastest that fits
-        ("auto"). Raises `DataError` on a wrong shape, `ConfigError` for a backend that does not fit.
+        ("auto"). `candidates` "int8" (native only) is faster and may miss a pair in ten thousand.
+
+        Raises `DataError` on a wrong shape, `ConfigError` for a backend that does not fit.
         """
         x_BKD = self.check_input(x_BKD)
         match choose_backend(backend, self.W_enc):
             case "native":
-                return native_model.encode(self, x_BKD)[0]
+                return native_model.encode(self, x_BKD, "int8" if candidates == "int8" else None)
             case "triton":
                 from crosscoder.kernels.encode import triton as encode_triton
 

@@ -22,7 +22,7 @@ from crosscoder.kernels.batch import column_sums
 from crosscoder.kernels.decode import native as decode_native
 from crosscoder.kernels.encode import native as encode_native
 from crosscoder.kernels.encode.products import Batch, prepare
-from crosscoder.kernels.encode.rows import EncoderRows, Products, default_products
+from crosscoder.kernels.encode.rows import EncoderRows, Products, column_scale, default_products
 from crosscoder.kernels.threshold.native import threshold_gradient
 from crosscoder.kernels.threshold.reference import sample_tokens
 from crosscoder.kernels.transpose.native import transpose
@@ -33,24 +33,31 @@ if TYPE_CHECKING:
     from crosscoder.model import Crosscoder
 
 
-def rows_of(model: Crosscoder, products: Products | None = None) -> EncoderRows:
-    """What is derived from the model's weights, up to date; kept with the model. `products` None: as they are kept."""
-    rows = model.derived_rows
-    shape = (model.config.n_features, model.config.n_snapshots)
-    if rows is None or (products or rows.products) != rows.products or rows.norms_FK.shape != shape:
-        rows = EncoderRows(model.W_enc, model.W_dec, products or default_products())
-        model.derived_rows = rows
+def rows_of(model: Crosscoder, products: Products | None = None, scale: Tensor | None = None) -> EncoderRows:
+    """What is derived from the model's weights, up to date; kept with the model.
+
+    `products`: the type of the encoder's products, None for this machine's fastest without a loss; `scale` (K D) is
+    int8's (`EncoderRows.column_scale`).
+    """
+    wanted = products or default_products()
+    rows = model.derived_rows.get(wanted)
+    shape = (model.config.n_features, model.config.n_snapshots, model.config.d_model)
+    if rows is None or rows.shape != shape or rows.dtype != model.W_enc.dtype:
+        rows = model.derived_rows[wanted] = EncoderRows(model.W_enc, model.W_dec, wanted)
+    if scale is not None:
+        rows.set_column_scale(scale)
     rows.refresh(model.W_enc, model.W_dec)
     return rows
 
 
-def encode(model: Crosscoder, x_BKD: Tensor) -> tuple[SparseCode, Tensor | None]:
-    """The code of a batch (B, K, D) in float32, and for BatchTopK in training the smallest score kept, ()."""
-    rows = rows_of(model)
-    batch = prepare(x_BKD.flatten(1).contiguous(), rows)
-    norms_FK = rows.norms_FK * model.snapshot_scale
-    code, smallest = _code_of(model, batch, rows, norms_FK, window=0.0, also_above=False, max_pairs=None)
-    return cast(SparseCode, code), smallest
+def encode(model: Crosscoder, x_BKD: Tensor, products: Products | None = None) -> SparseCode:
+    """The code of a batch (B, K, D) in float32."""
+    rows = rows_of(model, products)
+    x_BC = x_BKD.flatten(1).contiguous()
+    if rows.unscaled() and len(x_BC):
+        rows = rows_of(model, products, column_scale(x_BC))
+    code, _ = _code_of(model, prepare(x_BC, rows), rows, rows.norms_FK * model.snapshot_scale)
+    return cast(SparseCode, code)
 
 
 def _code_of(
@@ -59,9 +66,9 @@ def _code_of(
     rows: EncoderRows,
     norms_FK: Tensor,
     *,
-    window: float,
-    also_above: bool,
-    max_pairs: int | None,
+    window: float = 0.0,
+    also_above: bool = False,
+    max_pairs: int | None = None,
 ) -> tuple[SparseCode | None, Tensor | None]:
     config, bias_F = model.config, model.b_enc.float()
     theta_F, shared = model.threshold.float(), config.gate == "shared"

@@ -1,4 +1,6 @@
-"""The loss's terms, and the sparsity penalties in one form: l_s = lambda * total(p), p_f = mean over (b, k) of activity(f_b,f,k n_f,k).
+"""The loss's terms, and the sparsity penalties in one form:
+
+l_s = lambda * total(p), p_f = mean over (b, k) of activity(f_b,f,k n_f,k).
 
 Source: docs/method.md, section 2. "tanh-quad" is what the paper's code trains with.
 """

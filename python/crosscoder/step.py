@@ -1,8 +1,8 @@
 """Loss and gradients of one batch in closed form, without autograd (docs/method.md, section 3): the dense path.
 
-It goes through the features tile by tile and through the snapshots one at a time, so that beside h (B, F) nothing larger
-than (B, tile) or a tile's own gradients exists. It works at any density, on any device and in any floating dtype: the
-reference of the sparse paths, and what they fall back to where most features are active.
+It goes through the features tile by tile and through the snapshots one at a time, so that beside h (B, F) nothing
+larger than (B, tile) or a tile's own gradients exists. It works at any density, on any device and in any floating
+dtype: the reference of the sparse paths, and what they fall back to where many features are active.
 
 Letters: B tokens, K snapshots, D width of one activation, F features, T features of a tile.
 """
@@ -123,7 +123,9 @@ class DensePass:
         sparsity = sparsity_coefficient * self._penalty.total(p_F)
         preactivation = reconstruction.new_zeros(())
         if preactivation_coefficient:
-            gap_F = torch.cat([(self._theta_F[t] - h).relu().sum(dim=0) for t, h in zip(self._tiles, self._h, strict=True)])
+            gap_F = torch.cat(
+                [(self._theta_F[t] - h).relu().sum(dim=0) for t, h in zip(self._tiles, self._h, strict=True)]
+            )
             preactivation = self._pre_weight * (gap_F @ norms_FK.sum(dim=1))
         total = reconstruction + sparsity + preactivation
         self.loss = LossTerms(total, reconstruction, sparsity, preactivation)

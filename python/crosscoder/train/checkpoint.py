@@ -30,7 +30,7 @@ _FREE_OPTIONS = (
 
 def _state_tensors(trainer: Trainer) -> dict[str, Tensor]:
     tensors = {"firing_average": trainer.firing.average_F, "silent_tokens": trainer.silent_tokens_F}
-    tensors.update(trainer.state.tensors())
+    tensors.update(trainer.engine.tensors())
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -95,7 +95,7 @@ def load(trainer: Trainer, folder: Path) -> dict[str, Any]:
     trainer.silent_tokens_F.copy_(tensors["silent_tokens"])
     trainer.step_number = record["step"]
     trainer.n_revived = record["revived"]
-    for name, tensor in trainer.state.tensors():
+    for name, tensor in trainer.engine.tensors():
         tensor.copy_(tensors[name])
     trainer.engine.parameters_changed()
     extra: dict[str, Any] = record["extra"]

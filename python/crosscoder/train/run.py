@@ -31,7 +31,7 @@ from crosscoder.files import (
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress, warn
 from crosscoder.train import checkpoint
-from crosscoder.train.initialization import search_decoder_norm
+from crosscoder.train.initialization import initialize
 from crosscoder.train.trainer import Trainer
 
 KEPT_CHECKPOINTS = 2
@@ -60,7 +60,7 @@ def train(store: ActivationStore, config: CrosscoderConfig, train_config: TrainC
     make_folder(folder / "training")
     if not _resume(trainer, loader, folder / "training" / "checkpoints"):
         sample = next(iter(ActivationLoader(store, min(store.n_tokens, 512), train_config.seed)))
-        search_decoder_norm(trainer.model, sample)
+        initialize(trainer.model, sample, train_config)
     _loop(trainer, loader, folder / "training")
     final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
     with new_folder(folder / "crosscoder") as temporary:

@@ -107,8 +107,8 @@ class Trainer:
 
     def _metrics(self, x_BKD: Tensor, result: StepStatistics, factor: float) -> dict[str, Tensor | float]:
         n_tokens = max(1, len(x_BKD))
-        explained_K, ratio_K = batch_explained_variance(x_BKD, result.residual_BKD)
-        return {
+        explained_K, ratio_K = batch_explained_variance(self.model.check_input(x_BKD), result.residual_BKD)
+        metrics: dict[str, Tensor | float] = {
             "loss": result.loss.total,
             "reconstruction": result.loss.reconstruction,
             "sparsity": result.loss.sparsity,
@@ -121,6 +121,11 @@ class Trainer:
             "revived": float(self.n_revived),
             "lr": self.config.lr * factor,
         }
+        for name in ("gradient_norm", "candidate_recall"):
+            value = getattr(result, name)
+            if value is not None:
+                metrics[name] = value
+        return metrics
 
     def _seed(self, purpose: int) -> int:
         """Random numbers depend on nothing but seed, step and purpose, so that a resumed run repeats them."""

@@ -5,6 +5,7 @@ Letters: B tokens, K snapshots, D width of one activation, F features, N pairs (
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,6 +65,9 @@ class Engine(Protocol):
         Where the loss is not finite, parameters and state are left as they were; the caller finds out from the
         statistics. Raises `DataError` on a wrong shape.
         """
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What a checkpoint holds beside the parameters, under unique names; loading copies into them."""
 
     def parameters_changed(self) -> None:
         """Somebody else wrote the parameters: forget what was derived from them."""

@@ -7,17 +7,24 @@ that the same run takes the same way every time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from crosscoder import _core
+from crosscoder.code import SparseCode
 from crosscoder.config import TrainConfig
-from crosscoder.kernels.encode.rows import default_products
+from crosscoder.kernels.arrays import array
+from crosscoder.kernels.encode.rows import EncoderRows, column_scale, default_products
 from crosscoder.kernels.update.native import AdamOptions, gradient_squares, update_dense_rows, update_rows
 from crosscoder.kernels.update.reference import BETA1, BETA2, EPSILON
 from crosscoder.model import Crosscoder
-from crosscoder.native_model import SparsePass, rows_of, sparse_pass
+from crosscoder.native_model import SparsePass, encode, rows_of, sparse_pass
+from crosscoder.progress import warn
 from crosscoder.step import DensePass
 from crosscoder.train.engines.base import StepSettings, StepStatistics
+from crosscoder.train.engines.recall import REQUIRED_RECALL, TOKENS, RecallAudit
 from crosscoder.train.engines.reference import (
     clip_factor,
     dense_statistics,
@@ -41,17 +48,29 @@ class NativeEngine:
         self.state = AdamState(model, config.state)
         self._model = model
         self._config = config
-        self._rows = rows_of(model, default_products())
+        self._rows = rows_of(model, "int8" if config.candidates == "int8" else default_products())
+        self._audit = RecallAudit()
+        self._column_scale = torch.zeros(model.config.n_snapshots * model.config.d_model)
+        """Of int8 products, from the first batch; 0 before."""
+        for tensor in (model.W_enc, model.W_dec, *(tensor for _, tensor in self.state.tensors())):
+            _core.prefer_huge_pages(array(tensor))
 
     def parameters_changed(self) -> None:
         """Changes are noticed by the parameters' version counters."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What a checkpoint holds beside the parameters."""
+        yield from self.state.tensors()
+        if self._config.candidates == "int8":
+            yield "int8_column_scale", self._column_scale
+            yield "int8_audit", self._audit.tally
 
     @torch.no_grad()
     def step(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:
         """Loss, gradients and update for one batch."""
         model = self._model
         x_BKD = model.check_input(x_BKD)
-        self._rows = rows_of(model, self._rows.products)
+        self._rows = self._current_rows(x_BKD)
         sparse = sparse_pass(
             model,
             x_BKD,
@@ -63,12 +82,36 @@ class NativeEngine:
         )
         if sparse is None:
             return self._dense_step(x_BKD, settings)
+        if self._rows.products == "int8" and self._audit.due(settings.number):
+            self._check_recall(x_BKD, sparse.parts.code)
         return self._sparse_step(sparse, settings)
+
+    def _current_rows(self, x_BKD: Tensor) -> EncoderRows:
+        """What the encoder needs beside the weights, up to date."""
+        model = self._model
+        if self._config.candidates != "int8" or self._audit.given_up:
+            return rows_of(model, default_products())
+        if not bool(self._column_scale.any()) and len(x_BKD):
+            self._column_scale.copy_(column_scale(x_BKD.flatten(1)))
+        return rows_of(model, "int8", self._column_scale)
+
+    def _check_recall(self, x_BKD: Tensor, code: SparseCode) -> None:
+        exact = encode(self._model, x_BKD[:TOKENS], "fp32")
+        if self._audit.add(code, exact):
+            warn(
+                f"int8 candidates find only {float(self._audit.recall()):.5f} of the active pairs, fewer than "
+                f"{REQUIRED_RECALL}; going on with exact ones, which is slower"
+            )
 
     def _sparse_step(self, sparse: SparsePass, settings: StepSettings) -> StepStatistics:
         model, parts = self._model, sparse.parts
         statistics = StepStatistics(
-            sparse.loss, parts.residual_BKD, sparse.open_K, sparse.fired_F, sparse.smallest_score
+            sparse.loss,
+            parts.residual_BKD,
+            sparse.open_K,
+            sparse.fired_F,
+            sparse.smallest_score,
+            candidate_recall=self._audit.recall() if self._config.candidates == "int8" else None,
         )
         if not bool(torch.isfinite(sparse.loss.total)):
             return statistics

@@ -1,6 +1,8 @@
-"""The training step in dense torch: any device, any floating dtype, any density. What the fast engines must agree with."""
+"""The training step in dense torch: any device, any floating dtype. What the fast engines must agree with."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -24,6 +26,10 @@ class ReferenceEngine:
         self.state = AdamState(model, config.state)
         self._model = model
         self._config = config
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What a checkpoint holds beside the parameters."""
+        return self.state.tensors()
 
     def parameters_changed(self) -> None:
         """Nothing is kept that depends on them."""
@@ -54,7 +60,9 @@ class ReferenceEngine:
             if settings.preactivation_coefficient or self._config.optimizer_mode == "exact":
                 touched = torch.ones_like(touched)
             self._update_rows(features, gradients, touched, factor, settings, generator)
-            update_vector(self._model, self.state, "log_threshold", gradients.log_threshold * factor, settings, features)
+            update_vector(
+                self._model, self.state, "log_threshold", gradients.log_threshold * factor, settings, features
+            )
         update_vector(self._model, self.state, "b_dec", dense.db_dec_KD * factor, settings)
         return with_norm(statistics, norm)
 
