@@ -1,4 +1,4 @@
-"""Times that can be compared: contenders take turns, so that a busy moment hits all of them, and ratios are of one run."""
+"""Times that can be compared: contenders take turns, so that a busy moment hits all; ratios are of one run."""
 
 from __future__ import annotations
 
@@ -43,19 +43,13 @@ def seconds_of(work: Work, device: str = "cpu") -> float:
     return time.perf_counter() - start
 
 
-def take_turns(contenders: Mapping[str, Work], rounds: int, *, device: str = "cpu") -> dict[str, Timing]:
-    """Time every contender once a round, after one round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds + 1):
-        for name, work in contenders.items():
-            seconds[name].append(seconds_of(work, device))
-    return {name: Timing(tuple(values[1:])) for name, values in seconds.items()}
-
-
 def compare(
     benchmark: Any, subject: str, contenders: Mapping[str, Work], rounds: int, *, device: str = "cpu"
 ) -> dict[str, Timing]:
-    """`take_turns` under pytest-benchmark, whose table shows the `subject`; the others run before each of its rounds."""
+    """Time every contender once a round, after one round that is not counted.
+
+    pytest-benchmark runs the rounds and shows the `subject` in its table; the others go before it in each round.
+    """
     others = {name: work for name, work in contenders.items() if name != subject}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
 
