@@ -23,7 +23,12 @@ QUICK = [Shape(n_snapshots=4, d_model=64, n_features=1_024, batch=256)]
 FULL = [Shape()]
 
 
-@pytest.mark.parametrize("opponent", peer.variants(), ids=lambda variant: str(variant).replace(" ", "-"))
+def opponents(full: bool) -> list[PeerVariant]:
+    """All variants; at quick sizes the package as shipped and what is usually its best."""
+    variants = peer.variants()
+    return variants if full else [variants[0], PeerVariant("bf16", False, ("products", "optimizer"), "glibc")]
+
+
 def test_peer(benchmark: Any, case: Shape, opponent: PeerVariant, rounds: int, recorder: Recorder) -> None:
     try:
         peer.install()

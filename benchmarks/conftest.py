@@ -30,13 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`case` runs over the module's FULL or QUICK cases, `variant` over the ways of training besides the default."""
+    """`case` runs over the module's FULL or QUICK cases, `variant` over the ways to train besides the default."""
     if "case" in metafunc.fixturenames:
         cases = getattr(metafunc.module, "FULL" if metafunc.config.getoption("--full") else "QUICK")
         metafunc.parametrize("case", cases, ids=str)
     if "variant" in metafunc.fixturenames:
         variants = step_variants(metafunc.config.getoption("--device"))[1:]
         metafunc.parametrize("variant", variants, ids=lambda variant: variant.name.replace(" ", "-"))
+    if "opponent" in metafunc.fixturenames and hasattr(metafunc.module, "opponents"):
+        opponents = metafunc.module.opponents(metafunc.config.getoption("--full"))
+        metafunc.parametrize("opponent", opponents, ids=lambda one: str(one).replace(", ", "+").replace(" ", "-"))
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from crosscoder.step import loss_and_gradients
 from harness import peer
 from harness.situation import Shape, make
 from harness.variants import SPARSITY
-
-from crosscoder.step import loss_and_gradients
 
 pytestmark = pytest.mark.skipif(peer.python() is None, reason="llamascopium is not installed (pytest benchmarks)")
 
