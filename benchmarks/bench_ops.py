@@ -148,9 +148,10 @@ def test_operation(
         work()
     except (ImportError, AttributeError, TypeError) as error:
         pytest.skip(f"{name} has no operation that is called as its reference is: {error}")
-    timings = compare(benchmark, backend, {**gemms(case, device), backend: work}, rounds, device=device)
+    subject = f"{operation}, {backend}"
+    timings = compare(benchmark, subject, {**gemms(case, device), subject: work}, rounds, device=device)
     facts = situation.facts()
     pairs = round(facts["pairs_a_token"] * case.batch)
     model = modelled(operation, case, pairs, int(facts["touched_features"]))
-    entry = recorder.add(f"{case} {operation} {backend}", timings, shape=case.to_dict(), model=model, **facts)
-    benchmark.extra_info["gemms"] = round(entry["contenders"][backend]["gemms"], 3)
+    entry = recorder.add(f"{case} {subject}", timings, shape=case.to_dict(), model=model, **facts)
+    benchmark.extra_info["gemms"] = round(entry["contenders"][subject]["gemms"], 3)

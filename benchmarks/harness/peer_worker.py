@@ -34,14 +34,17 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 logging.disable(logging.WARNING)
 
 
-def patch_train():
+def patch_train() -> None:
     from llamascopium.models import crosscoder
 
     names = {0: (), 1: ("heads",), 2: ("batch", "heads")}
@@ -49,31 +52,31 @@ def patch_train():
     compute_loss = crosscoder.Crosscoder.compute_loss
     compute_metrics = crosscoder.Crosscoder.compute_training_metrics
 
-    def scalar_loss(self, *arguments, **options):
+    def scalar_loss(self: Any, *arguments: Any, **options: Any) -> Any:
         found = compute_loss(self, *arguments, **options)
         if not isinstance(found, dict):
             return found.mean()
         return {**found, "loss": found["loss"].mean()}
 
-    def metrics(self, *, l0, **context):
+    def metrics(self: Any, *, l0: Tensor, **context: Any) -> Any:
         return compute_metrics(self, l0=l0[None], **context)
 
     crosscoder.Crosscoder.compute_loss = scalar_loss
     crosscoder.Crosscoder.compute_training_metrics = metrics
 
 
-def patch_products():
+def patch_products() -> None:
     from llamascopium.models.crosscoder import Crosscoder
 
     compute_norm, stack = Crosscoder.decoder_norm, Crosscoder.prepare_input
 
-    def prepare_input(self, batch, **options):
+    def prepare_input(self: Any, batch: dict[str, Tensor], **options: Any) -> Any:
         # The first thing a step does: nothing of the step before may be left.
         self._norm = None
         self._prepared = stack(self, batch, **options)
         return self._prepared
 
-    def decoder_norm(self, keepdim=False):
+    def decoder_norm(self: Any, keepdim: bool = False) -> Any:
         if keepdim:
             return compute_norm(self, keepdim=True)
         if getattr(self, "_norm", None) is None or not torch.is_grad_enabled():
@@ -83,14 +86,14 @@ def patch_products():
             self._norm = norm
         return self._norm
 
-    def encode(self, x, return_hidden_pre=False, **options):
+    def encode(self: Any, x: Tensor, return_hidden_pre: bool = False, **options: Any) -> Any:
         hidden = torch.matmul(x.flatten(-2), self.W_E.flatten(0, 1)) + self.b_E.sum(dim=0)
         hidden = hidden.unsqueeze(-2)
         norm = self.decoder_norm()
         acts = self.activation_function(hidden * norm) / norm
         return (acts, hidden.expand_as(acts)) if return_hidden_pre else acts
 
-    def decode(self, feature_acts, **options):
+    def decode(self: Any, feature_acts: Tensor, **options: Any) -> Tensor:
         return torch.baddbmm(self.b_D[:, None], feature_acts.transpose(0, 1), self.W_D).transpose(0, 1)
 
     Crosscoder.prepare_input = prepare_input
@@ -100,7 +103,7 @@ def patch_products():
     Crosscoder.decode = decode
 
 
-def patch_optimizer():
+def patch_optimizer() -> None:
     from llamascopium import trainer
 
     trainer.Adam = lambda params, lr, betas, foreach: torch.optim.Adam(params, lr=lr, betas=betas, fused=True)
@@ -113,7 +116,7 @@ PATCHES = {"train": patch_train, "products": patch_products, "optimizer": patch_
 class Stream:
     """The batches as the trainer wants them; opened once to look at the first batch, then to train."""
 
-    def __init__(self, batches, hook_points, answers):
+    def __init__(self, batches: list[Tensor], hook_points: list[str], answers: TextIO) -> None:
         self.batches = [
             {name: x[:, k].contiguous() for k, name in enumerate(hook_points)}
             | {"tokens": torch.zeros(len(x), dtype=torch.long)}
@@ -122,15 +125,15 @@ class Stream:
         self.opened = 0
         self.answers = answers
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
         self.opened += 1
         return self.look() if self.opened == 1 else self.train()
 
-    def look(self):
+    def look(self) -> Iterator[dict[str, Tensor]]:
         first = self.batches[0]
         yield {**first, "mask": torch.ones_like(first["tokens"], dtype=torch.bool)}
 
-    def train(self):
+    def train(self) -> Iterator[dict[str, Tensor]]:
         """One batch a request; the time until the trainer comes for the next batch is that of the whole step."""
         for number, _ in enumerate(sys.stdin):
             batch = dict(self.batches[number % len(self.batches)])
@@ -139,7 +142,8 @@ class Stream:
             print(time.perf_counter() - start, file=self.answers, flush=True)
 
 
-def make_crosscoder(request, tensors, dtype):
+def make_crosscoder(request: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """The package's crosscoder with our weights, and the names of its snapshots."""
     from llamascopium.models.crosscoder import Crosscoder, CrosscoderConfig
 
     K, D, F = tensors["W_E"].shape
@@ -163,7 +167,8 @@ def make_crosscoder(request, tensors, dtype):
     return sae, hook_points
 
 
-def fit(request, tensors, batches, answers):
+def fit(request: dict[str, Any], tensors: dict[str, Tensor], batches: list[Tensor], answers: TextIO) -> None:
+    """Its own training loop, a step a request."""
     from llamascopium.trainer import Trainer, TrainerConfig
 
     sae, hook_points = make_crosscoder(request, tensors, torch.float32)
@@ -187,7 +192,7 @@ def fit(request, tensors, batches, answers):
         Trainer(config).fit(sae, stream)
 
 
-def parity(request, tensors, batches):
+def parity(request: dict[str, Any], tensors: dict[str, Tensor], batches: list[Tensor]) -> None:
     """Loss and gradients of the first batch in float64, to the file that the request names."""
     tensors = {name: value.double() for name, value in tensors.items()}
     sae, hook_points = make_crosscoder(request, tensors, torch.float64)
@@ -205,7 +210,7 @@ def parity(request, tensors, batches):
     save_file({**gradients, "loss": found["loss"].detach()}, request["parity"])
 
 
-def main():
+def main() -> None:
     request = json.loads(sys.argv[1])
     # What the package prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
