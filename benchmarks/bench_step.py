@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from harness.measure import compare, gemms
 from harness.results import Recorder
 from harness.situation import Shape, make
 from harness.variants import DEFAULT, Variant
 
 BASE = Shape()
+BARS = [BASE, BASE.but(n_features=32_768, batch=2_048)]
+"""Where the variants are compared at full sizes; the sweeps are of the default step."""
 QUICK = [Shape(n_features=2_048, batch=256), Shape(n_features=4_096, batch=256)]
 FULL = [
-    BASE,
+    *BARS,
     *(BASE.but(n_features=F) for F in (2_048, 4_096, 16_384)),
-    BASE.but(n_features=32_768, batch=2_048),
     *(BASE.but(n_snapshots=K) for K in (3, 16, 32)),
     *(BASE.but(batch=B) for B in (256, 4_096)),
     *(BASE.but(l0=l0) for l0 in (5.0, 50.0, 200.0)),
@@ -36,6 +39,8 @@ def test_step(benchmark: Any, case: Shape, device: str, rounds: int, recorder: R
 
 
 def test_variant(benchmark: Any, case: Shape, variant: Variant, device: str, rounds: int, recorder: Recorder) -> None:
+    if case not in BARS + QUICK:
+        pytest.skip("variants are compared at the sizes of the bars")
     situation = make(case, device=device)
     feed = situation.feed()
     trainers = {name: way.trainer(situation.model) for name, way in (("step", DEFAULT), (variant.name, variant))}
