@@ -1,0 +1,157 @@
+"""How long does each of the six operations take, and what should it take on an H100?
+
+Every backend's module `crosscoder.kernels.<operation>.<backend>` is called as its reference is; a backend that hasn't
+got the operation in that form is skipped. The model of GPU time beside each figure counts the bytes and FLOPs that the
+sparse operation can't do without (bf16 weights and activations, fp32 state), against 600 TFLOP/s in products, 60
+elsewhere, and 3.35 TB/s.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from crosscoder import TrainConfig
+from crosscoder.code import SparseCode
+from harness.measure import Work, compare, gemms
+from harness.results import Recorder
+from harness.situation import Shape, Situation, make
+from harness.variants import LEARNING_RATE, choices
+
+QUICK = [Shape(n_features=2_048, batch=256)]
+FULL = [Shape()]
+BACKENDS = [name for name in choices(TrainConfig, "backend") if name != "auto"]
+
+PRODUCT_RATE, VECTOR_RATE, BANDWIDTH = 600e12, 60e12, 3.35e12
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the operations work on: one batch, its code, residual and gradient."""
+
+    situation: Situation
+    x_BKD: Tensor
+    norms_FK: Tensor
+    theta_F: Tensor
+    h_BF: Tensor
+    code: SparseCode
+    g_BKD: Tensor
+    dh_N: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, situation: Situation) -> Inputs:
+        model, x_BKD = situation.model, situation.batches[0]
+        code = model.encode(x_BKD)
+        residual_BKD = model.decode(code) - x_BKD
+        return cls(
+            situation=situation,
+            x_BKD=x_BKD,
+            norms_FK=model.decoder_norms().detach(),
+            theta_F=model.threshold.detach(),
+            h_BF=model.preactivations(x_BKD).detach(),
+            code=code,
+            g_BKD=residual_BKD * (2 / (x_BKD.shape[0] * x_BKD.shape[1])),
+            dh_N=torch.ones_like(code.values),
+        )
+
+
+def encode(ops: ModuleType, at: Inputs) -> Work:
+    model = at.situation.model
+    return lambda: ops.jumprelu_code(
+        ops.preactivations(at.x_BKD, model.W_enc, model.b_enc), at.norms_FK, at.theta_F, shared=False
+    )
+
+
+def decode(ops: ModuleType, at: Inputs) -> Work:
+    model = at.situation.model
+    return functools.partial(ops.decode, at.code, model.W_dec, model.b_dec)
+
+
+def code_grad(ops: ModuleType, at: Inputs) -> Work:
+    return functools.partial(ops.code_grad, at.code, at.g_BKD, at.situation.model.W_dec)
+
+
+def transpose(ops: ModuleType, at: Inputs) -> Work:
+    return functools.partial(ops.transpose, at.code)
+
+
+def update(ops: ModuleType, at: Inputs) -> Work:
+    """Gradients of both weights and Adam's step on them."""
+    model = at.situation.model
+    optimizer = torch.optim.Adam([model.W_enc, model.W_dec], lr=LEARNING_RATE, fused=True)
+    encoder_gradient, decoder_gradient = ops.encoder_gradient, ops.decoder_gradient
+
+    def work() -> None:
+        model.W_enc.grad = encoder_gradient(at.code, at.dh_N, at.x_BKD)[0]
+        model.W_dec.grad = decoder_gradient(at.code, at.g_BKD)[0]
+        optimizer.step()
+
+    return work
+
+
+def threshold(ops: ModuleType, at: Inputs) -> Work:
+    """The exact mode, with the product that gives df on every pair."""
+    model = at.situation.model
+    gradient = ops.threshold_gradient
+
+    def work() -> object:
+        df_BKF = torch.einsum("bkd,fkd->bkf", at.g_BKD, model.W_dec)
+        return gradient(at.h_BF, at.norms_FK, at.theta_F, df_BKF, model.config.threshold_window, shared=False)
+
+    return work
+
+
+OPERATIONS: dict[str, Callable[[ModuleType, Inputs], Work]] = {
+    work.__name__: work for work in (encode, decode, code_grad, transpose, update, threshold)
+}
+
+
+def modelled(operation: str, shape: Shape, n_pairs: int, n_touched: int) -> dict[str, float]:
+    """FLOPs, bytes and seconds on an H100."""
+    row = shape.n_snapshots * shape.d_model
+    weights, batch, gathered = 2 * row * shape.n_features, 2 * shape.batch * row, 2 * n_pairs * row
+    product, pairs = 2 * shape.batch * row * shape.n_features, 16 * n_pairs
+    flop, nbytes = {
+        "encode": (product, weights + batch + pairs),
+        "decode": (gathered, gathered + 2 * batch + pairs),
+        "code_grad": (gathered, gathered + batch + pairs),
+        "transpose": (0, 2 * pairs),
+        # Each pair adds a row of x to dW_enc and one of g to dW_dec; weights and both moments are read and written.
+        "update": (2 * gathered, 2 * gathered + 2 * 12 * 2 * row * n_touched),
+        "threshold": (product, weights + batch + 2 * shape.batch * shape.n_features),
+    }[operation]
+    rate = PRODUCT_RATE if operation in ("encode", "threshold") else VECTOR_RATE
+    return {"flop": flop, "bytes": nbytes, "h100_seconds": max(flop / rate, nbytes / BANDWIDTH)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+@torch.no_grad()
+def test_operation(
+    benchmark: Any, case: Shape, operation: str, backend: str, device: str, rounds: int, recorder: Recorder
+) -> None:
+    if backend == "triton" and not device.startswith("cuda"):
+        pytest.skip("interpreted kernels say nothing about speed")
+    name = f"crosscoder.kernels.{operation}.{backend}"
+    situation = make(case, device=device)
+    try:
+        work = OPERATIONS[operation](importlib.import_module(name), Inputs.of(situation))
+        work()
+    except (ImportError, AttributeError, TypeError) as error:
+        pytest.skip(f"{name} has no operation that is called as its reference is: {error}")
+    subject = f"{operation}, {backend}"
+    timings = compare(benchmark, subject, {**gemms(case, device), subject: work}, rounds, device=device)
+    facts = situation.facts()
+    pairs = round(facts["pairs_a_token"] * case.batch)
+    model = modelled(operation, case, pairs, int(facts["touched_features"]))
+    entry = recorder.add(f"{case} {subject}", timings, shape=case.to_dict(), model=model, **facts)
+    benchmark.extra_info["gemms"] = round(entry["contenders"][subject]["gemms"], 3)
