@@ -10,6 +10,7 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.code import SparseCode
 from crosscoder.kernels.arrays import array, array_or_none, code_arrays, n_threads
+from crosscoder.kernels.scratch import Scratch
 from crosscoder.penalty import Penalty
 
 
@@ -54,13 +55,14 @@ def decode_with_gradients(
     penalty: Penalty,
     shared: bool,
     window: float,
+    scratch: Scratch,
 ) -> Decoded:
     """Decode, and from each residual at once the gradient of its pairs (docs/method.md, section 3).
 
     `weight_F` is the penalty's a_f; a `window` of 0 leaves the thresholds out.
     """
     B, K, _ = x_BKD.shape
-    residual_BKD = torch.empty_like(x_BKD)
+    residual_BKD = scratch.take("residual", tuple(x_BKD.shape))
     error_BK = torch.empty(B, K)
     dh_N = torch.empty(code.n_pairs)
     threshold_N = torch.empty(code.n_pairs) if window else None

@@ -13,6 +13,7 @@ from crosscoder.code import SparseCode
 from crosscoder.kernels.arrays import array, array_or_none, n_threads
 from crosscoder.kernels.encode.products import Batch, tiles
 from crosscoder.kernels.encode.rows import EncoderRows
+from crosscoder.kernels.scratch import Scratch
 
 SLACK = 1e-6
 """Relative rounding of the cut itself."""
@@ -25,6 +26,7 @@ def encode(
     norms_FK: Tensor,
     theta_F: Tensor,
     rows: EncoderRows,
+    scratch: Scratch,
     *,
     shared: bool,
     window: float = 0.0,
@@ -46,7 +48,7 @@ def encode(
     rule = batch.rule(cut_F, rows)
     keep = (array(scale_F), array(level_F), array_or_none(theta_F if also_above_threshold else None))
     encoder = _core.Encoder(array(batch.x_BC), array(W_enc_FKD.detach().flatten(1)), array(b_enc_F))
-    for first, products in tiles(batch, W_enc_FKD, rows):
+    for first, products in tiles(batch, W_enc_FKD, rows, scratch):
         n_pairs = encoder.add(array(products), first, rule, *keep, n_threads())
         if max_pairs is not None and n_pairs > max_pairs:
             return None
@@ -60,6 +62,7 @@ def encode_ranked(
     b_enc_F: Tensor,
     norms_FK: Tensor,
     rows: EncoderRows,
+    scratch: Scratch,
     top_k: int,
     *,
     whole_batch: bool,
@@ -71,7 +74,7 @@ def encode_ranked(
         array(batch.x_BC), weights, array(b_enc_F), array(largest_F), top_k, whole_batch=whole_batch
     )
     rule = batch.rule(None, rows)
-    for first, products in tiles(batch, W_enc_FKD, rows):
+    for first, products in tiles(batch, W_enc_FKD, rows, scratch):
         encoder.add(array(products), first, rule, batch.relative, n_threads())
     row_offsets, features, values, smallest = encoder.finish(n_threads())
     K = norms_FK.shape[1]

@@ -20,6 +20,7 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.kernels.arrays import Array, array, array_or_none, n_threads
 from crosscoder.kernels.encode.rows import EncoderRows
+from crosscoder.kernels.scratch import Scratch
 
 TILE = 1024
 """Features whose products are made at once: B x TILE numbers stay in a cache until they are compared."""
@@ -59,14 +60,15 @@ class Batch:
         )
 
 
-def prepare(x_BC: Tensor, rows: EncoderRows) -> Batch:
+def prepare(x_BC: Tensor, rows: EncoderRows, scratch: Scratch) -> Batch:
     """What one batch needs for its products; `x_BC` (B, K D) float32, contiguous."""
     B = len(x_BC)
     fourth_B = torch.empty(B)
-    bf16 = torch.empty_like(x_BC, dtype=torch.bfloat16) if rows.products == "bf16" else None
+    shape = (B, x_BC.shape[1])
+    bf16 = scratch.take("x bf16", shape, torch.bfloat16) if rows.products == "bf16" else None
     int8 = scale_B = norm_B = inverse = None
     if rows.int8_norm_F is not None and rows.int8_scale_F is not None and rows.column_scale is not None:
-        int8 = torch.empty_like(x_BC, dtype=torch.int8)
+        int8 = scratch.take("x int8", shape, torch.int8)
         scale_B, norm_B, inverse = torch.empty(B), torch.empty(B), 1 / rows.column_scale
     _core.prepare_batch(
         array(x_BC),
@@ -103,7 +105,7 @@ def prepare(x_BC: Tensor, rows: EncoderRows) -> Batch:
     )
 
 
-def tiles(batch: Batch, W_enc_FKD: Tensor, rows: EncoderRows) -> Iterator[tuple[int, Tensor]]:
+def tiles(batch: Batch, W_enc_FKD: Tensor, rows: EncoderRows, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
     """(first feature, products (B, n)) of all features; a tile's memory is used again for the next one."""
     if rows.int8_FKD is not None:
         weights_FC = rows.int8_FKD.flatten(1)
@@ -112,8 +114,7 @@ def tiles(batch: Batch, W_enc_FKD: Tensor, rows: EncoderRows) -> Iterator[tuple[
     multiply = torch._int_mm if rows.int8_FKD is not None else torch.mm
     dtype = torch.int32 if rows.int8_FKD is not None else batch.factor_BC.dtype
     B, F = len(batch.factor_BC), len(weights_FC)
-    buffer = torch.empty(B, min(TILE, F), dtype=dtype)
     for first in range(0, F, TILE):
         weights = weights_FC[first : first + TILE]
-        out = buffer if len(weights) == buffer.shape[1] else torch.empty(B, len(weights), dtype=dtype)
+        out = scratch.take("products", (B, len(weights)), dtype)
         yield first, multiply(batch.factor_BC, weights.to(batch.factor_BC.dtype).T, out=out)

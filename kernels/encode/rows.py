@@ -40,6 +40,9 @@ class EncoderRows:
         self.column_scale = torch.ones(K * D) if int8 else None
         """(K D): what activations are divided by, and W_enc multiplied, before both become int8."""
         self._seen: tuple[int, ...] = ()
+        for copy in (self.bf16_FKD, self.int8_FKD):
+            if copy is not None:
+                _core.prefer_huge_pages(array(copy))
 
     def arrays(self) -> tuple[Array | None, ...]:
         """As the core takes them."""

@@ -23,6 +23,7 @@ from crosscoder.kernels.decode import native as decode_native
 from crosscoder.kernels.encode import native as encode_native
 from crosscoder.kernels.encode.products import Batch, prepare
 from crosscoder.kernels.encode.rows import EncoderRows, Products, column_scale, default_products
+from crosscoder.kernels.scratch import NoScratch, Scratch
 from crosscoder.kernels.threshold.native import threshold_gradient
 from crosscoder.kernels.threshold.reference import sample_tokens
 from crosscoder.kernels.transpose.native import transpose
@@ -56,7 +57,9 @@ def encode(model: Crosscoder, x_BKD: Tensor, products: Products | None = None) -
     x_BC = x_BKD.flatten(1).contiguous()
     if rows.unscaled() and len(x_BC):
         rows = rows_of(model, products, column_scale(x_BC))
-    code, _ = _code_of(model, prepare(x_BC, rows), rows, rows.norms_FK * model.snapshot_scale)
+    scratch = NoScratch()
+    batch = prepare(x_BC, rows, scratch)
+    code, _ = _code_of(model, batch, rows, rows.norms_FK * model.snapshot_scale, scratch)
     return cast(SparseCode, code)
 
 
@@ -65,6 +68,7 @@ def _code_of(
     batch: Batch,
     rows: EncoderRows,
     norms_FK: Tensor,
+    scratch: Scratch,
     *,
     window: float = 0.0,
     also_above: bool = False,
@@ -75,7 +79,7 @@ def _code_of(
     if config.gate == "topk" or (config.gate == "batchtopk" and model.training):
         whole_batch = config.gate == "batchtopk"
         code, smallest = encode_native.encode_ranked(
-            batch, model.W_enc, bias_F, norms_FK, rows, cast(int, config.top_k), whole_batch=whole_batch
+            batch, model.W_enc, bias_F, norms_FK, rows, scratch, cast(int, config.top_k), whole_batch=whole_batch
         )
         return code, smallest if whole_batch else None
     if config.gate == "batchtopk":  # inference: h max_k n over one threshold, at all snapshots
@@ -88,6 +92,7 @@ def _code_of(
         norms_FK,
         theta_F,
         rows,
+        scratch,
         shared=shared,
         window=window,
         also_above_threshold=also_above,
@@ -124,13 +129,17 @@ def sparse_pass(
     model: Crosscoder,
     x_BKD: Tensor,
     rows: EncoderRows,
+    scratch: Scratch,
     *,
     sparsity_coefficient: float,
     preactivation_coefficient: float,
     generator: torch.Generator | None,
     max_pairs: int | None,
 ) -> SparsePass | None:
-    """Loss and gradients of a batch (B, K, D) in float32; None if it has more than `max_pairs` pairs."""
+    """Loss and gradients of a batch (B, K, D) in float32; None if it has more than `max_pairs` pairs.
+
+    The residual lies in `scratch`.
+    """
     config, penalty = model.config, Penalty.of(model.config)
     B, K, D = x_BKD.shape
     terms = max(1, B * K)
@@ -138,9 +147,16 @@ def sparse_pass(
     window = config.threshold_window if config.threshold_mode == "narrow" and not config.selects_by_rank else 0.0
     norms_FK, theta_F = rows.norms_FK, model.threshold.float()
     x_BKD = x_BKD.contiguous()
-    batch = prepare(x_BKD.flatten(1), rows)
+    batch = prepare(x_BKD.flatten(1), rows, scratch)
     code, smallest = _code_of(
-        model, batch, rows, norms_FK, window=window, also_above=preactivation_coefficient > 0, max_pairs=max_pairs
+        model,
+        batch,
+        rows,
+        norms_FK,
+        scratch,
+        window=window,
+        also_above=preactivation_coefficient > 0,
+        max_pairs=max_pairs,
     )
     if code is None:
         return None
@@ -159,6 +175,7 @@ def sparse_pass(
         penalty=penalty,
         shared=shared,
         window=window,
+        scratch=scratch,
     )
     dnorm_FK = weight_F[:, None] * slope_FK
     dlog_threshold_F = torch.zeros_like(theta_F)
@@ -265,6 +282,7 @@ def loss(
         model,
         x_BKD,
         rows_of(model),
+        NoScratch(),
         sparsity_coefficient=sparsity_coefficient,
         preactivation_coefficient=preactivation_coefficient,
         generator=generator,

@@ -17,6 +17,7 @@ from crosscoder.code import SparseCode
 from crosscoder.config import TrainConfig
 from crosscoder.kernels.arrays import array
 from crosscoder.kernels.encode.rows import EncoderRows, column_scale, default_products
+from crosscoder.kernels.scratch import Scratch
 from crosscoder.kernels.update.native import AdamOptions, gradient_squares, update_dense_rows, update_rows
 from crosscoder.kernels.update.reference import BETA1, BETA2, EPSILON
 from crosscoder.model import Crosscoder
@@ -50,6 +51,7 @@ class NativeEngine:
         self._config = config
         self._rows = rows_of(model, "int8" if config.candidates == "int8" else default_products())
         self._audit = RecallAudit()
+        self._scratch = Scratch()
         self._column_scale = torch.zeros(model.config.n_snapshots * model.config.d_model)
         """Of int8 products, from the first batch; 0 before."""
         for tensor in (model.W_enc, model.W_dec, *(tensor for _, tensor in self.state.tensors())):
@@ -75,6 +77,7 @@ class NativeEngine:
             model,
             x_BKD,
             self._rows,
+            self._scratch,
             sparsity_coefficient=settings.sparsity_coefficient,
             preactivation_coefficient=settings.preactivation_coefficient,
             generator=torch.Generator().manual_seed(settings.seed),
