@@ -36,7 +36,7 @@ float product_at(const ProductTile& tile, const CandidateRule& rule, std::size_t
 
 // The k-th largest of `values` (reordered), or `none` where there are fewer.
 float kth_largest(std::vector<float>& values, std::size_t k, float none) {
-    if (values.size() < k) {
+    if (k == 0 || values.size() < k) {
         return none;
     }
     const auto kth = values.begin() + static_cast<std::ptrdiff_t>(k - 1);

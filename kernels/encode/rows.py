@@ -1,8 +1,9 @@
 """What the encoder needs of the weights beside the weights: kept, and written again when they change.
 
 Decoder norms, ||W_enc[f]||_4 for the candidates' margin, and a copy of W_enc in the type that its products are made in
-(bf16 or int8). The training step's update refreshes the rows that it changes; any other change of the parameters is
-noticed by their version counters.
+(bf16 or int8). The training step's update refreshes the rows that it changes. Other changes of the parameters are
+noticed by their version counters, but not those of torch's fused optimisers, which do not count: so rows are also made
+anew after every backward pass, and every time while the weights have a gradient.
 """
 
 from __future__ import annotations
@@ -60,7 +61,12 @@ class EncoderRows:
         """Bring everything up to date, if the weights changed since the last time."""
         if self._seen != _state_of(W_enc_FKD, W_dec_FKD):
             _core.derive_rows(array(W_enc_FKD), array(W_dec_FKD), self.arrays(), n_threads())
-            self._seen = _state_of(W_enc_FKD, W_dec_FKD)
+            trusted = W_enc_FKD.grad is None and W_dec_FKD.grad is None
+            self._seen = _state_of(W_enc_FKD, W_dec_FKD) if trusted else ()
+
+    def forget(self) -> None:
+        """The weights changed, or are about to: everything is made anew at the next `refresh`."""
+        self._seen = ()
 
     def unscaled(self) -> bool:
         """Are these int8 rows whose column scale was never set?"""
@@ -71,7 +77,7 @@ class EncoderRows:
         assert self.column_scale is not None, "only int8 products have scales"
         if not torch.equal(self.column_scale, scale):
             self.column_scale.copy_(scale)
-            self._seen = ()
+            self.forget()
 
     @torch.no_grad()
     def written(self, W_enc_FKD: Tensor, W_dec_FKD: Tensor) -> None:

@@ -201,6 +201,14 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         if preactivation_coefficient and self.config.selects_by_rank:
             raise ConfigError(f'preactivation_coefficient needs a threshold; gate "{self.config.gate}" has none')
 
+    def weights_changed(self) -> None:
+        """Call this after writing weights past torch's version counters (`.data`, fused optimisers without backward).
+
+        Everything else is noticed: what the CPU kernels derive from the weights is made anew at the next use.
+        """
+        for rows in self.derived_rows.values():
+            rows.forget()
+
     def update_batch_threshold(self, smallest: Tensor) -> None:
         """BatchTopK's running mean of the smallest score kept, its threshold at inference."""
         start = self.batch_threshold == 0
@@ -211,7 +219,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         h_BF = self.preactivations(x_BKD)
         norms_FK = self.decoder_norms()
         gates_BKF = self._dense_gates(h_BF.detach(), norms_FK.detach())
-        f_BKF = _Gated.apply(h_BF, norms_FK.detach(), self.log_threshold, gates_BKF, self.config, generator)  # type: ignore[no-untyped-call]
+        f_BKF = _Gated.apply(h_BF, norms_FK.detach(), self.log_threshold, gates_BKF, self, generator)  # type: ignore[no-untyped-call]
         return cast(Tensor, f_BKF), h_BF, norms_FK
 
     def _dense_gates(self, h_BF: Tensor, norms_FK: Tensor) -> Tensor:
@@ -283,17 +291,18 @@ class _Gated(torch.autograd.Function):
         norms_FK: Tensor,
         log_threshold_F: Tensor,
         gates_BKF: Tensor,
-        config: CrosscoderConfig,
+        model: Crosscoder,
         generator: torch.Generator | None,
     ) -> Tensor:
         ctx.save_for_backward(h_BF, norms_FK, log_threshold_F, gates_BKF)
-        ctx.config, ctx.generator = config, generator
+        ctx.model, ctx.generator = model, generator
         return torch.where(gates_BKF, h_BF[:, None, :], 0.0)
 
     @staticmethod
     def backward(ctx: Any, df_BKF: Tensor) -> Any:
         h_BF, norms_FK, log_threshold_F, gates_BKF = ctx.saved_tensors
-        config: CrosscoderConfig = ctx.config
+        config: CrosscoderConfig = ctx.model.config
+        ctx.model.weights_changed()  # they are about to
         dh_BF = torch.where(gates_BKF, df_BKF, 0.0).sum(dim=1)
         if config.selects_by_rank:
             return dh_BF, None, None, None, None, None

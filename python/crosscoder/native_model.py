@@ -292,7 +292,7 @@ def loss(
     if result.smallest_score is not None:
         model.update_batch_threshold(result.smallest_score)
     parameters = (model.W_enc, model.W_dec, model.b_enc, model.b_dec, model.log_threshold)
-    total = _Loss.apply(result, *parameters)  # type: ignore[no-untyped-call]
+    total = _Loss.apply(model, result, *parameters)  # type: ignore[no-untyped-call]
     return LossTerms(total, result.loss.reconstruction, result.loss.sparsity, result.loss.preactivation)
 
 
@@ -300,18 +300,23 @@ class _Loss(torch.autograd.Function):
     """The loss of a `SparsePass`, whose gradients are made when they are asked for."""
 
     @staticmethod
-    def forward(ctx: Any, result: SparsePass, *parameters: Tensor) -> Tensor:
-        ctx.result = result
+    def forward(ctx: Any, model: Crosscoder, result: SparsePass, *parameters: Tensor) -> Tensor:
+        ctx.model, ctx.result = model, result
         ctx.save_for_backward(*parameters)  # so that a change in between is an error, as everywhere in autograd
         return result.loss.total.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         result: SparsePass = ctx.result
+        ctx.model.weights_changed()  # they are about to
         parameters = ctx.saved_tensors
         dW_enc, dW_dec = gradient_rows(result.parts, parameters[1])
         gradients = (dW_enc, dW_dec, result.parts.encoder_bias(), result.db_dec_KD, result.dlog_threshold_F)
-        return None, *(
-            (g * gradient).to(p.dtype) if needed else None
-            for g, p, needed in zip(gradients, parameters, ctx.needs_input_grad[1:], strict=True)
+        return (
+            None,
+            None,
+            *(
+                (g * gradient).to(p.dtype) if needed else None
+                for g, p, needed in zip(gradients, parameters, ctx.needs_input_grad[2:], strict=True)
+            ),
         )

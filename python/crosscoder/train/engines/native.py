@@ -58,7 +58,8 @@ class NativeEngine:
             _core.prefer_huge_pages(array(tensor))
 
     def parameters_changed(self) -> None:
-        """Changes are noticed by the parameters' version counters."""
+        """Make what is derived from the weights anew."""
+        self._model.weights_changed()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What a checkpoint holds beside the parameters."""
