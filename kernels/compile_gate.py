@@ -118,7 +118,6 @@ def recorded(arch: int, found: dict[str, tuple[Any, str]]) -> Iterator[None]:
         yield
     finally:
         JITFunction.run = run
-        driver.reset_active()
 
 
 class _FixedCount:

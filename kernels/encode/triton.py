@@ -244,6 +244,7 @@ def tile_width(n_tokens: int, n_features: int) -> int:
     return min(width, n_features)
 
 
+@torch.no_grad()
 def find_candidates(x_BKD: Tensor, weights: EncoderWeights, gate: Gate) -> Candidates:
     """The pairs whose h may be above their cut, by the bf16 product."""
     B, F = len(x_BKD), len(weights.theta_F)
@@ -328,6 +329,7 @@ def score_slices(n_tokens: int, n: int, itemsize: int) -> tuple[int, int]:
     return slices.width, slices.count
 
 
+@torch.no_grad()
 def list_pairs(x_BKD: Tensor, weights: EncoderWeights, gate: Gate, candidates: Candidates, capacity: int) -> Encoded:
     """h and gates of the candidates, in float32, and the code of those that stay.
 
@@ -404,6 +406,7 @@ def fourth_powers(W_ptr, shadow_ptr, out_ptr, n, SHADOW: tl.constexpr, BLOCK: tl
     tl.store(out_ptr + feature, tl.sqrt(tl.sqrt(tl.sum(total, axis=0))) / SCALE)
 
 
+@torch.no_grad()
 def encoder_weights(
     W_enc_FKD: Tensor, b_enc_F: Tensor, norms_FK: Tensor, theta_F: Tensor, shadow_FKD: Tensor | None = None
 ) -> EncoderWeights:

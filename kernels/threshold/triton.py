@@ -15,7 +15,8 @@ from torch import Tensor
 from crosscoder.kernels.device import activity_and_slope, penalty_code
 from crosscoder.penalty import Penalty
 
-TOKENS, FEATURES, DEPTH, WARPS = 64, 64, 32, 4
+TILES = {torch.float32: (128, 32, 16, 8), torch.bfloat16: (64, 64, 32, 8)}
+"""(tokens, features, depth, warps) by the weights' dtype: the largest tiles that no GPU spills registers for."""
 
 
 @triton.jit
@@ -103,12 +104,13 @@ def threshold_gradient(
     F, K, D = W_enc_FKD.shape
     if not n_tokens:
         return theta_F.new_zeros(F)
-    tiles = triton.cdiv(n_tokens, TOKENS)
+    tile_tokens, tile_features, depth, warps = TILES[W_enc_FKD.dtype]
+    tiles = triton.cdiv(n_tokens, tile_tokens)
     parts = theta_F.new_empty(tiles, F, dtype=torch.float32)
-    threshold_tiles[(triton.cdiv(F, FEATURES), tiles)](
+    threshold_tiles[(triton.cdiv(F, tile_features), tiles)](
         x_BKD, residual_BKD, parts if tokens is None else tokens, W_enc_FKD, W_dec_FKD, b_enc_F, norms_FK, theta_F,
         weight_F, parts, n_tokens, F, K, D, scale, window, penalty.tanh_scale,
         PENALTY=penalty_code(penalty.kind), SHARED=shared, SUBSET=tokens is not None,
-        BF16=W_enc_FKD.dtype == torch.bfloat16, TOKENS=TOKENS, FEATURES=FEATURES, DEPTH=DEPTH, num_warps=WARPS,
+        BF16=W_enc_FKD.dtype == torch.bfloat16, TOKENS=tile_tokens, FEATURES=tile_features, DEPTH=depth, num_warps=warps,
     )  # fmt: skip
     return parts.sum(dim=0)
