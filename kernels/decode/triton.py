@@ -76,8 +76,8 @@ def decode_rows(
 
 
 def row_slices(D: int) -> tuple[int, int, int]:
-    """(elements a slice, slices, warps) of one (token, snapshot)."""
-    block = min(max(power_of_two(D), 32), 4096)
+    """(elements a slice, slices, warps) of one (token, snapshot): a token's rows fit the first-level cache."""
+    block = min(max(power_of_two(D), 32), 2048)
     return block, -(-D // block), max(1, min(8, block // 256))
 
 

@@ -27,12 +27,15 @@ def threshold_tiles(
     TOKENS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """out[tile of tokens, f]: the tile's part of dlog_theta. BF16: products of bf16 numbers, else of float32."""
-    row = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    # Tiles of tokens next to each other: they share the rows of the weights while these are in the cache.
+    tiles = tl.cdiv(n_tokens, TOKENS)
+    tile = tl.program_id(0) % tiles
+    row = tile * TOKENS + tl.arange(0, TOKENS)
     in_batch = row < n_tokens
     token = row
     if SUBSET:
         token = tl.load(tokens_ptr + row, mask=in_batch, other=0)
-    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    feature = tl.program_id(0) // tiles * FEATURES + tl.arange(0, FEATURES)
     in_model = feature < F
     depth = tl.arange(0, DEPTH)
     n = K * D
@@ -76,7 +79,7 @@ def threshold_tiles(
         df = dot * scale + (weight * norm)[None, :] * slope
         factor = -theta * theta / (window * tl.where(unit > 0, unit, 1.0))
         total += tl.sum(tl.where(inside, df, 0.0), axis=0) * factor
-    tl.store(out_ptr + tl.program_id(1) * F + feature, total, mask=in_model)
+    tl.store(out_ptr + tile * F + feature, total, mask=in_model)
 
 
 def threshold_gradient(
@@ -107,7 +110,7 @@ def threshold_gradient(
     tile_tokens, tile_features, depth, warps = TILES[W_enc_FKD.dtype]
     tiles = triton.cdiv(n_tokens, tile_tokens)
     parts = theta_F.new_empty(tiles, F, dtype=torch.float32)
-    threshold_tiles[(triton.cdiv(F, tile_features), tiles)](
+    threshold_tiles[(triton.cdiv(F, tile_features) * tiles,)](
         x_BKD, residual_BKD, parts if tokens is None else tokens, W_enc_FKD, W_dec_FKD, b_enc_F, norms_FK, theta_F,
         weight_F, parts, n_tokens, F, K, D, scale, window, penalty.tanh_scale,
         PENALTY=penalty_code(penalty.kind), SHARED=shared, SUBSET=tokens is not None,
