@@ -58,7 +58,10 @@ class Case:
         bits = self.B * self.F / 8
         return [
             Load("encode: product", 2 * self.B * matrix, 2 * matrix + 2 * tokens, 4 * self.B * self.F),
-            Load("encode: exact scores", 2 * pairs * n, rows * w + tokens * self.x_bytes, pairs * n * (w + self.x_bytes)),
+            Load(
+                "encode: exact scores", 2 * pairs * n, rows * w + tokens * self.x_bytes,
+                pairs * n * (w + self.x_bytes),
+            ),
             Load("encode: bits to code", 0, 0, 4 * bits + 200 * pairs),
             Load("transpose", 0, 0, 3 * bits + 1000 * pairs),
             Load(
@@ -85,7 +88,9 @@ CASES = {
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for title, case in CASES.items():
-        print(f"{title}: B={case.B}, K={case.K}, D={case.D}, {case.active} active, {case.touched:.0%} of features touched")
+        print(
+            f"{title}: B={case.B}, K={case.K}, D={case.D}, {case.active} active, {case.touched:.0%} of features touched"
+        )
         total = 0.0
         for load in case.loads():
             if not load.name.startswith("threshold, exact"):

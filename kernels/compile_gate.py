@@ -204,13 +204,16 @@ def nvidia_tool(name: str) -> str:
     return str(path) if path.exists() else name
 
 
-def examine(arch: int, size: str, variant: str, kernel: Any, constants: str) -> Compiled:
-    """Registers, spills and instructions, from the binary."""
+def examine(arch: int, owner: tuple[str, str], found: tuple[Any, str]) -> Compiled:
+    """Registers, spills and instructions, from the binary; `owner` is (size, variant)."""
+    (size, variant), (kernel, constants) = owner, found
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage, sass = (
-            subprocess.run([nvidia_tool("cuobjdump"), flag, file.name], check=True, capture_output=True, text=True).stdout
+            subprocess.run(
+                [nvidia_tool("cuobjdump"), flag, file.name], check=True, capture_output=True, text=True
+            ).stdout
             for flag in ("-res-usage", "-sass")
         )
     numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
@@ -247,7 +250,7 @@ def gate(arches: list[int], sizes: list[str], variants: list[str], workers: int 
                     for key in found:
                         owners.setdefault(key, (size, variant))
         with ThreadPoolExecutor(workers) as pool:
-            rows += pool.map(lambda key: examine(arch, *owners[key], *found[key]), found)
+            rows += pool.map(examine, [arch] * len(found), [owners[key] for key in found], found.values())
     return rows
 
 

@@ -417,12 +417,8 @@ def encoder_weights(
     shadow = W_enc_FKD if in_bf16 else torch.empty_like(W_enc_FKD, dtype=torch.bfloat16)
     if shadow_FKD is not None:
         shadow = shadow_FKD
-    fourth_powers[(F,)](
-        W_enc_FKD, shadow, w_norms_F, W_enc_FKD[0].numel(), SHADOW=not in_bf16, BLOCK=1024, num_warps=4
-    )
-    return EncoderWeights(
-        W_enc_FKD, shadow, w_norms_F, b_enc_F, norms_FK, norms_FK.amax(dim=1), theta_F
-    )
+    fourth_powers[(F,)](W_enc_FKD, shadow, w_norms_F, W_enc_FKD[0].numel(), SHADOW=not in_bf16, BLOCK=1024, num_warps=4)
+    return EncoderWeights(W_enc_FKD, shadow, w_norms_F, b_enc_F, norms_FK, norms_FK.amax(dim=1), theta_F)
 
 
 def encode(x_BKD: Tensor, weights: EncoderWeights, gate: Gate) -> tuple[SparseCode, Tensor | None]:

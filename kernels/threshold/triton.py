@@ -100,8 +100,8 @@ def threshold_gradient(
 ) -> Tensor:
     """dlog_theta (F,) float32, summed over all tokens or over `tokens` (n,) int64.
 
-    df = `scale` <residual, W_dec> + `weight_F` n * the penalty's slope. Weights in float32 are multiplied as such (three
-    tf32 products), weights in bf16 as bf16. A pair whose decoder norm is exactly 0 adds nothing.
+    df = `scale` <residual, W_dec> + `weight_F` n * the penalty's slope. Weights in float32 are multiplied as such
+    (three tf32 products), weights in bf16 as bf16. A pair whose decoder norm is exactly 0 adds nothing.
     """
     n_tokens = len(x_BKD) if tokens is None else len(tokens)
     F, K, D = W_enc_FKD.shape
@@ -114,6 +114,7 @@ def threshold_gradient(
         x_BKD, residual_BKD, parts if tokens is None else tokens, W_enc_FKD, W_dec_FKD, b_enc_F, norms_FK, theta_F,
         weight_F, parts, n_tokens, F, K, D, scale, window, penalty.tanh_scale,
         PENALTY=penalty_code(penalty.kind), SHARED=shared, SUBSET=tokens is not None,
-        BF16=W_enc_FKD.dtype == torch.bfloat16, TOKENS=tile_tokens, FEATURES=tile_features, DEPTH=depth, num_warps=warps,
+        BF16=W_enc_FKD.dtype == torch.bfloat16, TOKENS=tile_tokens, FEATURES=tile_features, DEPTH=depth,
+        num_warps=warps,
     )  # fmt: skip
     return parts.sum(dim=0)

@@ -198,7 +198,7 @@ def gradients_of_pairs(
 
 def pairs_at_once(K: int) -> int:
     """Pairs that one warp of `pair_gradients` looks at together."""
-    return max(4, min(32, 256 // power_of_two(K)))
+    return max(4, min(32, 128 // power_of_two(K)))
 
 
 # -------------------------------------------------------------------------------------------------- the rows
@@ -282,8 +282,8 @@ def update_rows(
     W_dec_ptr, dec_m_ptr, dec_v_ptr, dec_m_scale_ptr, dec_v_scale_ptr,
     shadow_ptr, fourth_ptr, squares_ptr,
     K, D, n_parts, blocks, scale, step_size, v_root, log2_beta1, log2_beta2, rest1, rest2, epsilon, step, seed,
-    WHAT: tl.constexpr, DENSE: tl.constexpr, SKIP: tl.constexpr, LAZY: tl.constexpr, LIFT: tl.constexpr, CLIP: tl.constexpr,
-    ENCODER: tl.constexpr, DECODER: tl.constexpr,
+    WHAT: tl.constexpr, DENSE: tl.constexpr, SKIP: tl.constexpr, LAZY: tl.constexpr, LIFT: tl.constexpr,
+    CLIP: tl.constexpr, ENCODER: tl.constexpr, DECODER: tl.constexpr,
     EIGHT_BIT: tl.constexpr, BF16: tl.constexpr, SHADOW: tl.constexpr,
     PAIRS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -292,8 +292,8 @@ def update_rows(
     dW_enc = sum over the feature's pairs of dh x (with LIFT less lift_f x_sum), dW_dec = scale * sum of f residual over
     the open gates + pull W_dec; with DENSE they are read, for features from `first` on. WHAT 0: squares[f, k, slice] =
     their sum of squares. 1: they are written to the dense arrays. 2: times clip, an Adam step; fourth and squares
-    [f, k, slice] = the new rows' sum of W_enc^4 and W_dec^2, and W_enc in bf16 to the shadow. SKIP: features that did not
-    fire are left alone. LAZY: the moments decay by the steps since the row's last one, not by one.
+    [f, k, slice] = the new rows' sum of W_enc^4 and W_dec^2, and W_enc in bf16 to the shadow. SKIP: features that did
+    not fire are left alone. LAZY: the moments decay by the steps since the row's last one, not by one.
     """
     if tl.load(allowed_ptr) == 0:
         return
@@ -507,7 +507,8 @@ def _write_gradient(
         enc, enc, enc, allowed, allowed, allowed, enc,
         *(enc,) * 10, enc, enc, enc,
         K, D, slices.count, 1, 1.0, *AdamScalars(0.0, 1).arguments(), 1, 0,
-        WHAT=GRADIENT, DENSE=False, SKIP=False, LAZY=False, LIFT=False, CLIP=False, ENCODER=encoder, DECODER=not encoder,
+        WHAT=GRADIENT, DENSE=False, SKIP=False, LAZY=False, LIFT=False, CLIP=False, ENCODER=encoder,
+        DECODER=not encoder,
         EIGHT_BIT=False, BF16=False, SHADOW=False, PAIRS=PAIRS, BLOCK=slices.width, LANES=LANES,
         num_warps=slices.warps,
     )  # fmt: skip

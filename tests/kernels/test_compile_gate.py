@@ -36,7 +36,14 @@ def test_the_gate_passes(tmp_path: Path) -> None:
     result = run_gate(f"import sys; sys.argv = {arguments}; from crosscoder.kernels.compile_gate import main; main()")
     assert result.returncode == 0, result.stdout + result.stderr
     kernels = {row["kernel"] for row in json.loads(out.read_text())["rows"]}
-    assert {"mark_candidates", "score_parts", "decode_rows", "pair_gradients", "threshold_tiles", "update_rows"} <= kernels
+    assert {
+        "mark_candidates",
+        "score_parts",
+        "decode_rows",
+        "pair_gradients",
+        "threshold_tiles",
+        "update_rows",
+    } <= kernels
 
 
 def test_the_gate_fails_on_a_kernel_that_spills() -> None:
@@ -54,7 +61,12 @@ print([row.kernel for row in rows if row.faults()])
 
 def test_faults() -> None:
     assert GOOD.faults() == []
-    for change in ({"spill_bytes": 8}, {"spill_instructions": 1}, {"shared_bytes": SHARED_LIMIT[90] + 1}, {"tensor_core": 0}):
+    for change in (
+        {"spill_bytes": 8},
+        {"spill_instructions": 1},
+        {"shared_bytes": SHARED_LIMIT[90] + 1},
+        {"tensor_core": 0},
+    ):
         assert len(dataclasses.replace(GOOD, **change).faults()) == 1, change  # type: ignore[arg-type]
 
 

@@ -22,7 +22,8 @@ from crosscoder.train.engines.triton import TritonEngine
 from crosscoder.train.state import BETA1, BETA2, dequantize_v
 
 TOLERANCE = 2e-6
-SMALL = (7, 3, 5, 11)
+SMALL = (9, 3, 5, 6)
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # hashes, in the interpreter
 
 
 def engine_of(model: Crosscoder, share: float = 1.0, **options: Any) -> TritonEngine:
@@ -55,16 +56,17 @@ def check_statistics(actual: StepStatistics, expected: StepResult) -> None:
         assert actual.smallest_score is None
     else:
         assert actual.smallest_score is not None
-        assert relative_error(actual.smallest_score, expected.smallest_score) < TOLERANCE
+        # A difference of larger numbers, near 0.
+        torch.testing.assert_close(actual.smallest_score.double(), expected.smallest_score, rtol=1e-5, atol=1e-6)
 
 
 CASES = [
     ("snapshot", "tanh-quad", "exact", 0.0, SMALL),
-    ("snapshot", "tanh", "sampled", LAMBDA_P, (9, 3, 300, 5)),
+    ("snapshot", "tanh", "sampled", LAMBDA_P, (9, 3, 300, 3)),
     ("snapshot", "l1", "narrow", LAMBDA_P, SMALL),
-    ("shared", "tanh-quad", "narrow", 0.0, (13, 1, 4, 17)),
+    ("shared", "tanh-quad", "narrow", 0.0, (13, 1, 4, 9)),
     ("shared", "tanh", "exact", LAMBDA_P, SMALL),
-    ("shared", "l1", "sampled", 0.0, (5, 33, 3, 3)),
+    ("shared", "l1", "sampled", 0.0, (9, 33, 3, 2)),
     ("topk", "tanh-quad", "exact", 0.0, SMALL),
     ("batchtopk", "l1", "exact", 0.0, SMALL),
 ]
@@ -113,7 +115,10 @@ def test_exact_mode_is_torch_adam(share: float, clip: float | None) -> None:
     model, x = make(SMALL)
     exact = double(model)
     optimizer = torch.optim.Adam(
-        [{"params": [exact.W_enc, exact.W_dec, exact.b_enc, exact.b_dec]}, {"params": [exact.log_threshold], "lr": 1e-4}],
+        [
+            {"params": [exact.W_enc, exact.W_dec, exact.b_enc, exact.b_dec]},
+            {"params": [exact.log_threshold], "lr": 1e-4},
+        ],
         lr=1e-3,
     )
     engine = engine_of(model, share, clip_norm=clip)
@@ -131,7 +136,7 @@ def test_exact_mode_is_torch_adam(share: float, clip: float | None) -> None:
         optimizer.step()
     engine.settle()
     for name, parameter in exact.named_parameters():
-        assert float((getattr(model, name) - parameter).abs().max()) < 3e-6, name
+        assert float((getattr(model, name) - parameter).detach().abs().max()) < 3e-6, name
 
 
 def lazily(model: Crosscoder, batches: list[Tensor]) -> Crosscoder:
@@ -162,10 +167,10 @@ def lazily(model: Crosscoder, batches: list[Tensor]) -> Crosscoder:
 @pytest.mark.skipif(ON_GPU, reason="the written-out optimiser is for the CPU")
 @pytest.mark.parametrize("share", [1.0, 0.0], ids=["sparse", "dense"])
 def test_lazy_mode_decays_the_moments_of_skipped_rows(share: float) -> None:
-    model, _ = make((2, 3, 5, 11))
+    model, _ = make((2, 2, 5, 7))
     with torch.no_grad():
         model.log_threshold += 1.5
-    batches = [make((2, 3, 5, 11), seed=seed)[1] for seed in range(4)]
+    batches = [make((2, 2, 5, 7), seed=seed)[1] for seed in range(4)]
     exact = lazily(model, batches)
     engine = engine_of(model, share, optimizer_mode="lazy")
     for number, batch in enumerate(batches):
@@ -173,7 +178,7 @@ def test_lazy_mode_decays_the_moments_of_skipped_rows(share: float) -> None:
     engine.settle()
     assert len(set(engine.state.last_step_F.tolist())) > 2, "every row was updated alike: this tests nothing"
     for name, parameter in exact.named_parameters():
-        assert float((getattr(model, name) - parameter).abs().max()) < 3e-6, name
+        assert float((getattr(model, name) - parameter).detach().abs().max()) < 3e-6, name
 
 
 @pytest.mark.parametrize("state", ["fp32", "low-memory"])
@@ -200,35 +205,34 @@ def to_bf16(model: Crosscoder) -> None:
 
 
 def test_low_memory_state_follows_the_fp32_state() -> None:
-    """bf16 weights and 8-bit moments: six steps end within the rounding of bf16 of those in float32."""
-    model, x = make((9, 2, 300, 5))
+    """bf16 weights and 8-bit moments go where float32 goes: rounding costs under a third of four steps' way."""
+    model, x = make((9, 2, 300, 2))
     small = double(model).float()
     to_bf16(small)
     model.W_enc.data, model.W_dec.data = small.W_enc.data.float(), small.W_dec.data.float()
-    start = model.W_dec.detach().clone()
+    start = {name: getattr(model, name).detach().clone() for name in ("W_enc", "W_dec")}
     engines = engine_of(model), engine_of(small, state="low-memory")
-    for number in range(6):
+    for number in range(4):
         for engine in engines:
-            engine.step(x, settings(number, lr=3e-3))
+            engine.step(x, settings(number, lr=2e-2))
     for engine in engines:
         engine.settle()
-    for name in ("W_enc", "W_dec"):
-        a, b = getattr(model, name).detach(), getattr(small, name).detach().float()
-        moved = float((model.W_dec - start).norm())
-        assert float((a - b).norm()) < 0.15 * moved, name
+    for name, before in start.items():
+        exact, rounded = getattr(model, name).detach(), getattr(small, name).detach().float()
+        assert float((exact - rounded).norm()) < 0.33 * float((exact - before).norm()), name
         v, exact_v = engines[1].state[name], engines[0].state[name]["v"]
         assert relative_error(dequantize_v(v["v"], v["v_scale"]), exact_v) < 0.1
-    bytes_a_parameter = 2 + sum(t.numel() * t.element_size() for t in engines[1].state["W_enc"].values()) / a.numel()
-    assert bytes_a_parameter < 4.1
+    small_state = engines[1].state["W_enc"].values()
+    assert 2 + sum(t.numel() * t.element_size() for t in small_state) / model.W_enc.numel() < 4.1
 
 
 def test_stochastic_rounding_moves_weights_by_steps_that_rounding_would_lose() -> None:
-    """Steps of a thousandth of bf16's spacing: rounded to nearest no weight would move; the mean moves as it should."""
-    model, x = make((9, 2, 300, 5))
+    """Steps of a small part of bf16's spacing: rounded to nearest no weight would move; the mean moves as it should."""
+    model, x = make((9, 2, 300, 2))
     to_bf16(model)
     before = model.W_dec.detach().float()
     engine = engine_of(model, state="low-memory")
-    lr = 2e-5
+    lr = 5e-5
     engine.step(x, settings(lr=lr))
     engine.settle()
     moved = model.W_dec.detach().float() - before
@@ -362,7 +366,8 @@ def test_parameters_written_by_somebody_else() -> None:
         model.W_enc *= 1.5
         model.W_dec *= 0.5
     engine.parameters_changed()
-    check_statistics(engine.step(x, settings()), expected_of(double(model), x, settings()))
+    expected = expected_of(double(model), x, settings())
+    check_statistics(engine.step(x, settings()), expected)
 
 
 def test_wrong_shape() -> None:

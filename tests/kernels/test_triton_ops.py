@@ -34,6 +34,7 @@ WIDE = (63, 1, 7, 1000)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 GATES = ["snapshot", "shared", "topk", "batchtopk"]
 TOLERANCE = 1e-6
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # interpreter
 FEW = examples(max_examples=200 if ON_GPU else 6, deadline=None, derandomize=True)
 
 
@@ -85,7 +86,7 @@ def test_encode_with_bf16_weights() -> None:
 
 
 def test_gates_do_not_depend_on_the_rounding_of_the_product() -> None:
-    """Thresholds put just under and just over many exact h: bf16 rounding, a hundred thousand times larger, is blind."""
+    """Thresholds put just under and just over many exact h: bf16 would not tell them apart."""
     model, x = make((40, 2, 40, 30), gate="shared")
     with torch.no_grad():
         h_BF = double(model).preactivations(x.double())
@@ -129,10 +130,11 @@ def test_tokens_that_are_not_finite_have_no_pairs(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((9, 3, 33, 40), torch.float32), ((9, 3, 33, 40), torch.bfloat16), ((2, 33, 300, 6), torch.float32)]
+    ("shape", "dtype"),
+    [((9, 3, 33, 40), torch.float32), ((9, 3, 33, 40), torch.bfloat16), ((2, 33, 300, 6), torch.float32)],
 )
 def test_decode_residual_and_code_grad(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    B, K, D, F = shape
+    B, K, _, F = shape
     model, x = make(shape)
     code = random_code((B, K, F), 0.3, seed=1, spare=7)
     W, b = model.W_dec.detach().to(dtype), model.b_dec.detach()

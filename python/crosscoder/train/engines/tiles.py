@@ -1,7 +1,7 @@
 """A training step at high density: dense products, a tile of features and a snapshot at a time.
 
-Plain torch on any device; nothing larger than a tile, (B, features of the tile), ever exists beside x^ and the residual,
-and no gradient of all features. Twice as much work for h (computed in both passes) buys that.
+Plain torch on any device; nothing larger than a tile, (B, features of the tile), ever exists beside x^ and the
+residual, and no gradient of all features. Twice as much work for h (computed in both passes) buys that.
 
 Letters: B tokens, K snapshots, D width of one activation, F features, T features of a tile.
 """

@@ -207,7 +207,7 @@ class TritonEngine:
         config, penalty = model.config, Penalty.of(model.config)
         narrow = config.threshold_mode == "narrow" and not config.selects_by_rank
         result = residual_and_code_grad(code, model.W_dec, model.b_dec, x_BKD, closed=narrow)
-        B, K, D = x_BKD.shape
+        B, K, _ = x_BKD.shape
         terms = max(1, B * K)
         preactivation = settings.preactivation_coefficient
         x_sum_KD = x_BKD.sum(dim=0, dtype=torch.float32) if preactivation else None
@@ -277,9 +277,7 @@ class TritonEngine:
             rows.update_dense(tile.W_enc_TKD, tile.W_dec_TKD, tile.first, clip)
         vectors = _Vectors(b_enc, db_dec, log_threshold)
         self._finish(vectors, allowed, settings, step.fired_F.int(), clip, lazy=lazy, skip=skip)
-        return StepStatistics(
-            step.loss, step.residual_BKD, step.open_K, step.fired_F, step.smallest, gradient_norm
-        )
+        return StepStatistics(step.loss, step.residual_BKD, step.open_K, step.fired_F, step.smallest, gradient_norm)
 
     # ------------------------------------------------------------------------------------------- its parts
 
