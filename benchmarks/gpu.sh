@@ -17,7 +17,7 @@ if [[ $("$python" -c 'import torch; print(torch.cuda.is_available())') == True ]
 else
   echo "no CUDA device: tiny sizes in the interpreter" >&2
   results=${results:-$(mktemp -d)}
-  tests=(tests/kernels/test_triton_engine.py -k "(gradient and SMALL) or wrong_shape or device")
+  tests=(tests/kernels/test_triton_engine.py -k "(each_gradient and snapshot-tanh-quad) or wrong_shape or device")
   gate=(--arch 90 --size 160m --variant plain)
   size=(--tiny)
   export TRITON_INTERPRET=1
