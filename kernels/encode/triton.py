@@ -1,0 +1,437 @@
+"""Encode on a GPU: one bf16 product, a bit for every pair that may be on, and h in float32 for those alone.
+
+The product goes feature tile by feature tile through cuBLAS; a kernel reads each tile while it is in the cache and
+leaves one bit a pair: may h be above the feature's cut? "May" is a statistical bound on the product's rounding,
+
+    margin_bf = 8 sqrt(2/3) 2^-9 ||x_b||_4 ||W_f||_4 + 2^-8 |h|
+
+eight standard deviations of the rounding of x and W to bf16 (independent errors, uniform within half a unit in the last
+place; sum_i x_i^2 w_i^2 <= ||x||_4^2 ||W||_4^2), plus that of the result. h of the candidates is then computed in
+float32 from the weights themselves, and the gates are decided from that: the code does not depend on the product's
+rounding. Bits, not values, wait between the two, so no density overflows anything until pairs are listed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crosscoder.code import SparseCode
+from crosscoder.kernels.device import WORDS_PER_CHUNK, BitMatrix, Slices, bit_position
+
+MARGIN = 8 * math.sqrt(2 / 3) * 2**-9
+TILE_BYTES = 16 * 2**20
+"""Of one tile of the product, in bf16: it is read back from the second-level cache."""
+SCALE = tl.constexpr(65536.0)
+"""Keeps fourth powers of small numbers in float32's range."""
+TILE_TOKENS, TILE_FEATURES = 128, 64
+PAIRS = 8
+
+
+@triton.jit
+def token_norms(x_ptr, norms_ptr, n, BLOCK: tl.constexpr):
+    """||x_b||_4 (B,); NaN for a token that is not finite, so that it has no candidates. One program a token."""
+    token = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([BLOCK], tl.float32)
+    largest = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, n, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + token * n + i, mask=i < n, other=0).to(tl.float32)
+        largest = tl.maximum(largest, tl.abs(x))
+        x = x / SCALE
+        total += (x * x) * (x * x)
+    norm = tl.sqrt(tl.sqrt(tl.sum(total, axis=0))) * SCALE
+    top = tl.max(largest, axis=0)
+    # The largest element bounds the norm from below where fourth powers underflow.
+    norm = tl.where(top == float("inf"), float("nan"), tl.where(norm < top, top * 2.0, norm))
+    tl.store(norms_ptr + token, norm)
+
+
+@triton.jit
+def mark_candidates(
+    product_ptr, x_norms_ptr, w_norms_ptr, b_enc_ptr, cuts_ptr, scales_ptr, bits_ptr, B, F, first, width, margin,
+    BY_TOKEN: tl.constexpr, TOKENS: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    """Sets bit (token, feature) where h may be above its cut, for features `first` to `first + width`.
+
+    The cut is the feature's, or with BY_TOKEN the token's, for h times the feature's scale.
+    """
+    word = tl.program_id(1) * (TOKENS // 32) + tl.arange(0, TOKENS // 32)
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    in_tile, in_batch = column < width, token < B
+    feature = first + column
+    inside = in_batch[:, None] & in_tile[None, :]
+    h = tl.load(product_ptr + token.to(tl.int64)[:, None] * width + column[None, :], mask=inside, other=0)
+    h = h.to(tl.float32)
+    x_norm = tl.load(x_norms_ptr + token, mask=in_batch, other=0)
+    w_norm = tl.load(w_norms_ptr + feature, mask=in_tile, other=0)
+    most = h + tl.abs(h) * 0.00390625 + margin * x_norm[:, None] * w_norm[None, :]
+    most += tl.load(b_enc_ptr + feature, mask=in_tile, other=0)[None, :]
+    if BY_TOKEN:
+        scale = tl.load(scales_ptr + feature, mask=in_tile, other=0)
+        cut = tl.load(cuts_ptr + token, mask=in_batch, other=0)
+        keep = (most * scale[None, :] >= cut[:, None]) & (most > 0)
+    else:
+        cut = tl.load(cuts_ptr + feature, mask=in_tile, other=0)
+        keep = (most >= cut[None, :]) & (most >= 0)
+    bits = (keep & inside).to(tl.int32) << (token % 32)[:, None]
+    words = tl.sum(tl.reshape(bits, [TOKENS // 32, 32, FEATURES]), axis=1)
+    out = bits_ptr + word.to(tl.int64)[:, None] * F + feature[None, :]
+    tl.store(out, words, mask=(word < (B + 31) // 32)[:, None] & in_tile[None, :])
+
+
+@triton.jit
+def score_parts(
+    x_ptr, W_ptr, tokens_ptr, features_ptr, count_ptr, parts_ptr, n, capacity,
+    PAIRS: tl.constexpr, SLICE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """parts (slices, capacity): <x_b, W_enc[f]> over one slice of the K D dimensions, in float32.
+
+    The slice is the slowest axis of the grid: all tokens' slices stay in the cache while the weights stream past.
+    """
+    part = tl.program_id(1)
+    count = tl.minimum(tl.load(count_ptr), capacity).to(tl.int32)
+    for block in range(tl.program_id(0), tl.cdiv(count, PAIRS), tl.num_programs(0)):
+        pair = block * PAIRS + tl.arange(0, PAIRS)
+        valid = pair < count
+        token = tl.load(tokens_ptr + pair, mask=valid, other=0).to(tl.int64)
+        feature = tl.load(features_ptr + pair, mask=valid, other=0).to(tl.int64)
+        total = tl.zeros([PAIRS, BLOCK], tl.float32)
+        for start in range(0, SLICE, BLOCK):
+            i = part * SLICE + start + tl.arange(0, BLOCK)
+            inside = valid[:, None] & (i < n)[None, :]
+            x = tl.load(x_ptr + token[:, None] * n + i[None, :], mask=inside, other=0).to(tl.float32)
+            w = tl.load(W_ptr + feature[:, None] * n + i[None, :], mask=inside, other=0).to(tl.float32)
+            total += x * w
+        tl.store(parts_ptr + part.to(tl.int64) * capacity + pair, tl.sum(total, axis=1), mask=valid)
+
+
+@triton.jit
+def sum_scores(parts_ptr, features_ptr, b_enc_ptr, count_ptr, h_ptr, n_parts, capacity, BLOCK: tl.constexpr):
+    """h (capacity,) of each candidate, the slices summed in order."""
+    pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = pair < tl.minimum(tl.load(count_ptr), capacity)
+    feature = tl.load(features_ptr + pair, mask=valid, other=0)
+    h = tl.zeros([BLOCK], tl.float32)
+    for part in range(n_parts):
+        h += tl.load(parts_ptr + tl.cast(part, tl.int64) * capacity + pair, mask=valid, other=0)
+    h += tl.load(b_enc_ptr + feature, mask=valid, other=0)
+    tl.store(h_ptr + pair, h, mask=pair < capacity)
+
+
+@triton.jit
+def gate_pairs(
+    h_ptr, tokens_ptr, features_ptr, count_ptr, norms_ptr, largest_ptr, theta_ptr, chosen_ptr, gates_ptr, keep_ptr,
+    bits_ptr, half_window, capacity, K, B, all_gates,
+    SHARED: tl.constexpr, CHOSEN: tl.constexpr, ABOVE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gates of each candidate from its exact h, and bit (feature, token) for those that stay.
+
+    CHOSEN: what stays is given, with all gates open. ABOVE: every pair with h >= theta stays as well, for `l_pre`.
+    """
+    pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = pair < tl.minimum(tl.load(count_ptr), capacity)
+    token = tl.load(tokens_ptr + pair, mask=valid, other=0)
+    feature = tl.load(features_ptr + pair, mask=valid, other=0)
+    h = tl.load(h_ptr + pair, mask=valid, other=0)
+    gates = tl.zeros([BLOCK], tl.int64) + all_gates
+    if CHOSEN:
+        keep = valid & (tl.load(chosen_ptr + pair, mask=valid, other=0) != 0)
+    else:
+        theta = tl.load(theta_ptr + feature, mask=valid, other=0)
+        if SHARED:
+            gates = tl.where(h > theta, gates, 0)
+            strength = h
+        else:
+            gates = tl.zeros([BLOCK], tl.int64)
+            for k in range(K):
+                norm = tl.load(norms_ptr + feature.to(tl.int64) * K + k, mask=valid, other=0)
+                gates |= (h * norm > theta).to(tl.int64) << k
+            strength = h * tl.load(largest_ptr + feature, mask=valid, other=0)
+        keep = (h > 0) & (strength > theta - half_window)
+        if ABOVE:
+            keep = keep | (h >= theta)
+        keep = keep & valid
+    tl.store(gates_ptr + pair, gates, mask=valid)
+    tl.store(keep_ptr + pair, keep.to(tl.int8), mask=pair < capacity)
+    bit = tl.full([BLOCK], 1, tl.int32) << (feature % 32)
+    tl.atomic_or(bits_ptr + (feature // 32).to(tl.int64) * B + token, bit, mask=keep)
+
+
+@triton.jit
+def write_code(
+    h_ptr, gates_ptr, keep_ptr, tokens_ptr, features_ptr, bits_ptr, prefix_ptr, offsets_ptr, out_features_ptr,
+    out_values_ptr, out_gates_ptr, n_words, B, capacity, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The pairs that stay, token by token."""
+    pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    keep = tl.load(keep_ptr + pair, mask=pair < capacity, other=0) != 0
+    token = tl.load(tokens_ptr + pair, mask=keep, other=0)
+    feature = tl.load(features_ptr + pair, mask=keep, other=0)
+    place = bit_position(bits_ptr, prefix_ptr, offsets_ptr, feature, token, keep, n_words, B, WORDS)
+    tl.store(out_features_ptr + place, feature, mask=keep)
+    tl.store(out_values_ptr + place, tl.load(h_ptr + pair, mask=keep, other=0), mask=keep)
+    tl.store(out_gates_ptr + place, tl.load(gates_ptr + pair, mask=keep, other=0), mask=keep)
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """What encoding needs beside the activations."""
+
+    W_enc_FKD: Tensor
+    """float32 or bf16: what h is computed from."""
+    shadow_FKD: Tensor
+    """`W_enc_FKD` in bf16: the product's operand (the same tensor where the weights are bf16)."""
+    w_norms_F: Tensor
+    """||W_enc[f]||_4."""
+    b_enc_F: Tensor
+    norms_FK: Tensor
+    largest_F: Tensor
+    """The largest decoder norm of each feature."""
+    theta_F: Tensor
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What decides whether a pair stays."""
+
+    kind: str
+    """"snapshot", "shared", "topk" or "batchtopk"; also "scaled": h max_k n > theta, all gates."""
+    half_window: float = 0.0
+    """Pairs this far below the threshold stay too, with closed gates."""
+    above: bool = False
+    """Every pair with h >= theta stays too."""
+    top_k: int = 0
+
+    @property
+    def ranked(self) -> bool:
+        return self.kind in ("topk", "batchtopk")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs that may be on, as bits."""
+
+    matrix: BitMatrix
+    """(token, feature), feature by feature."""
+    count: Tensor
+    """(1,) int64: how many."""
+
+
+@contextmanager
+def full_precision_sums() -> Iterator[None]:
+    """Partial sums of a bf16 product stay in float32: in bf16 they would be far outside the margin."""
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_bf16_reduced_precision_reduction
+    flags.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        flags.allow_bf16_reduced_precision_reduction = before
+
+
+def tile_width(n_tokens: int, n_features: int) -> int:
+    """Features in one tile of the product: a multiple of 128, near `TILE_BYTES` in bf16."""
+    width = max(128, TILE_BYTES // (2 * max(1, n_tokens)) // 128 * 128)
+    return min(width, n_features)
+
+
+@torch.no_grad()
+def find_candidates(x_BKD: Tensor, weights: EncoderWeights, gate: Gate) -> Candidates:
+    """The pairs whose h may be above their cut, by the bf16 product."""
+    B, F = len(x_BKD), len(weights.theta_F)
+    x_BI, W_FI = x_BKD.flatten(1), weights.shadow_FKD.flatten(1)
+    matrix = BitMatrix(B, F, x_BI.device)
+    if B:
+        x_norms_B = x_BI.new_empty(B, dtype=torch.float32)
+        token_norms[(B,)](x_BI, x_norms_B, x_BI.shape[1], BLOCK=1024, num_warps=4)
+        x_bf16 = x_BI.to(torch.bfloat16)
+        width = tile_width(B, F)
+        product = x_bf16.new_empty(B * width)
+        cuts = RunningCut(B, gate, x_norms_B, weights) if gate.ranked else None
+        cuts_F = weights.theta_F if cuts else candidate_cuts(weights, gate)
+        for first in range(0, F, width):
+            last = min(F, first + width)
+            tile_BF = product[: B * (last - first)].view(B, last - first)
+            with full_precision_sums():
+                torch.mm(x_bf16, W_FI[first:last].T, out=tile_BF)
+            cut = cuts_F if cuts is None else cuts.after(tile_BF, first)
+            grid = (triton.cdiv(last - first, TILE_FEATURES), triton.cdiv(B, TILE_TOKENS))
+            mark_candidates[grid](
+                tile_BF, x_norms_B, weights.w_norms_F, weights.b_enc_F, cut, weights.largest_F, matrix.bits,
+                B, F, first, last - first, MARGIN, BY_TOKEN=gate.ranked,
+                TOKENS=TILE_TOKENS, FEATURES=TILE_FEATURES, num_warps=4,
+            )  # fmt: skip
+    matrix.count()
+    return Candidates(matrix, matrix.offsets[-1:].clone())
+
+
+def candidate_cuts(weights: EncoderWeights, gate: Gate) -> Tensor:
+    """(F,): the smallest h that a gate or a window lets through; infinite where no h is large enough."""
+    theta_F, largest_F = weights.theta_F, weights.largest_F
+    cut_F = theta_F - gate.half_window
+    if gate.kind != "shared":
+        cut_F = torch.where(largest_F > 0, cut_F / largest_F, torch.inf)
+    return torch.minimum(cut_F, theta_F) if gate.above else cut_F
+
+
+class RunningCut:
+    """For gates by rank: a score that certainly reaches the top, from the tiles seen so far.
+
+    The k-th largest lower bound of a score is at most the k-th largest score. It only rises with further tiles, so
+    candidates kept earlier are too many, never too few.
+    """
+
+    def __init__(self, n_tokens: int, gate: Gate, x_norms_B: Tensor, weights: EncoderWeights) -> None:
+        self.weights, self.x_norms_B = weights, x_norms_B
+        self.whole_batch = gate.kind == "batchtopk"
+        self.n_tokens = n_tokens
+        rows = 1 if self.whole_batch else n_tokens
+        self.count = gate.top_k * (n_tokens if self.whole_batch else 1)
+        self.best = x_norms_B.new_zeros(rows, 0)
+
+    def after(self, tile_BF: Tensor, first: int) -> Tensor:
+        """(B,): each token's cut, this tile (features from `first`) included."""
+        here = slice(first, first + tile_BF.shape[1])
+        weights = self.weights
+        product = tile_BF.float()
+        margin_BF = self.x_norms_B[:, None] * (MARGIN * weights.w_norms_F[here]) + product.abs() * 2**-8
+        least_BF = (product + weights.b_enc_F[here] - margin_BF).clamp_min(0) * weights.largest_F[here]
+        rows = torch.cat([self.best, least_BF.reshape(len(self.best), -1)], dim=1)
+        # Largest first, so that the last column is the cut once there are enough.
+        self.best = rows.topk(min(self.count, rows.shape[1]), dim=1, sorted=True).values
+        enough = self.best.shape[1] == self.count
+        cut = self.best[:, -1] if enough else self.best.new_zeros(len(self.best))
+        cut = cut * (1 - 2**-20)  # the scores themselves are rounded once more
+        return cut.expand(self.n_tokens).contiguous()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A code in buffers of a fixed capacity: the number of pairs is `code.row_offsets[-1]`, on the device."""
+
+    code: SparseCode
+    smallest_score: Tensor | None
+    """(): BatchTopK's smallest score kept."""
+
+
+def score_slices(n_tokens: int, n: int, itemsize: int) -> tuple[int, int]:
+    """(elements a slice, slices) of the K D dimensions for `score_parts`."""
+    slices = Slices.of(n, n_tokens, itemsize)
+    return slices.width, slices.count
+
+
+@torch.no_grad()
+def list_pairs(x_BKD: Tensor, weights: EncoderWeights, gate: Gate, candidates: Candidates, capacity: int) -> Encoded:
+    """h and gates of the candidates, in float32, and the code of those that stay.
+
+    With more than `capacity` candidates some are lost: the caller compares `candidates.count`.
+    """
+    B, K, _ = x_BKD.shape
+    F, device = len(weights.theta_F), x_BKD.device
+    n = x_BKD[0].numel() if B else 0
+    tokens, features = candidates.matrix.pairs(capacity)
+    width, n_parts = score_slices(B, max(1, n), x_BKD.element_size())
+    parts = torch.empty(n_parts, capacity, device=device)
+    h = torch.empty(capacity, device=device)
+    programs = min(triton.cdiv(capacity, PAIRS), 4096)
+    score_parts[(programs, n_parts)](
+        x_BKD, weights.W_enc_FKD, tokens, features, candidates.count, parts, n, capacity,
+        PAIRS=PAIRS, SLICE=width, BLOCK=256, num_warps=4,
+    )  # fmt: skip
+    grid = (triton.cdiv(capacity, 128),)
+    sum_scores[grid](parts, features, weights.b_enc_F, candidates.count, h, n_parts, capacity, BLOCK=128, num_warps=4)
+    chosen, smallest = (None, None) if not gate.ranked else choose(h, tokens, features, weights, gate, candidates, B)
+    by_token = BitMatrix(F, B, device)
+    gates = torch.empty(capacity, dtype=torch.int64, device=device)
+    keep = torch.empty(capacity, dtype=torch.int8, device=device)
+    all_gates = (1 << K) - 1 if K < 64 else -1
+    # "scaled" compares h max_k n with one threshold: "shared", for the scaled h.
+    gate_pairs[grid](
+        h if gate.kind != "scaled" else h * weights.largest_F[features.long()], tokens, features, candidates.count,
+        weights.norms_FK, weights.largest_F, weights.theta_F, chosen if chosen is not None else keep, gates, keep,
+        by_token.bits, gate.half_window, capacity, K, B, all_gates,
+        SHARED=gate.kind in ("shared", "scaled"), CHOSEN=gate.ranked, ABOVE=gate.above, BLOCK=128, num_warps=4,
+    )  # fmt: skip
+    by_token.count()
+    # The code is never longer than the list of candidates. Unused places are 0, so that readers may gather by them.
+    out_features, out_values, out_gates = torch.zeros_like(features), torch.zeros_like(h), torch.zeros_like(gates)
+    write_code[grid](
+        h, gates, keep, tokens, features, by_token.bits, by_token.prefix, by_token.offsets, out_features, out_values,
+        out_gates, by_token.n_words, B, capacity, WORDS=WORDS_PER_CHUNK, BLOCK=128, num_warps=4,
+    )  # fmt: skip
+    return Encoded(SparseCode(by_token.offsets, out_features, out_values, out_gates, K, F), smallest)
+
+
+def choose(
+    h: Tensor, tokens: Tensor, features: Tensor, weights: EncoderWeights, gate: Gate, candidates: Candidates, B: int
+) -> tuple[Tensor, Tensor | None]:
+    """Which candidates a gate by rank keeps, (capacity,) int8, and BatchTopK's smallest score; ties: lowest feature."""
+    valid = torch.arange(len(h), device=h.device) < candidates.count
+    scores = torch.where(valid, h.relu() * weights.largest_F[features.long()], 0.0)
+    best, order = scores.sort(descending=True, stable=True)
+    chosen = torch.zeros_like(features, dtype=torch.int8)
+    if gate.kind == "batchtopk":
+        kept = (torch.arange(len(h), device=h.device) < gate.top_k * B) & (best > 0)
+        smallest = torch.where(kept, best, torch.inf).amin()
+        return chosen.scatter_(0, order, kept.to(torch.int8)), torch.where(smallest.isinf(), 0.0, smallest)
+    # Token by token, best first; invalid candidates after all tokens.
+    owner, by_owner = torch.where(valid, tokens, B)[order].sort(stable=True)
+    first = torch.searchsorted(owner, torch.arange(B + 1, dtype=owner.dtype, device=h.device))
+    rank = torch.arange(len(h), device=h.device) - first[owner.long()]
+    kept = (rank < gate.top_k) & (best[by_owner] > 0)
+    return chosen.scatter_(0, order[by_owner], kept.to(torch.int8)), None
+
+
+@triton.jit
+def fourth_powers(W_ptr, shadow_ptr, out_ptr, n, SHADOW: tl.constexpr, BLOCK: tl.constexpr):
+    """||W_f||_4 (F,), and W in bf16. One program a feature."""
+    feature = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, n, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        w = tl.load(W_ptr + feature * n + i, mask=i < n, other=0).to(tl.float32)
+        if SHADOW:
+            tl.store(shadow_ptr + feature * n + i, w.to(tl.bfloat16), mask=i < n)
+        w = w * SCALE
+        total += (w * w) * (w * w)
+    tl.store(out_ptr + feature, tl.sqrt(tl.sqrt(tl.sum(total, axis=0))) / SCALE)
+
+
+@torch.no_grad()
+def encoder_weights(
+    W_enc_FKD: Tensor, b_enc_F: Tensor, norms_FK: Tensor, theta_F: Tensor, shadow_FKD: Tensor | None = None
+) -> EncoderWeights:
+    """Everything derived from the weights, computed anew; the bf16 copy into `shadow_FKD` where that is given."""
+    F = len(W_enc_FKD)
+    w_norms_F = norms_FK.new_empty(F, dtype=torch.float32)
+    in_bf16 = W_enc_FKD.dtype == torch.bfloat16
+    shadow = W_enc_FKD if in_bf16 else torch.empty_like(W_enc_FKD, dtype=torch.bfloat16)
+    if shadow_FKD is not None:
+        shadow = shadow_FKD
+    fourth_powers[(F,)](W_enc_FKD, shadow, w_norms_F, W_enc_FKD[0].numel(), SHADOW=not in_bf16, BLOCK=1024, num_warps=4)
+    return EncoderWeights(W_enc_FKD, shadow, w_norms_F, b_enc_F, norms_FK, norms_FK.amax(dim=1), theta_F)
+
+
+def encode(x_BKD: Tensor, weights: EncoderWeights, gate: Gate) -> tuple[SparseCode, Tensor | None]:
+    """The code of a batch, exactly as long as it has pairs (the host waits for their number), and BatchTopK's score.
+
+    For inference; a training step lists its pairs in buffers of a fixed capacity (`list_pairs`) and waits for nothing.
+    """
+    x_BKD = x_BKD.contiguous()
+    candidates = find_candidates(x_BKD, weights, gate)
+    encoded = list_pairs(x_BKD, weights, gate, candidates, max(1, int(candidates.count)))
+    code = encoded.code
+    n = int(code.row_offsets[-1])
+    exact = SparseCode(
+        code.row_offsets, code.features[:n], code.values[:n], code.gates[:n], code.n_snapshots, code.n_features
+    )
+    return exact, encoded.smallest_score
