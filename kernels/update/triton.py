@@ -28,8 +28,8 @@ from crosscoder.kernels.device import (
 )
 from crosscoder.kernels.encode.triton import SCALE
 from crosscoder.kernels.transpose.reference import FeatureOrder
+from crosscoder.kernels.update.reference import BETA1, BETA2, EPSILON
 from crosscoder.penalty import Penalty
-from crosscoder.train.state import BETA1, BETA2, EPSILON
 
 PAIRS = 4
 NORMS, GRADIENT, ADAM = 0, 1, 2

@@ -128,9 +128,9 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
             case "native":
                 return native_model.encode(self, x_BKD, "int8" if candidates == "int8" else None)
             case "triton":
-                from crosscoder.kernels.encode import triton as encode_triton
+                from crosscoder import triton_model
 
-                return encode_triton.encode_model(self, x_BKD)
+                return triton_model.encode(self, x_BKD)
         h_BF, norms_FK = self.preactivations(x_BKD), self.decoder_norms()
         if self.config.selects_by_rank:
             open_BF, _ = self.ranked_gates(h_BF, norms_FK)
@@ -149,9 +149,9 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
             case "native":
                 return native_model.decode(self, code)
             case "triton":
-                from crosscoder.kernels.decode import triton as decode_triton
+                from crosscoder import triton_model
 
-                return decode_triton.decode(code, self.W_dec, self.b_dec)
+                return triton_model.decode(self, code)
         return reference_decode(code, self.W_dec.to(code.values.dtype), self.b_dec.to(code.values.dtype))
 
     def forward(self, x_BKD: Tensor) -> Tensor:

@@ -53,12 +53,13 @@ class Trainer:
         self.silent_tokens_F = torch.zeros(model.config.n_features, dtype=torch.int64, device=device)
         """(F,): tokens seen since each feature last fired."""
         self.n_revived = 0
+        self._recent: list[tuple[int, Tensor, StepStatistics]] = []
 
     def step(self, x_BKD: Tensor) -> dict[str, Tensor | float]:
         """Train on one batch (B, K, D). Returns its metrics (scalars, or one value a snapshot) before the update.
 
         Raises `DataError` for a wrong shape or when training is over, `NonFiniteError` (weights untouched) for a NaN
-        or an infinity in the batch or the loss.
+        or an infinity in the batch or the loss (on a GPU a step or two later, since nothing waits for the device).
         """
         if self.step_number >= self.config.n_steps:
             raise DataError(f"training is over: all {self.config.n_steps} steps are done")
@@ -76,8 +77,7 @@ class Trainer:
                 seed=self._seed(_SAMPLING),
             ),
         )
-        if not bool(torch.isfinite(result.loss.total)):
-            raise NonFiniteError(self._explain_non_finite(x_BKD, result))
+        self._check_finite(x_BKD, result)
         if result.smallest_score is not None:
             self.model.update_batch_threshold(result.smallest_score)
         n_tokens = len(x_BKD)
@@ -87,11 +87,32 @@ class Trainer:
         self._revive(result)
         return self._metrics(x_BKD, result, factor)
 
+    def _check_finite(self, x_BKD: Tensor, result: StepStatistics) -> None:
+        """Raises `NonFiniteError` for this step, or for one just before where the host does not wait for the device."""
+        if not self.engine.asynchronous:
+            if not bool(torch.isfinite(result.loss.total)):
+                raise NonFiniteError(self._explain_non_finite(self.step_number, x_BKD, result))
+            return
+        self._recent = [*self._recent[-2:], (self.step_number, x_BKD, result)]
+        self._raise_pending(wait=False)
+
+    def _raise_pending(self, *, wait: bool) -> None:
+        bad = self.engine.pending_error(wait=wait)
+        if bad is None:
+            return
+        self.engine.clear_error()
+        self.step_number = bad  # nothing was updated since
+        for number, x_BKD, result in self._recent:
+            if number == bad:
+                raise NonFiniteError(self._explain_non_finite(bad, x_BKD, result))
+        raise NonFiniteError(f"step {bad}: the loss is not finite; the weights are untouched since")
+
     def _revive(self, result: StepStatistics) -> None:
         config = self.config
         due = self.step_number % config.revival_every == 0
         early = self.step_number <= LAST_SHARE_OF_STEPS * config.n_steps
         if config.revival == "residual" and due and early:
+            self.engine.settle()
             revived = revive(
                 self.model,
                 self.state,
@@ -131,24 +152,26 @@ class Trainer:
         """Random numbers depend on nothing but seed, step and purpose, so that a resumed run repeats them."""
         return ((self.config.seed * 1_000_003 + self.step_number) * 2 + purpose) % 2**63
 
-    def _explain_non_finite(self, x_BKD: Tensor, result: StepStatistics) -> str:
+    def _explain_non_finite(self, step: int, x_BKD: Tensor, result: StepStatistics) -> str:
         good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
         bad_input = [k for k in range(x_BKD.shape[1]) if not bool(torch.isfinite(x_BKD[:, k]).all())]
         if bad_input:
             names = ", ".join(self.snapshot_names[k] for k in bad_input)
             return (
-                f"step {self.step_number}: NaN or infinity in the activations of {names}; "
+                f"step {step}: NaN or infinity in the activations of {names}; "
                 f"the weights are untouched and {good}; collect these activations again"
             )
         bad_output = [k for k in range(x_BKD.shape[1]) if not math.isfinite(result.residual_BKD[:, k].square().sum())]
         names = ", ".join(self.snapshot_names[k] for k in bad_output) or "the penalty"
-        return f"step {self.step_number}: the loss is not finite ({names}); {good}; lower the learning rate"
+        return f"step {step}: the loss is not finite ({names}); {good}; lower the learning rate"
 
     def save(self, folder: Path | str, extra: dict[str, Any] | None = None) -> None:
         """Write everything that the next step depends on into `folder`, atomically.
 
         `extra` (JSON) comes back from `resume`: the loader's state, say. Raises `StorageError`.
         """
+        self.engine.settle()
+        self._raise_pending(wait=True)
         checkpoint.save(self, Path(folder), extra or {})
         self.last_checkpoint = Path(folder)
 

@@ -57,6 +57,8 @@ class Engine(Protocol):
 
     name: str
     """"reference", "native" or "triton"."""
+    asynchronous: bool
+    """Is the host not to wait for a step's loss?"""
     state: AdamState
 
     def step(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:
@@ -71,3 +73,15 @@ class Engine(Protocol):
 
     def parameters_changed(self) -> None:
         """Somebody else wrote the parameters: forget what was derived from them."""
+
+    def settle(self) -> None:
+        """Make sure that the last step is done. Call it before parameters, state or statistics are read for good."""
+
+    def pending_error(self, *, wait: bool = False) -> int | None:
+        """The first step whose loss was not finite, as far as the host knows by now (or shall `wait` to know).
+
+        For engines whose steps go on after the host has left; others tell by the loss itself, and this is None.
+        """
+
+    def clear_error(self) -> None:
+        """Updates take effect again after such a step."""

@@ -44,6 +44,7 @@ class NativeEngine:
     """Steps for `model`, with float32 or bfloat16 weights on the CPU."""
 
     name = "native"
+    asynchronous = False
 
     def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
         self.state = AdamState(model, config.state)
@@ -60,6 +61,16 @@ class NativeEngine:
     def parameters_changed(self) -> None:
         """Make what is derived from the weights anew."""
         self._model.weights_changed()
+
+    def settle(self) -> None:
+        """Steps are done when they return."""
+
+    def pending_error(self, *, wait: bool = False) -> int | None:
+        """None: the loss tells."""
+        return None
+
+    def clear_error(self) -> None:
+        """There is none."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What a checkpoint holds beside the parameters."""

@@ -21,11 +21,22 @@ class ReferenceEngine:
     """Dense steps for `model`."""
 
     name = "reference"
+    asynchronous = False
 
     def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
         self.state = AdamState(model, config.state)
         self._model = model
         self._config = config
+
+    def settle(self) -> None:
+        """Steps are done when they return."""
+
+    def pending_error(self, *, wait: bool = False) -> int | None:
+        """None: the loss tells."""
+        return None
+
+    def clear_error(self) -> None:
+        """There is none."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What a checkpoint holds beside the parameters."""

@@ -42,15 +42,18 @@ from crosscoder.kernels.update.triton import (
     row_statistics,
     update_rows,
 )
-from crosscoder.model import Crosscoder, LossTerms
-from crosscoder.penalty import Penalty
+from crosscoder.model import Crosscoder
+from crosscoder.penalty import LossTerms, Penalty
+from crosscoder.step import DensePass
 from crosscoder.train.engines.base import StepSettings, StepStatistics
-from crosscoder.train.engines.tiles import TiledStep
+from crosscoder.train.engines.reference import dense_statistics, tile_squares, with_norm
 from crosscoder.train.state import AdamState
 
 DENSE_SHARE = 0.04
 """Share of the B x F pairs above which dense products win. From the bytes and FLOPs in kernels/update/README.md on an
 H100 (five reads of a row of K D float32 numbers a pair, against six float32 products), not measured."""
+DENSE_TILE_BYTES = 64 * 2**20
+"""Of one (B, features of the tile) float32 matrix."""
 ROOM = 4
 """Capacity of the buffers, as a multiple of the last number of pairs."""
 LEAST_CAPACITY = 4096
@@ -103,6 +106,7 @@ class TritonEngine:
     """Computes steps for `model`, in place: its parameters and `state`."""
 
     name = "triton"
+    asynchronous = True
 
     def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
         self.model, self.config = model, config
@@ -186,6 +190,10 @@ class TritonEngine:
         self._error.send(self._first_bad)
         self._error.wait()
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What a checkpoint holds beside the parameters."""
+        return self.state.tensors()
+
     # ------------------------------------------------------------------------------------------- one step
 
     def _attempt(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:
@@ -198,7 +206,7 @@ class TritonEngine:
         if self._last_count is None or self._last_count > min(self.capacity, limit):
             self._last_count = count = self._count.wait()
             if count > limit:
-                return self._dense(x_BKD, weights, settings)
+                return self._dense(x_BKD, settings)
             self.capacity = max(self.capacity, self._room(count))
         capacity = min(self.capacity, limit)
         fits = candidates.count <= capacity
@@ -251,33 +259,34 @@ class TritonEngine:
         self._sent = _Sent(x_BKD, settings, statistics, capacity)
         return statistics
 
-    def _dense(self, x_BKD: Tensor, weights: EncoderWeights, settings: StepSettings) -> StepStatistics:
-        step = TiledStep(self.model, x_BKD.float(), weights.norms_FK, weights.theta_F, settings)
-        step.forward()
-        allowed = self._allow(step.loss.total, settings.number, None)
+    def _dense(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:
+        tile = max(1, DENSE_TILE_BYTES // (4 * max(1, len(x_BKD))))
+        dense = DensePass(
+            self.model,
+            x_BKD,
+            sparsity_coefficient=settings.sparsity_coefficient,
+            preactivation_coefficient=settings.preactivation_coefficient,
+            generator=torch.Generator().manual_seed(settings.seed),
+            tile=tile,
+        )
+        allowed = self._allow(dense.loss.total, settings.number, None)
         lazy = self.config.optimizer_mode == "lazy"
         skip = lazy and not settings.preactivation_coefficient
-        rows = _RowArguments(self, allowed, settings, step.fired_F.int(), lazy=lazy, skip=skip)
-        terms = max(1, x_BKD.shape[0] * x_BKD.shape[1])
-        db_dec = step.residual_BKD.sum(dim=0) * (2 / terms)
+        rows = _RowArguments(self, allowed, settings, dense.fired_F.int(), lazy=lazy, skip=skip)
+        F = self.model.config.n_features
+        vectors = _Vectors(dense.db_dec_KD.new_empty(F), dense.db_dec_KD, dense.db_dec_KD.new_empty(F))
         gradient_norm, clip = None, None
-        F = len(weights.theta_F)
         if self.config.clip_norm is not None:
-            b_enc, log_threshold = torch.empty_like(weights.theta_F), torch.zeros_like(weights.theta_F)
-            squares = torch.zeros((), device=db_dec.device)
-            for tile in step.gradients():
-                here = slice(tile.first, tile.first + len(tile.b_enc_T))
-                b_enc[here], log_threshold[here] = tile.b_enc_T, tile.log_threshold_T
-                squares += tile.W_enc_TKD.square().sum() + tile.W_dec_TKD.square().sum()
-            gradient_norm, clip = self._clip(squares, _Vectors(b_enc, db_dec, log_threshold))
-        b_enc, log_threshold = db_dec.new_empty(F), db_dec.new_empty(F)
-        for tile in step.gradients():
-            here = slice(tile.first, tile.first + len(tile.b_enc_T))
-            b_enc[here], log_threshold[here] = tile.b_enc_T, tile.log_threshold_T
-            rows.update_dense(tile.W_enc_TKD, tile.W_dec_TKD, tile.first, clip)
-        vectors = _Vectors(b_enc, db_dec, log_threshold)
-        self._finish(vectors, allowed, settings, step.fired_F.int(), clip, lazy=lazy, skip=skip)
-        return StepStatistics(step.loss, step.residual_BKD, step.open_K, step.fired_F, step.smallest, gradient_norm)
+            squares = dense.db_dec_KD.new_zeros(())
+            for _, gradients in dense.gradients():
+                squares += tile_squares(gradients)
+            no_vectors = _Vectors(vectors.b_enc[:0], dense.db_dec_KD, vectors.b_enc[:0])  # the tiles have the others
+            gradient_norm, clip = self._clip(squares, no_vectors)
+        for features, gradients in dense.gradients():
+            vectors.b_enc[features], vectors.log_threshold[features] = gradients.b_enc, gradients.log_threshold
+            rows.update_dense(gradients.W_enc, gradients.W_dec, features.start, clip)
+        self._finish(vectors, allowed, settings, dense.fired_F.int(), clip, lazy=lazy, skip=skip)
+        return with_norm(dense_statistics(dense), gradient_norm)
 
     # ------------------------------------------------------------------------------------------- its parts
 
