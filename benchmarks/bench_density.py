@@ -19,7 +19,7 @@ FULL = [Shape(l0=l0) for l0 in (2.0, 8.0, 20.0, 82.0, 205.0, 410.0, 819.0, 1_638
 def test_density(benchmark: Any, case: Shape, device: str, rounds: int, recorder: Recorder) -> None:
     situation = make(case, device=device)
     feed = situation.feed()
-    variants = [DEFAULT, *forced_densities(device)]
+    variants = [DEFAULT, *forced_densities()]
     trainers = {variant.name: variant.trainer(situation.model) for variant in variants}
     contenders = {
         **gemms(case, device),

@@ -16,7 +16,10 @@ def test_encode(benchmark: Any, case: Shape, device: str, rounds: int, recorder:
     situation = make(case, device=device)
     situation.model.eval()
     feed = situation.feed()
-    contenders = {**gemms(case, device), "encode": lambda: situation.model.encode(next(feed))}
+    model = situation.model
+    contenders = {**gemms(case, device), "encode": lambda: model.encode(next(feed))}
+    if not device.startswith("cuda"):
+        contenders["encode int8"] = lambda: model.encode(next(feed), candidates="int8")
     timings = compare(benchmark, "encode", contenders, rounds, device=device)
     entry = recorder.add(str(case), timings, shape=case.to_dict(), **situation.facts())
     benchmark.extra_info["gemms"] = round(entry["contenders"]["encode"]["gemms"], 2)

@@ -19,16 +19,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscoder import TrainConfig
+from crosscoder import TrainConfig, Trainer, native_model
 from crosscoder.code import SparseCode
+from crosscoder.kernels.scratch import NoScratch
+from crosscoder.kernels.update.native import GradientParts
+from crosscoder.penalty import Penalty
+from crosscoder.train.engines.base import StepSettings
 from harness.measure import Work, compare, gemms
 from harness.results import Recorder
 from harness.situation import Shape, Situation, make
-from harness.variants import LEARNING_RATE, choices
+from harness.variants import DEFAULT, LEARNING_RATE, SPARSITY, choices
 
 QUICK = [Shape(n_features=2_048, batch=256)]
 FULL = [Shape()]
 BACKENDS = [name for name in choices(TrainConfig, "backend") if name != "auto"]
+
+SETTINGS = StepSettings(1, LEARNING_RATE, LEARNING_RATE, SPARSITY, 0.0, 0)
 
 PRODUCT_RATE, VECTOR_RATE, BANDWIDTH = 600e12, 60e12, 3.35e12
 
@@ -64,8 +70,32 @@ class Inputs:
         )
 
 
+def backend_of(ops: ModuleType) -> str:
+    """The last part of a module's name."""
+    return ops.__name__.rpartition(".")[2]
+
+
+def native_parts(at: Inputs) -> tuple[Trainer, GradientParts]:
+    """A trainer of the model, and what one batch's gradients are made of."""
+    trainer = DEFAULT.trainer(at.situation.model)
+    result = native_model.sparse_pass(
+        trainer.model,
+        at.x_BKD,
+        native_model.rows_of(trainer.model),
+        NoScratch(),
+        sparsity_coefficient=SETTINGS.sparsity_coefficient,
+        preactivation_coefficient=0.0,
+        generator=None,
+        max_pairs=None,
+    )
+    assert result is not None
+    return trainer, result.parts
+
+
 def encode(ops: ModuleType, at: Inputs) -> Work:
     model = at.situation.model
+    if backend_of(ops) != "reference":
+        return lambda: model.encode(at.x_BKD, backend=backend_of(ops))
     return lambda: ops.jumprelu_code(
         ops.preactivations(at.x_BKD, model.W_enc, model.b_enc), at.norms_FK, at.theta_F, shared=False
     )
@@ -87,6 +117,12 @@ def transpose(ops: ModuleType, at: Inputs) -> Work:
 def update(ops: ModuleType, at: Inputs) -> Work:
     """Gradients of both weights and Adam's step on them."""
     model = at.situation.model
+    if backend_of(ops) == "native":
+        trainer, parts = native_parts(at)
+        options = trainer.engine._options(SETTINGS, 1.0)
+        rows = native_model.rows_of(trainer.model)
+        parameters = (trainer.model.W_enc, trainer.model.W_dec, trainer.model.b_enc)
+        return lambda: ops.update_rows(parts, *parameters, trainer.state, rows, options)
     optimizer = torch.optim.Adam([model.W_enc, model.W_dec], lr=LEARNING_RATE, fused=True)
     encoder_gradient, decoder_gradient = ops.encoder_gradient, ops.decoder_gradient
 
@@ -101,6 +137,25 @@ def update(ops: ModuleType, at: Inputs) -> Work:
 def threshold(ops: ModuleType, at: Inputs) -> Work:
     """The exact mode, with the product that gives df on every pair."""
     model = at.situation.model
+    if backend_of(ops) == "native":
+        _, parts = native_parts(at)
+        return lambda: ops.threshold_gradient(
+            at.x_BKD,
+            parts.residual_BKD,
+            parts.code,
+            parts.order,
+            model.W_enc,
+            model.b_enc,
+            model.W_dec,
+            tokens=None,
+            dtype=torch.float32,
+            weight_F=torch.ones_like(at.theta_F),
+            norms_FK=at.norms_FK,
+            theta_F=at.theta_F,
+            penalty=Penalty.of(model.config),
+            shared=False,
+            window=4.0,
+        )
     gradient = ops.threshold_gradient
 
     def work() -> object:

@@ -44,5 +44,10 @@ try "$python" benchmarks/gpu_model.py
 stage "steps"
 try "$python" benchmarks/gpu_step.py "${size[@]}" --json "$results/gpu-step.json"
 
+if ((${#size[@]} == 0)); then
+  stage "benchmarks"
+  try "$python" -m pytest -q benchmarks --device cuda --full --results "$results"
+fi
+
 stage "done: $results"
 exit "$status"

@@ -171,8 +171,8 @@ def crossover(size: tuple[int, int, int, int, str], densities: tuple[float, ...]
         row: dict[str, Any] = {"density": density, "chosen": None}
         for way, share in (("sparse", 1.0), ("dense", 0.0)):
             engine = engine_of(model, state, B)
-            chosen = engine.dense_share
-            engine.dense_share = share
+            chosen = engine.dense_above
+            engine.dense_above = share
             numbers = iter(range(10**9))
 
             def step(engine: TritonEngine = engine, numbers: Any = numbers, x: Any = x) -> None:

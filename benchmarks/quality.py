@@ -23,15 +23,15 @@ from crosscoder.train.initialization import initialize
 
 NARROW = {"threshold_mode": "narrow", "threshold_window": 0.02}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "exact window 4": ({}, {}),
-    "sampled window 4": ({"threshold_mode": "sampled"}, {}),
+    "exact window 4": ({"threshold_mode": "exact", "threshold_window": 4.0}, {}),
+    "sampled window 4": ({"threshold_mode": "sampled", "threshold_window": 4.0}, {}),
     "narrow 0.1": ({"threshold_mode": "narrow", "threshold_window": 0.1}, {}),
     "narrow 0.02": (NARROW, {}),
     "narrow, exact Adam": (NARROW, {"optimizer_mode": "exact"}),
     "narrow, low-memory": (NARROW, {"state": "low-memory"}),
     "narrow, int8 candidates": (NARROW, {"candidates": "int8"}),
     "narrow, calibrated start": (NARROW, {"start": "calibrated"}),
-    "sampled, calibrated start": ({"threshold_mode": "sampled"}, {"start": "calibrated"}),
+    "sampled, calibrated start": ({"threshold_mode": "sampled", "threshold_window": 4.0}, {"start": "calibrated"}),
 }
 
 

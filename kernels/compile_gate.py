@@ -168,7 +168,7 @@ def take_step(size: str, variant: str) -> None:
     try:
         engine = engine_module.TritonEngine(model, train)  # type: ignore[arg-type]
         if dense:
-            engine.dense_share = 0.0
+            engine.dense_above = 0.0
         engine.step(x, StepSettings(1000, 5e-5, 5e-6, 0.3, preactivation, seed=7))
     finally:
         engine_module.HostCopy = copy  # type: ignore[misc]

@@ -62,7 +62,7 @@ def _trainer(request: dict[str, Any], shape: Shape) -> tuple[Any, list[Tensor]]:
 
 
 def state_bytes(trainer: Any) -> int:
-    """Weights, buffers and everything of the optimiser, each storage once; gradients are not state."""
+    """Weights, buffers and the optimiser's state, each storage once; not gradients, nor what is derived from weights."""
     storages: dict[int, int] = {}
     seen: set[int] = set()
 
@@ -85,7 +85,10 @@ def state_bytes(trainer: Any) -> int:
             visit(vars(thing))
 
     visit([*trainer.model.parameters(), *trainer.model.buffers()])
-    visit(trainer.optimizer)
+    if hasattr(trainer, "engine"):
+        visit([tensor for _, tensor in trainer.engine.tensors()])
+    else:
+        visit(trainer.optimizer)
     return sum(storages.values())
 
 

@@ -6,7 +6,6 @@ start the day it appears.
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +37,8 @@ class Variant:
     """Options of `TrainConfig`."""
     model: dict[str, Any] = field(default_factory=dict)
     """Options of `CrosscoderConfig`."""
+    dense_above: float | None = None
+    """The density above which the engine takes its dense way, where it is not to choose."""
 
     def config(self, **more: Any) -> TrainConfig:
         """For measuring steps: full lambda from the first step, no revival, a learning rate that moves nothing."""
@@ -55,7 +56,10 @@ class Variant:
         """A trainer of a copy of `model`."""
         copy = Crosscoder(CrosscoderConfig(**{**model.config.to_dict(), **self.model})).to(model.W_enc.device)
         copy.load_state_dict(model.state_dict())
-        return Trainer(copy, self.config())
+        trainer = Trainer(copy, self.config())
+        if self.dense_above is not None:
+            trainer.engine.dense_above = self.dense_above
+        return trainer
 
 
 DEFAULT = Variant("step")
@@ -73,23 +77,19 @@ def step_variants(device: str) -> list[Variant]:
     defaults = TrainConfig()
     variants = [DEFAULT]
     variants += [Variant(f"backend {name}", {"backend": name}) for name in backends(device)]
-    for option in ("optimizer_mode", "state"):
+    for option in ("optimizer_mode", "state", "candidates"):
         for value in choices(TrainConfig, option):
             if value != getattr(defaults, option):
                 variants.append(Variant(f"{option} {value}", {option: value}))
     for value in choices(CrosscoderConfig, "threshold_mode"):
         if value != CrosscoderConfig(1, 1, 1).threshold_mode:
-            window = {"threshold_window": 0.1} if value == "narrow" else {}
-            variants.append(Variant(f"threshold {value}", model={"threshold_mode": value, **window}))
+            variants.append(Variant(f"threshold {value}", model={"threshold_mode": value, "threshold_window": 4.0}))
     return variants
 
 
-def forced_densities(device: str) -> list[Variant]:
-    """The default step forced to be dense and to be sparse, by whichever option has both values; else the backends."""
-    for option in dataclasses.fields(TrainConfig):
-        if {"dense", "sparse"} <= set(choices(TrainConfig, option.name)):
-            return [Variant(f"forced {value}", {option.name: value}) for value in ("dense", "sparse")]
-    return [Variant(f"backend {name}", {"backend": name}) for name in backends(device)]
+def forced_densities() -> list[Variant]:
+    """The default step forced to be dense and to be sparse."""
+    return [Variant("forced dense", dense_above=-1.0), Variant("forced sparse", dense_above=2.0)]
 
 
 def _runs(backend: str, device: str) -> bool:

@@ -46,13 +46,14 @@ class CrosscoderOptions:
     """c in the smooth firing t = tanh(c f n)."""
     frequency_scale: float = 0.01
     """s: the firing frequency above which "tanh-quad" grows quadratically."""
-    threshold_window: float = 4.0
-    """eps: width of the straight-through window around the threshold."""
+    threshold_window: float = 0.02
+    """eps: width of the straight-through window around the threshold. The paper's is 4, with threshold_mode "exact"."""
     threshold_init: float = 0.1
     """theta at the start. 0 keeps the threshold at 0: a ReLU."""
-    threshold_mode: ThresholdMode = "exact"
-    """How the threshold's gradient is computed: on all pairs in the window ("exact"), on a fresh random subset of
-    the tokens, scaled up ("sampled"), or exactly, for a small window ("narrow": threshold_window at most 0.1)."""
+    threshold_mode: ThresholdMode = "narrow"
+    """How the threshold's gradient is computed: exactly, for a window of at most 0.1 whose pairs join the sparse code
+    ("narrow": costs next to nothing); for any window on all pairs ("exact": two more dense products in float32), or
+    on a fresh random subset of the tokens, scaled up ("sampled")."""
     threshold_sample: float = 0.125
     """Share of the tokens that "sampled" looks at."""
     top_k: int | None = None

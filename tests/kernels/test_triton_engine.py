@@ -14,12 +14,13 @@ from torch import Tensor
 from triton_testing import LAMBDA_P, ON_GPU, double, make, poisoned, relative_error, settings, train_config
 
 from crosscoder.errors import DataError
+from crosscoder.kernels.update.reference import BETA1, BETA2
 from crosscoder.model import Crosscoder
 from crosscoder.step import StepResult, loss_and_gradients
 from crosscoder.train.engines import triton as engine_module
 from crosscoder.train.engines.base import StepSettings, StepStatistics
 from crosscoder.train.engines.triton import TritonEngine
-from crosscoder.train.state import BETA1, BETA2, dequantize_v
+from crosscoder.train.state import dequantize_v
 
 TOLERANCE = 2e-6
 SMALL = (9, 3, 5, 6)
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 def engine_of(model: Crosscoder, share: float = 1.0, **options: Any) -> TritonEngine:
     """An engine that is dense above `share` of the pairs."""
     engine = TritonEngine(model, train_config(**options))
-    engine.dense_share = share
+    engine.dense_above = share
     return engine
 
 

@@ -59,6 +59,8 @@ class Engine(Protocol):
     """"reference", "native" or "triton"."""
     asynchronous: bool
     """Is the host not to wait for a step's loss?"""
+    dense_above: float
+    """The density (share of all pairs of token and feature) above which a step goes the dense way."""
     state: AdamState
 
     def step(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:

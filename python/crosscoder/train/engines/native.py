@@ -51,6 +51,7 @@ class NativeEngine:
         self._model = model
         self._config = config
         self._rows = rows_of(model, "int8" if config.candidates == "int8" else default_products())
+        self.dense_above = DENSE_ABOVE
         self._audit = RecallAudit()
         self._scratch = Scratch()
         self._column_scale = torch.zeros(model.config.n_snapshots * model.config.d_model)
@@ -93,7 +94,7 @@ class NativeEngine:
             sparsity_coefficient=settings.sparsity_coefficient,
             preactivation_coefficient=settings.preactivation_coefficient,
             generator=torch.Generator().manual_seed(settings.seed),
-            max_pairs=int(DENSE_ABOVE * len(x_BKD) * model.config.n_features),
+            max_pairs=int(self.dense_above * len(x_BKD) * model.config.n_features),
         )
         if sparse is None:
             return self._dense_step(x_BKD, settings)

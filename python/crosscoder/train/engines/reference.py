@@ -22,6 +22,7 @@ class ReferenceEngine:
 
     name = "reference"
     asynchronous = False
+    dense_above = -1.0
 
     def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
         self.state = AdamState(model, config.state)

@@ -49,7 +49,7 @@ from crosscoder.train.engines.base import StepSettings, StepStatistics
 from crosscoder.train.engines.reference import dense_statistics, tile_squares, with_norm
 from crosscoder.train.state import AdamState
 
-DENSE_SHARE = 0.04
+DENSE_ABOVE = 0.04
 """Share of the B x F pairs above which dense products win. From the bytes and FLOPs in kernels/update/README.md on an
 H100 (five reads of a row of K D float32 numbers a pair, against six float32 products), not measured."""
 DENSE_TILE_BYTES = 64 * 2**20
@@ -111,7 +111,7 @@ class TritonEngine:
     def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
         self.model, self.config = model, config
         self.state = AdamState(model, config.state)
-        self.dense_share = DENSE_SHARE
+        self.dense_above = DENSE_ABOVE
         device = model.W_enc.device
         self.capacity = 0
         """Pairs that the buffers hold."""
@@ -313,7 +313,7 @@ class TritonEngine:
 
     def _limit(self, n_tokens: int) -> int:
         """Pairs above which a batch goes through dense products."""
-        return int(self.dense_share * n_tokens * self.model.config.n_features)
+        return int(self.dense_above * n_tokens * self.model.config.n_features)
 
     def _room(self, count: int) -> int:
         return max(LEAST_CAPACITY, power_of_two(ROOM * count))
