@@ -142,7 +142,7 @@ def test_batches_give_what_the_whole_gives(tmp_path: Path) -> None:
 
 
 def test_activations_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshots, task, crosscoder = coded(tmp_path)
+    _, task, crosscoder = coded(tmp_path)
     monkeypatch.setattr(small.InMemory, "load", lambda *_: pytest.fail("loaded again"))
     again = code_task(task.activations, crosscoder)
     assert torch.equal(again.codes["clean"].values_N, task.codes["clean"].values_N)

@@ -2,8 +2,8 @@
 
 Letters: P prompts, R coded tokens, N pairs, D width, F features.
 
-Of a ranking of the features, *disrupt* ablates the first k and keeps the others; *restore* keeps the first k and ablates
-the others (both the paper's). As shares, with m(M) the clean metric and m(0) that with every feature ablated:
+Of a ranking of the features, *disrupt* ablates the first k and keeps the others; *restore* keeps the first k and
+ablates the others (both the paper's). As shares, with m(M) the clean metric and m(0) that with every feature ablated:
 faithfulness of the first k is `(m(restore k) - m(0)) / (m(M) - m(0))`, and the completeness of what is left is
 `(m(disrupt k) - m(0)) / (m(M) - m(0))` (of Marks et al. 2024). The drop is `(m(M) - m(ablated)) / m(M)`.
 """

@@ -26,7 +26,7 @@ def agreement(kind: str, encode: Callable[[str], list[int]], n: int, seed: int) 
     `kind` is one of `KINDS`.
     """
     rng = np.random.default_rng([seed, KINDS.index(kind)])
-    return fitting(_candidates(kind, rng, _TRIES * n), encode, lambda texts: texts["group"], n)
+    return fitting(_candidates(kind, rng, _TRIES * n), encode, n)
 
 
 def _candidates(kind: str, rng: np.random.Generator, count: int) -> Iterator[dict[str, str]]:

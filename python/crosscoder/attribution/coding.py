@@ -79,9 +79,7 @@ class PromptActivations:
                         x_PTD[index_B, :T] = x_BTD
                     assert x_PTD is not None
                     if not bool(x_PTD.isfinite().all()):
-                        raise NonFiniteError(
-                            f"an activation of snapshot {revision} is not finite on the {side} prompts"
-                        )
+                        raise NonFiniteError(f"an activation of snapshot {revision} is not finite ({side} prompts)")
                     _save(self._file(k, side), x_PTD)
             on_snapshot()
 

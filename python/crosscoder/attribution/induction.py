@@ -23,17 +23,20 @@ SHORTEST, LONGEST = 8, 24
 
 
 def induction(pool: Sequence[int], n: int, seed: int, context: int) -> list[Example]:
-    """`n` pairs of sequences of different tokens drawn from `pool`. Raises `DataError` for a pool or context too small."""
+    """`n` pairs of sequences of different tokens of `pool`. Raises `DataError` for a pool or context too small."""
     longest = _longest(context, len(pool))
     rng = np.random.default_rng([seed, 31])
     tokens = np.asarray(pool)
-    return [_pair(rng.choice(tokens, int(rng.integers(SHORTEST, longest + 1)), replace=False), rng) for _ in range(n)]
+    lengths = rng.integers(SHORTEST, longest + 1, n).tolist()
+    pairs = (_pair(rng.choice(tokens, length, replace=False), rng) for length in lengths)
+    return [pair for pair in pairs if pair is not None]
 
 
 def induction_in_text(ids_SC: np.ndarray, n: int, seed: int, context: int) -> list[Example]:
     """`n` pairs of windows of natural text, rows of `ids_SC`, said twice. Raises `DataError` if the text has too few.
 
-    A, B, C and D occur once in the window.
+    A, B, C and D occur once in the window. In text B is likelier after A than D is; so that this answers no question,
+    the window and the changed window take turns as the clean prompt.
     """
     longest = min(_longest(context, ids_SC.size), ids_SC.shape[1])
     rng = np.random.default_rng([seed, 32])
@@ -46,20 +49,18 @@ def induction_in_text(ids_SC: np.ndarray, n: int, seed: int, context: int) -> li
             continue
         pair = _pair(window, rng)
         if pair is not None:
-            found[pair] = None
+            found[_reversed(pair) if len(found) % 2 else pair] = None
         if len(found) == n:
             return list(found)
-    raise DataError(
-        f"the held-out text gives {len(found)} windows for induction, {n} were asked for; lower --n-prompts"
-    )
+    raise DataError(f"the text gives {len(found)} windows for induction, {n} were asked for; lower --n-prompts")
 
 
 def _longest(context: int, size: int) -> int:
     longest = min(LONGEST, (context - 1) // 2, size)
     if longest < SHORTEST:
         raise DataError(
-            f"induction says {SHORTEST} or more different tokens twice; a context of {context} tokens and {size} tokens "
-            "to choose from are too few"
+            f"induction says {SHORTEST} or more different tokens twice; a context of {context} and {size} tokens to "
+            "choose from are too few"
         )
     return longest
 
@@ -81,3 +82,7 @@ def _pair(first: np.ndarray, rng: np.random.Generator) -> Example | None:
         int(first[i + 1]),
         int(first[j + 1]),
     )
+
+
+def _reversed(pair: Example) -> Example:
+    return Example(pair.corrupted, pair.clean, pair.wrong, pair.right)

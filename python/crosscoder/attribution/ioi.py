@@ -14,19 +14,23 @@ from crosscoder.attribution import words
 from crosscoder.attribution.task import Example, fitting
 from crosscoder.errors import DataError
 
+ENOUGH_NAMES = 8
+"""With fewer names of people, those of nations join them."""
 _TRIES = 8
 
 
 def ioi(encode: Callable[[str], list[int]], n: int, seed: int) -> list[Example]:
     """Up to `n` pairs, half of either order. Raises `DataError` if fewer than 2 names are single tokens."""
     names = [name for name in words.NAMES if len(encode(f" {name}")) == 1]
+    if len(names) < ENOUGH_NAMES:
+        names += [name for name in words.NATIONS if len(encode(f" {name}")) == 1]
     if len(names) < 2:
         raise DataError(
-            f"task ioi: of {len(words.NAMES)} names {len(names)} are single tokens for this tokenizer, at least 2 are "
-            "needed; write pairs with other names to a file and give it with --task FILE.jsonl"
+            f"task ioi: of {len(words.NAMES) + len(words.NATIONS)} names {len(names)} are single tokens for this "
+            "tokenizer, at least 2 are needed; write pairs with other names to a file: --task FILE.jsonl"
         )
     rng = np.random.default_rng([seed, 8])
-    return fitting(_candidates(names, rng, _TRIES * n), encode, lambda texts: texts["group"], n)
+    return fitting(_candidates(names, rng, _TRIES * n), encode, n)
 
 
 def _candidates(names: list[str], rng: np.random.Generator, count: int) -> Iterator[dict[str, str]]:

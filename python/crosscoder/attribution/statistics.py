@@ -53,7 +53,7 @@ def above_chance(metric_P: Floats) -> bool:
 
 def ranks(values: NDArray[np.floating]) -> Floats:
     """Ranks from 0, ties sharing their mean."""
-    unique, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     first = np.cumsum(counts) - counts
     return np.asarray((first + (counts - 1) / 2)[place], dtype=np.float64)
 

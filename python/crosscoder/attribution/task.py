@@ -102,12 +102,8 @@ class Task:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that the results rest on."""
-        record = [
-            self.name,
-            self.n_train,
-            self.metric,
-            [[*e.clean, -1, *e.corrupted, e.right, e.wrong] for e in self.examples],
-        ]
+        tokens = [[example.clean, example.corrupted, example.right, example.wrong] for example in self.examples]
+        record = [self.name, self.n_train, self.metric, tokens]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     def require_fit(self, context: int, vocabulary: int) -> None:
@@ -225,24 +221,18 @@ def example_of_texts(texts: dict[str, str], encode: Callable[[str], list[int]], 
     return Example((END_OF_TEXT, *clean), (END_OF_TEXT, *corrupted), answers["right"], answers["wrong"])
 
 
-def fitting(
-    candidates: Iterable[dict[str, str]],
-    encode: Callable[[str], list[int]],
-    groups: Callable[[dict[str, str]], Any],
-    n: int,
-) -> list[Example]:
-    """Up to `n` different examples that this tokenizer can express, as many of each group as of the others.
+def fitting(candidates: Iterable[dict[str, str]], encode: Callable[[str], list[int]], n: int) -> list[Example]:
+    """Up to `n` different examples that this tokenizer can express, as many of each `texts["group"]` as of the others.
 
     `candidates` come in random order; those whose answers are not single tokens, or whose prompts differ in length,
     are passed over.
     """
-    found: dict[Any, dict[Example, None]] = {}
+    found: dict[str, dict[Example, None]] = {}
     for texts in candidates:
         try:
             example = example_of_texts(texts, encode, "")
         except DataError:
             continue
-        found.setdefault(groups(texts), {})[example] = None
-    each = min((len(group) for group in found.values()), default=0)
-    each = min(each, -(-n // max(1, len(found))))
-    return [example for group in found.values() for example in list(group)[:each]][:n] if each else []
+        found.setdefault(texts["group"], {})[example] = None
+    each = min([n // max(1, len(found)), *map(len, found.values())])
+    return [example for group in found.values() for example in list(group)[:each]]

@@ -62,6 +62,13 @@ NAMES: tuple[str, ...] = tuple(
 )
 """First names, and family names that serve as well."""
 
+NATIONS: tuple[str, ...] = tuple(
+    """
+    America Britain China Congress Cuba England Europe France Germany Italy Japan Mexico Russia Spain Texas
+    """.split()  # noqa: SIM905
+)
+"""Bodies that can do what people do in the sentences of indirect object identification."""
+
 IOI_PLACES: tuple[str, ...] = ("store", "school", "office", "station", "house", "church", "garden", "city")
 IOI_OBJECTS: tuple[str, ...] = ("drink", "book", "letter", "ring", "gift", "paper", "map", "bill")
 IOI_VERBS: tuple[str, ...] = ("gave", "sent", "offered", "returned")
