@@ -11,7 +11,6 @@ faithfulness of the first k is `(m(restore k) - m(0)) / (m(M) - m(0))`, and the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,10 +19,11 @@ from torch import Tensor
 from crosscoder.attribution.coding import length_batches
 from crosscoder.attribution.splice import SnapshotPrompts, Splice
 from crosscoder.attribution.task import Task
+from crosscoder.config import Ablation, Errors
 
-Ablation = Literal["mean", "zero", "resample"]
-Errors = Literal["kept", "ablated"]
 ENOUGH = 0.8
+MOST_RANDOM = 1000
+"""Features in the largest random set."""
 
 
 def grid(n: int) -> list[int]:
@@ -111,9 +111,10 @@ def matched_random(
     for feature in top.tolist():
         distance = (((place_F2[outside] - place_F2[feature]) / spread) ** 2).sum(axis=1)
         distance[~free] = np.inf
-        candidates = np.argsort(distance, kind="stable")[: min(nearest, int(free.sum()))]
-        if not len(candidates):
+        count = min(nearest, int(free.sum()))
+        if not count:
             break
+        candidates = np.argpartition(distance, count - 1)[:count]
         pick = candidates[rng.integers(len(candidates))]
         free[pick] = False
         chosen.append(outside[pick])
@@ -161,7 +162,7 @@ def curves(
         top_F = mask(ranking[:k])
         disrupt.append(ablator.metric(top_F))
         restore.append(ablator.metric(~top_F))
-        for number in range(n_random):
+        for number in range(n_random if k <= MOST_RANDOM else 0):
             rng = np.random.default_rng([seed, k, number])
             others = matched_random(ranking[:k], rate_F, norm_F, rng)
             if len(others) < k:

@@ -5,6 +5,7 @@ Letters: P prompts, F features, M (prompt, feature) rows, n features of the exac
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +16,10 @@ from crosscoder.attribution.ablation import Ablator, curves
 from crosscoder.attribution.coding import CodedTask, length_batches
 from crosscoder.attribution.exact import exact_effects
 from crosscoder.attribution.gradients import METHODS, attribute
-from crosscoder.attribution.settings import AttributionSettings
 from crosscoder.attribution.splice import CutModel, SnapshotPrompts, Splice
 from crosscoder.attribution.statistics import above_chance
+from crosscoder.config import AttributionSettings
 from crosscoder.model import Crosscoder
-
-MOST = 1000
-"""Features in the largest set of the ablation curves."""
 
 
 def measure_snapshot(
@@ -74,25 +72,21 @@ def measure_snapshot(
     for name, other in (("resample", corrupted.pairs), ("zero", None)):
         arrays[f"exact.{name}"] = exact_effects(splice, clean, other, task, task.train, listed)
 
-    on_stage("ablation curves")
     train = clean.take(task.train)
     n_tokens = max(1, int(train.coded_PT.sum()))
     counts_F = torch.bincount(train.pairs.features_N, minlength=F).double()
     sums_F = torch.bincount(train.pairs.features_N, train.pairs.values_N.double(), minlength=F)
     strength_F = torch.linalg.vector_norm(splice.W_FD, dim=1).double() * sums_F / counts_F.clamp(min=1)
-    ranking = np.argsort(-integrated_F, kind="stable")[: min(MOST, int((integrated_F != 0).sum()))]
-    ablator = Ablator(splice, clean, corrupted, task, ablation=settings.ablation, errors=settings.errors)
-    curve = curves(
-        ablator,
-        ranking,
-        (counts_F / n_tokens).numpy(),
-        strength_F.numpy(),
-        n_random=settings.n_random,
-        seed=settings.seed,
-    )
-    for name in ("k", "clean", "empty", "disrupt", "restore", "disrupt_random", "restore_random", "enough"):
-        arrays[f"curves.{name}"] = np.asarray(getattr(curve, name))
-    arrays["firing_rate"] = (counts_F / n_tokens).float().numpy()
+    order = np.argsort(-integrated_F, kind="stable")
+    ranking = order[integrated_F[order] != 0]
+    rate_F = (counts_F / n_tokens).numpy()
+    for ablation in settings.ablations:
+        on_stage(f"{ablation} ablation")
+        ablator = Ablator(splice, clean, corrupted, task, ablation=ablation, errors=settings.errors)
+        curve = curves(ablator, ranking, rate_F, strength_F.numpy(), n_random=settings.n_random, seed=settings.seed)
+        for field in dataclasses.fields(curve):
+            arrays[f"curves.{ablation}.{field.name}"] = np.asarray(getattr(curve, field.name))
+    arrays["firing_rate"] = rate_F.astype(np.float32)
     return arrays
 
 

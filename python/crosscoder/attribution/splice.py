@@ -66,14 +66,22 @@ class CutModel:
 
         Differentiable in `x_BTD`, of any floating dtype; only the blocks after `layer` run.
         """
-        kept_U, place_B = position_B.to(self.device).unique(return_inverse=True)
+        rows_B, position_B = torch.arange(len(position_B), device=self.device), position_B.to(self.device)
 
         def inject(hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
             return self._pass(x_BTD.to(device=hidden_states.device, dtype=hidden_states.dtype))
 
-        with self._replaced({**dict.fromkeys(self.blocks[: self.layer], self._pass), self.blocks[self.layer]: inject}):
-            out = self.model(input_ids=ids_BT.to(self.device), use_cache=False, logits_to_keep=kept_U)
-        return cast(Tensor, out.logits[torch.arange(len(place_B), device=self.device), place_B].float())
+        def only_last(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            return (inputs[0][rows_B, position_B][:, None],)
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(only_last)
+        try:
+            passed = dict.fromkeys(self.blocks[: self.layer], self._pass)
+            with self._replaced({**passed, self.blocks[self.layer]: inject}):
+                logits_B1V = self.model(input_ids=ids_BT.to(self.device), use_cache=False).logits
+        finally:
+            handle.remove()
+        return cast(Tensor, logits_B1V[:, 0].float())
 
     def _pass(self, hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
         """The forward of a block that is skipped, in the form of the model's own blocks."""

@@ -11,16 +11,16 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from crosscoder.activations.tokens import END_OF_TEXT
+from crosscoder.config import Metric
 from crosscoder.errors import ConfigError, DataError
 
-Metric = Literal["logit-difference", "probability-difference"]
 FIELDS = {"clean": "clean_prefix", "corrupted": "patch_prefix", "right": "clean_answer", "wrong": "patch_answer"}
 """Fields of a line of JSON, and their names in the files of Marks et al. (2024), which are read as well."""
 MINIMUM_PAIRS = 8
