@@ -121,6 +121,16 @@ def matched_random(
     return np.array(chosen, dtype=np.int64)
 
 
+def equally_active(top: np.ndarray, rate_F: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random features outside `top`, as many as are together as active as it; all others if these are not enough.
+
+    The harder control where the top features fire more often than any others do. Definition ours.
+    """
+    outside = rng.permutation(np.setdiff1d(np.flatnonzero(rate_F > 0), top))
+    reached = np.searchsorted(rate_F[outside].cumsum(), rate_F[top].sum() * (1 - 1e-9))
+    return outside[: int(reached) + 1]
+
+
 @dataclass(frozen=True)
 class Curves:
     """The metric of every test prompt for nested sets of features, at one snapshot. G sizes of sets."""
@@ -137,6 +147,10 @@ class Curves:
     """(G, P) all but the first k ablated."""
     disrupt_random: np.ndarray
     """(G, S, P) as many matched random features ablated, S sets; NaN where there are not as many."""
+    disrupt_active: np.ndarray
+    """(G, S, P) random features ablated that are together as active; NaN for large sets."""
+    active: np.ndarray
+    """(G, 3) active features a token in the first k, in the matched and in the equally active random sets."""
     restore_random: np.ndarray
     """(G, S, P) all but as many matched random features ablated."""
     enough: int
@@ -157,18 +171,24 @@ def curves(
     sizes = grid(len(ranking))
     clean_P, empty_P = ablator.metric(None), ablator.metric(np.ones(F, dtype=bool))
     disrupt, restore = [], []
-    random = np.full((2, len(sizes), n_random, len(clean_P)), np.nan)
+    random = np.full((3, len(sizes), n_random, len(clean_P)), np.nan)
+    active = np.full((len(sizes), 3, n_random), np.nan)
     for row, k in enumerate(sizes):
         top_F = mask(ranking[:k])
         disrupt.append(ablator.metric(top_F))
         restore.append(ablator.metric(~top_F))
+        active[row, 0] = rate_F[ranking[:k]].sum()
         for number in range(n_random if k <= MOST_RANDOM else 0):
             rng = np.random.default_rng([seed, k, number])
+            others = equally_active(ranking[:k], rate_F, rng)
+            random[2, row, number] = ablator.metric(mask(others))
+            active[row, 2, number] = rate_F[others].sum()
             others = matched_random(ranking[:k], rate_F, norm_F, rng)
             if len(others) < k:
-                break
+                continue
             random[0, row, number] = ablator.metric(mask(others))
             random[1, row, number] = ablator.metric(~mask(others))
+            active[row, 1, number] = rate_F[others].sum()
 
     def faithfulness(restored_P: np.ndarray) -> float:
         return float((restored_P.mean() - empty_P.mean()) / (clean_P.mean() - empty_P.mean()))
@@ -184,4 +204,15 @@ def curves(
                 enough = middle
             else:
                 below = middle
-    return Curves(np.array(sizes), clean_P, empty_P, np.array(disrupt), np.array(restore), random[0], random[1], enough)
+    return Curves(
+        k=np.array(sizes),
+        clean=clean_P,
+        empty=empty_P,
+        disrupt=np.array(disrupt),
+        restore=np.array(restore),
+        disrupt_random=random[0],
+        disrupt_active=random[2],
+        active=active.mean(axis=2),
+        restore_random=random[1],
+        enough=enough,
+    )

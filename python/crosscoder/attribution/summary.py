@@ -67,6 +67,11 @@ def _curve_figures(known: Sequence[tuple[str, Part]], ablation: str) -> dict[str
     return {
         f"disrupt_top{TOP}": _mean([drop(part, ablation, "disrupt", TOP) for _, part in known]),
         f"disrupt_random{TOP}": _mean([drop(part, ablation, "disrupt_random", TOP) for _, part in known]),
+        "disrupt_equally_active": _mean([drop(part, ablation, "disrupt_active", TOP) for _, part in known]),
+        "active_a_token": {
+            name: _mean([_active(part, ablation, column) for _, part in known])
+            for column, name in enumerate((f"top{TOP}", f"random{TOP}", "equally_active"))
+        },
         "k_for_80_percent": {name: k if k > 0 else None for name, k in enough.items()},
     }
 
@@ -76,6 +81,11 @@ def drop(part: Part, ablation: str, kind: str, k: int) -> float:
     row = np.flatnonzero(part[f"curves.{ablation}.k"] == k)
     clean = part[f"curves.{ablation}.clean"].mean()
     return float((clean - part[f"curves.{ablation}.{kind}"][row[0]].mean()) / clean) if len(row) else math.nan
+
+
+def _active(part: Part, ablation: str, column: int) -> float:
+    row = np.flatnonzero(part[f"curves.{ablation}.k"] == TOP)
+    return float(part[f"curves.{ablation}.active"][row[0], column]) if len(row) else math.nan
 
 
 def rank_correlation(part: Part, method: str, task: Task) -> float:

@@ -122,28 +122,34 @@ def _by_prompt(revision: str, part: Mapping[str, Any]) -> Table:
 
 
 def _curves(revision: str, part: Mapping[str, Any], ablation: str, settings: AttributionSettings) -> Table:
-    """A row for each size and set: drop, faithfulness and completeness with intervals over prompts."""
-    curve = {name: part[f"curves.{ablation}.{name}"] for name in ("k", "clean", "empty")}
+    """A row for each size and set: drop, faithfulness and completeness, with intervals over prompts.
+
+    Sets are the top k, k random features matched in rate and norm, and random features that are as active as the top k.
+    """
+    curve = {name: part[f"curves.{ablation}.{name}"] for name in ("k", "clean", "empty", "active")}
     clean_P, empty_P = curve["clean"], curve["empty"]
     rows: list[dict[str, Any]] = []
-    for kind in ("top", "random"):
+    for column, (kind, suffix) in enumerate((("top", ""), ("random", "_random"), ("active", "_active"))):
         for row, k in enumerate(curve["k"].tolist()):
+            disrupted_P = _over_sets(part[f"curves.{ablation}.disrupt{suffix}"][row])
+            if not np.isfinite(disrupted_P).all():
+                continue
             found: dict[str, Any] = {"snapshot": revision, "ablation": ablation, "set": kind, "k": k}
-            for mode in ("disrupt", "restore"):
-                metric_P = part[f"curves.{ablation}.{mode}{'' if kind == 'top' else '_random'}"][row]
-                metric_P = metric_P if kind == "top" else metric_P.mean(axis=0)
-                found[mode] = float(metric_P.mean())
-                share = "drop" if mode == "disrupt" else "faithfulness"
-                values = (clean_P - metric_P, clean_P) if mode == "disrupt" else (metric_P - empty_P, clean_P - empty_P)
-                found[share], found[f"{share}_low"], found[f"{share}_high"] = _interval(*values, settings.seed)
-                if mode == "disrupt":
-                    found["completeness"] = float((metric_P.mean() - empty_P.mean()) / (clean_P - empty_P).mean())
-            if np.isfinite(found["disrupt"]):
-                rows.append(found)
+            found["active"] = float(curve["active"][row, column])
+            found["disrupt"] = float(disrupted_P.mean())
+            drop = ratio_interval(clean_P - disrupted_P, clean_P, settings.seed)
+            found["drop"], found["drop_low"], found["drop_high"] = drop
+            found["completeness"] = float((disrupted_P.mean() - empty_P.mean()) / (clean_P - empty_P).mean())
+            found["restore"], faithfulness = np.nan, (np.nan, np.nan, np.nan)
+            if kind != "active":
+                restored_P = _over_sets(part[f"curves.{ablation}.restore{suffix}"][row])
+                found["restore"] = float(restored_P.mean())
+                faithfulness = ratio_interval(restored_P - empty_P, clean_P - empty_P, settings.seed)
+            found["faithfulness"], found["faithfulness_low"], found["faithfulness_high"] = faithfulness
+            rows.append(found)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def _interval(numerator_P: np.ndarray, denominator_P: np.ndarray, seed: int) -> tuple[float, float, float]:
-    if not np.isfinite(numerator_P).all():
-        return np.nan, np.nan, np.nan
-    return ratio_interval(numerator_P, denominator_P, seed)
+def _over_sets(metric: np.ndarray) -> np.ndarray:
+    """(P,): mean over the sets of features where there are several."""
+    return metric if metric.ndim == 1 else np.asarray(metric.mean(axis=0))
