@@ -38,6 +38,8 @@ from crosscoder.runs import Run
 
 RESULTS = "results.json"
 CIRCUIT = "circuit.npz"
+FORMAT_VERSION = 1
+"""Of the results: those of another version are computed again."""
 DEFINITION = (
     "attribution (the paper's) by gradient x activation, attribution patching and integrated gradients between clean "
     "and corrupted prompts, error as a node; ablation of the top k and of all others (the paper's); matched random "
@@ -197,6 +199,7 @@ class AttributionStudy:
             "crosscoder": config["checksums"],
             "snapshots": read_json(self.run.snapshots_file),
             "task": task.fingerprint,
+            "format_version": FORMAT_VERSION,
             "settings": dataclasses.asdict(self.settings),
         }
         return {
