@@ -32,8 +32,11 @@ SIDES = ("clean", "corrupted")
 class Snapshots(Protocol):
     """What `SnapshotSet` has, and a test's stand-in."""
 
-    revisions: tuple[str, ...]
-    layer: int
+    @property
+    def revisions(self) -> tuple[str, ...]: ...
+
+    @property
+    def layer(self) -> int: ...
 
     def load(self, k: int, dtype: torch.dtype | None = None) -> Any: ...
 

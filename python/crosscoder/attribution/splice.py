@@ -42,7 +42,8 @@ class CutModel:
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.model.parameters())).device
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
 
     @torch.no_grad()
     def residual(self, ids_BT: Tensor) -> Tensor:
