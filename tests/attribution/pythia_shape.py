@@ -1,5 +1,6 @@
-"""`crosscoder attribute` on a model of Pythia-160M's true shape with random weights: `pythia_shape.py RUN TOKENIZER`.
+"""`crosscoder attribute` in Pythia-160M's true shape, with random weights: `pythia_shape.py RUN TOKENIZER [N]`.
 
+The last N snapshots (default 4, all) are attributed; a random model is at chance, so that is decided here.
 Prints the exit code and the largest memory of the process, in bytes, as JSON.
 """
 
@@ -58,7 +59,9 @@ def main() -> None:
     path, tokenizer_folder = Path(sys.argv[1]), sys.argv[2]
     make_run(path, tokenizer_folder)
     SnapshotSet.load = load  # type: ignore[method-assign]
-    snapshot.above_chance = lambda metric_P: True  # a random model is at chance, and would not be attributed
+    attributed = int(sys.argv[3]) if len(sys.argv) > 3 else len(REVISIONS)
+    decisions = iter([False] * (len(REVISIONS) - attributed) + [True] * attributed)
+    snapshot.above_chance = lambda metric_P: next(decisions)
     options = ["--n-prompts", "8", "--n-exact", "5", "--n-random", "1", "--steps", "4", "--ablations", "mean"]
     code = cli.main(["attribute", str(path), "--task", "induction", *options])
     print(json.dumps({"code": code, "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
