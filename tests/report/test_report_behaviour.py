@@ -44,6 +44,9 @@ def test_tables_hold_the_numbers(data: PageData) -> None:
     task = data.tasks[0]
     keys = [figure.key for figure in figure_tables(data) if "--" in figure.key]
     assert keys == [*KEYS, "ability--sva-across-rc"], "a task at chance has nothing but its accuracy"
+    caption = next(figure.caption for figure in figure_tables(data) if figure.key == "circuit--induction")
+    assert "the 100 strongest alone: integrated gradients 0.93, attribution patching 0.90." in caption
+    assert caption.endswith("Completeness error of integrated gradients: 1.71%.")
     circuit = table(data, "circuit--induction")
     n, K = task.attribution.shape
     assert circuit["feature"] == np.repeat(task.features, K).tolist()

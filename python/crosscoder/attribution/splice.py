@@ -82,7 +82,7 @@ class CutModel:
                 logits_B1V = self.model(input_ids=ids_BT.to(self.device), use_cache=False).logits
         finally:
             handle.remove()
-        return cast(Tensor, logits_B1V[:, 0].float())
+        return cast(Tensor, logits_B1V[:, 0].float().to(x_BTD.device))
 
     def _pass(self, hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
         """The forward of a block that is skipped, in the form of the model's own blocks."""

@@ -88,6 +88,9 @@ def _task(folder: Path, record: Mapping[str, Any], study: Study) -> TaskResult:
         relative_effect=found.relative_effect,
         relative_norm=found.relative_norm,
         dominant=found.dominant,
+        fidelity=figures["rank_correlation_with_exact"],
+        n_exact=figures["n_exact"],
+        completeness_error=figures["ig_completeness_error"],
         curves=curves,
     )
 

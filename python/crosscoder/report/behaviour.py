@@ -86,7 +86,7 @@ def _circuit(data: PageData, task: TaskResult) -> FigureTable:
         "features in order of emergence. Share: of the positive attribution of all features at the snapshot "
         "(ours). RelIE: which snapshot a feature's effect belongs to, |attribution| over its sum over snapshots "
         "(Bayazit et al. 2025); relative norm likewise. Empty columns are at chance. Click a row to open its "
-        "feature.",
+        f"feature.{_fidelity(task)}",
         {
             "feature": [int(feature) for feature in np.repeat(task.features, K)],
             "snapshot": list(range(K)) * n,
@@ -98,6 +98,18 @@ def _circuit(data: PageData, task: TaskResult) -> FigureTable:
         },
         {"features": [int(feature) for feature in task.features]},
     )
+
+
+def _fidelity(task: TaskResult) -> str:
+    """How well the attributions agree with really ablating features."""
+    known = {name.replace("_", " "): value for name, value in task.fidelity.items() if value is not None}
+    if not known:
+        return ""
+    agreement = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
+    sentence = f" Rank correlation with ablating each of the {task.n_exact} strongest alone: {agreement}."
+    if task.completeness_error is not None:
+        sentence += f" Completeness error of integrated gradients: {task.completeness_error:.2%}."
+    return sentence
 
 
 def _dominance(data: PageData, task: TaskResult) -> FigureTable:

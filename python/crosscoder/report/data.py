@@ -176,6 +176,12 @@ class TaskResult:
     """(n, K) decoder norm over its sum over the snapshots."""
     dominant: IntArray
     """(K,) the feature with the largest attribution, -1 at chance."""
+    fidelity: Mapping[str, float] = field(default_factory=dict)
+    """Method -> rank correlation of its attributions with exact ablation."""
+    n_exact: int = 0
+    """Features that `fidelity` is over."""
+    completeness_error: float | None = None
+    """Of integrated gradients, a share."""
     curves: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Columns of the ablation curves, a row a (snapshot, ablation, set, k); "snapshot" is an index."""
 
