@@ -104,7 +104,7 @@ def test_results_and_summary(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     curves = read_table(folder / "curves.parquet")
     assert set(curves["ablation"]) == {"mean", "resample"} and set(curves["set"]) >= {"top", "active"}
     whole = (curves["k"] == curves["k"].max()) & (curves["set"] == "top")
-    np.testing.assert_allclose(curves["faithfulness"][whole], 1, atol=1e-5)
+    np.testing.assert_allclose(curves["faithfulness"][whole], 1, atol=1e-3)  # all that were active on the train half
     assert (curves["drop_low"] <= curves["drop"] + 1e-9).all() and (curves["drop"] <= curves["drop_high"] + 1e-9).all()
     by_prompt = read_table(folder / "by_prompt.parquet")
     mean = (
