@@ -106,6 +106,10 @@ def test_results_and_summary(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     whole = (curves["k"] == curves["k"].max()) & (curves["set"] == "top")
     np.testing.assert_allclose(curves["faithfulness"][whole], 1, atol=1e-3)  # all that were active on the train half
     assert (curves["drop_low"] <= curves["drop"] + 1e-9).all() and (curves["drop"] <= curves["drop_high"] + 1e-9).all()
+    metric = read_table(folder / "metric.parquet")
+    clean = metric["clean"][(metric["snapshot"] == "step1") & (metric["prompt"] >= 12)].mean()
+    chosen = curves["snapshot"] == "step1"
+    np.testing.assert_allclose(curves["drop"][chosen], 1 - curves["disrupt"][chosen] / clean, atol=1e-6)
     by_prompt = read_table(folder / "by_prompt.parquet")
     mean = (
         by_prompt["integrated_gradients"][(by_prompt["snapshot"] == "step10") & (by_prompt["feature"] == 3)].sum() / 12
