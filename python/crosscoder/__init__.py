@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from crosscoder import attribution as attribution
     from crosscoder import evolution as evolution
     from crosscoder.activations.loader import ActivationLoader
     from crosscoder.activations.snapshots import SnapshotSet
@@ -34,7 +35,7 @@ _HOMES = {
     "TrainConfig": "crosscoder.config",
     "Trainer": "crosscoder.train.trainer",
 }
-_SUBPACKAGES = ("evolution",)
+_SUBPACKAGES = ("attribution", "evolution")
 
 __all__ = [*sorted(_HOMES), *_SUBPACKAGES, "__version__"]  # noqa: PLE0604
 

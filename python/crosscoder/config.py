@@ -16,6 +16,9 @@ MAX_SNAPSHOTS = 64
 Gate = Literal["snapshot", "shared", "topk", "batchtopk"]
 Penalty = Literal["tanh-quad", "tanh", "l1"]
 ThresholdMode = Literal["exact", "sampled", "narrow"]
+Metric = Literal["logit-difference", "probability-difference"]
+Ablation = Literal["mean", "zero", "resample"]
+Errors = Literal["kept", "ablated"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -212,3 +215,47 @@ class StudySettings:
     """Random tokens in a sequence that is repeated once, to measure induction."""
     seed: int = 0
     """Seed of bootstrap, nulls and random sequences."""
+
+
+@dataclass(frozen=True)
+class AttributionSettings:
+    """What the attribution of one task leaves open."""
+
+    n_prompts: int = 200
+    """Pairs of prompts, clean and corrupted. Fewer where the word lists or the file have not as many."""
+    test_share: float = 0.5
+    """Share of the pairs for ablation; features are ranked on the others."""
+    metric: Metric = "logit-difference"
+    """What a prompt scores: right minus wrong answer, as logits or as probabilities."""
+    steps: int = 10
+    """Steps of integrated gradients."""
+    ablations: tuple[Ablation, ...] = ("mean", "resample")
+    """What an ablated feature becomes: its mean over the task's tokens ("mean"), 0 ("zero"), or what it is on the
+    corrupted prompt ("resample"). The first gives the main figures."""
+    errors: Errors = "kept"
+    """Whether the crosscoder's error is kept when features are ablated, or ablated alike."""
+    n_exact: int = 100
+    """Features whose effect is also measured by ablating each alone: the ground truth of the attributions."""
+    n_random: int = 3
+    """Matched random sets for each number of features."""
+    n_circuit: int = 30
+    """Features shown as the circuit."""
+    seed: int = 0
+    """Seed of prompts, split, random sets and bootstrap."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_prompts", "steps", "n_random", "n_circuit"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _require(self.n_exact >= 0, f"n_exact must be 0 or more, not {self.n_exact}")
+        _require(0 < self.test_share < 1, f"test_share must lie between 0 and 1, not {self.test_share}")
+        for name, choices in (("metric", Metric), ("errors", Errors)):
+            allowed = choices.__args__  # type: ignore[attr-defined]
+            value = getattr(self, name)
+            _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        kinds = Ablation.__args__  # type: ignore[attr-defined]
+        _require(
+            bool(self.ablations)
+            and set(self.ablations) <= set(kinds)
+            and len(set(self.ablations)) == len(self.ablations),
+            f"ablations must be one or more of {', '.join(kinds)}, each once, not {list(self.ablations)}",
+        )

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from crosscoder.report.data import Contexts, Cosines, Fact, Features, Figures, PageData, TurningPoint
+from crosscoder.report.data import Contexts, Cosines, Fact, Features, Figures, PageData, TaskResult, TurningPoint
 
 PAPER_STEPS = [
     0,
@@ -273,6 +274,71 @@ def page_data(n_features: int = 2048, steps: list[int] | None = None, **options:
         figures=figures(steps, table),
         features=table,
     )
+
+
+def task_result(name: str, n_features: int, steps: list[int], *, n: int = 12, seed: int = 0) -> TaskResult:
+    """A made-up task: at chance in the first half of the snapshots, then features take over from each other."""
+    rng = np.random.default_rng(seed)
+    K = len(steps)
+    above = np.arange(K) >= K // 2
+    born = np.sort(rng.integers(0, K, n))
+    peak = K // 2 + np.arange(n) * (K - K // 2) / n
+    attribution = np.exp(-((np.arange(K) - peak[:, None]) ** 2) / 6) * rng.uniform(0.2, 1, (n, 1)) * above
+    attribution[-1] *= -0.2
+    positive = attribution.clip(min=0)
+    share = np.divide(positive, 1.25 * positive.sum(axis=0), out=np.zeros_like(positive), where=above)
+    norms = rng.random((n, K))
+    chosen = np.sort(rng.choice(n_features, n, replace=False))
+    rows = [
+        {"snapshot": k, "ablation": ablation, "set": kind, "k": size}
+        for k in np.flatnonzero(above)
+        for ablation in ("mean", "resample")
+        for kind in ("top", "random", "active")
+        for size in (1, 2, 5, 10, 20, 50, 100)
+    ]
+    curves: dict[str, np.ndarray] = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    strong = np.where(curves["set"] == "top", 1.0, 0.1) * (1 - np.exp(-curves["k"] / 15))
+    for measure in ("drop", "faithfulness"):
+        curves[measure] = np.where((curves["set"] == "active") & (measure == "faithfulness"), np.nan, strong)
+        curves[f"{measure}_low"], curves[f"{measure}_high"] = curves[measure] - 0.1, curves[measure] + 0.15
+    curves["active"] = 0.2 * curves["k"]
+    right = np.where(above, 0.85, 0.5) + rng.normal(0, 0.01, K)
+    return TaskResult(
+        name=name,
+        note="a made-up task",
+        metric="logit-difference",
+        n_prompts=200,
+        accuracy=right,
+        clean=np.where(above, 2.5, 0.05),
+        corrupted=np.where(above, -2.1, 0.05),
+        above_chance=above,
+        features=chosen,
+        emergence=born,
+        attribution=attribution,
+        share=share,
+        relative_effect=np.abs(attribution) / np.abs(attribution).sum(axis=1, keepdims=True),
+        relative_norm=norms / norms.sum(axis=1, keepdims=True),
+        dominant=np.where(above, chosen[attribution.argmax(axis=0)], -1),
+        fidelity={"integrated_gradients": 0.934, "attribution_patching": 0.9},
+        n_exact=100,
+        completeness_error=0.0171,
+        curves=curves,
+    )
+
+
+def with_tasks(data: PageData) -> PageData:
+    """The page with two tasks, one of them at chance."""
+    steps = list(data.steps)
+    n_features = 1000 if data.features is None else len(data.features.norms)
+    done = task_result("induction", n_features, steps)
+    none = np.zeros((0, len(steps)))
+    empty = np.zeros(0, dtype=int)
+    chance = dataclasses.replace(
+        done, name="sva-across-rc", accuracy=np.full(len(steps), 0.5), above_chance=np.zeros(len(steps), dtype=bool),
+        features=empty, emergence=empty, attribution=none, share=none, relative_effect=none, relative_norm=none,
+        dominant=np.full(len(steps), -1), curves={},
+    )  # fmt: skip
+    return dataclasses.replace(data, tasks=[done, chance])
 
 
 def main() -> None:

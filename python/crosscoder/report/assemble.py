@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crosscoder.activations.tokens import TokenSet
+from crosscoder.attribution.study import finished_tasks, load_circuit
+from crosscoder.attribution.tables import read_table
 from crosscoder.configfile import read_config
 from crosscoder.errors import DataError
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Arrays, Study
 from crosscoder.files import read_json
-from crosscoder.report.data import Contexts, Cosines, Fact, Features, Figures, PageData, TurningPoint
-from crosscoder.report.findings import findings
+from crosscoder.report.data import Contexts, Cosines, Fact, Features, Figures, PageData, TaskResult, TurningPoint
+from crosscoder.report.findings import findings, task_finding
 from crosscoder.report.text import byte_level_text
 from crosscoder.runs import Run
 from crosscoder.verbs.evolve import EvolveConfig
@@ -35,6 +38,7 @@ def assemble(run: Run) -> PageData:
             raise DataError(f"{run.path} lacks results; run first: crosscoder {verb} {run.path}")
     evolve = read_config(run.path / "config" / "evolve.yaml", EvolveConfig)
     study = Study(run, evolve.study)
+    studied = finished_tasks(run)
     names = ("examples", "life", "rotation", "dimensionality", "neighbours", "ngrams", "induction")
     results = {name: study.result(name) for name in names}
     source = read_json(run.activations("train") / "manifest.json")["source"]
@@ -44,13 +48,50 @@ def assemble(run: Run) -> PageData:
             f"{source['model']}, residual stream after block {source['layer']}, "
             f"{study.snapshots.n_snapshots} snapshots, {study.folded.config.n_features:,} features"
         ),
-        sentences=findings(summary, results, study.steps),
+        sentences=findings(summary, results, study.steps) + [task_finding(record) for _, record in studied],
         steps=[int(step) for step in study.steps],
         facts=_facts(summary, study),
         settings=_settings(run),
         notes=_notes(run, summary),
         figures=_figures(summary, results),
         features=_features(study, results),
+        tasks=[_task(folder, record, study) for folder, record in studied],
+    )
+
+
+def _task(folder: Path, record: Mapping[str, Any], study: Study) -> TaskResult:
+    """The results of a task's attribution study. Raises `DataError` for one of other snapshots."""
+    figures, found = record["figures"], load_circuit(folder)
+    revisions = list(study.snapshots.revisions)
+    if list(figures["clean_accuracy"]) != revisions:
+        raise DataError(
+            f"{folder} is of other snapshots than the run; run again: crosscoder attribute {study.run.path} "
+            f"--task {record['task']}"
+        )
+    metric = record["settings"]["metric"]
+    curves = read_table(folder / "curves.parquet")
+    if curves:
+        curves["snapshot"] = np.array([revisions.index(name) for name in curves["snapshot"]])
+    return TaskResult(
+        name=record["task"],
+        note=record["note"],
+        metric=metric,
+        n_prompts=record["n_prompts"],
+        accuracy=np.array(list(figures["clean_accuracy"].values())),
+        clean=np.array(list(figures[metric.replace("-", "_")].values())),
+        corrupted=np.array(list(figures["corrupted_metric"].values())),
+        above_chance=np.isin(revisions, figures["above_chance"]),
+        features=found.features,
+        emergence=found.emergence,
+        attribution=found.attribution,
+        share=found.share,
+        relative_effect=found.relative_effect,
+        relative_norm=found.relative_norm,
+        dominant=found.dominant,
+        fidelity=figures["rank_correlation_with_exact"],
+        n_exact=figures["n_exact"],
+        completeness_error=figures["ig_completeness_error"],
+        curves=curves,
     )
 
 

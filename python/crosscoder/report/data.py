@@ -145,6 +145,48 @@ class Features:
 
 
 @dataclass(frozen=True)
+class TaskResult:
+    """What a task's attribution study found. Snapshots at chance hold 0 in the arrays of the n features."""
+
+    name: str
+    note: str
+    """What the task is, in a sentence without its full stop."""
+    metric: str
+    """"logit-difference" or "probability-difference"."""
+    n_prompts: int
+    accuracy: FloatArray
+    """(K,) share of prompts answered right."""
+    clean: FloatArray
+    """(K,) mean metric on the clean prompts."""
+    corrupted: FloatArray
+    """(K,) mean metric on the corrupted prompts."""
+    above_chance: NDArray[np.bool_]
+    """(K,)"""
+    features: IntArray
+    """(n,) the circuit, in order of emergence; empty where the task is at chance everywhere."""
+    emergence: IntArray
+    """(n,) index of the snapshot of birth, -1 where there is none."""
+    attribution: FloatArray
+    """(n, K) mean attribution by integrated gradients."""
+    share: FloatArray
+    """(n, K) share of the positive attribution of all features."""
+    relative_effect: FloatArray
+    """(n, K) RelIE."""
+    relative_norm: FloatArray
+    """(n, K) decoder norm over its sum over the snapshots."""
+    dominant: IntArray
+    """(K,) the feature with the largest attribution, -1 at chance."""
+    fidelity: Mapping[str, float] = field(default_factory=dict)
+    """Method -> rank correlation of its attributions with exact ablation."""
+    n_exact: int = 0
+    """Features that `fidelity` is over."""
+    completeness_error: float | None = None
+    """Of integrated gradients, a share."""
+    curves: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Columns of the ablation curves, a row a (snapshot, ablation, set, k); "snapshot" is an index."""
+
+
+@dataclass(frozen=True)
 class PageData:
     """One page."""
 
@@ -160,5 +202,6 @@ class PageData:
     """Caveats, each a sentence or two."""
     figures: Figures = field(default_factory=Figures)
     features: Features | None = None
+    tasks: Sequence[TaskResult] = ()
     subtitle: str = ""
     """One line under the title: the model, the text, the date."""

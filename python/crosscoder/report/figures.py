@@ -12,24 +12,25 @@ import numpy as np
 
 from crosscoder.errors import MissingDependencyError
 from crosscoder.files import write_bytes, write_text
+from crosscoder.report.behaviour import kind_of
+from crosscoder.report.behaviour_figures import DRAW_TASK
 from crosscoder.report.data import PageData
-from crosscoder.report.tables import FigureTable, figure_tables
+from crosscoder.report.svg import COLOURS, DASHES, MUTED, band_ticks, floats, log_steps, step_label
+from crosscoder.report.table import FigureTable
+from crosscoder.report.tables import figure_tables
 from crosscoder.report.validate import check
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _KIND_COLOURS = {"initialization": "#0072b2", "emergent": "#bf4d0a", "dead": "#83868c", "other": "#00795f"}
-_CYCLE = ("#0072b2", "#bf4d0a", "#00795f", "#a8457f", "#8a6a00")
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
-_INK, _MUTED, _GRID = "#1b1d22", "#5b5f68", "#e4e2dc"
+_INK, _GRID = "#1b1d22", "#e4e2dc"
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": _INK,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,8 +39,8 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.6,
@@ -59,32 +60,6 @@ def csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
     return out.getvalue()
 
 
-def _floats(column: Sequence[Any]) -> np.ndarray[Any, Any]:
-    return np.array([np.nan if value is None else value for value in column], dtype=np.float64)
-
-
-def _step_label(step: float) -> str:
-    return f"{step / 1000:g}k" if step >= 1000 else f"{step:g}"
-
-
-def _log_steps(axes: Axes, steps: Sequence[int]) -> None:
-    """A log(1 + step) axis: step 0 has its place, and the axis is that of the page."""
-    # matplotlib tries limits below step -1 while it lays out: keep those finite
-    axes.set_xscale("function", functions=(lambda x: np.log1p(np.maximum(x, -0.99)), np.expm1))
-    first, last = np.log1p(steps[0]), np.log1p(steps[-1])
-    margin = 0.03 * max(last - first, 1.0)
-    axes.set_xlim(np.expm1(first - margin), np.expm1(last + margin))
-    ticks = [tick for tick in (0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000) if steps[0] <= tick <= steps[-1]]
-    ticks = ticks if len(ticks) > 1 else [steps[0], steps[-1]]
-    axes.set_xticks(ticks, [_step_label(tick) for tick in ticks])
-    axes.set_xlabel("training step")
-
-
-def _band_ticks(axes: Axes, labels: Sequence[str], most: int = 12) -> None:
-    shown = range(0, len(labels), -(-len(labels) // most))
-    axes.set_xticks(list(shown), [labels[index] for index in shown])
-
-
 def _curves(names: Sequence[str], label: str, *, zero: bool = True) -> Callable[[Figure, FigureTable], None]:
     def draw(figure: Figure, table: FigureTable) -> None:
         axes = figure.subplots()
@@ -92,14 +67,14 @@ def _curves(names: Sequence[str], label: str, *, zero: bool = True) -> Callable[
         for index, name in enumerate(present):
             axes.plot(
                 table.columns["step"],
-                _floats(table.columns[name]),
-                color=_CYCLE[index],
-                linestyle=_DASHES[index],
+                floats(table.columns[name]),
+                color=COLOURS[index],
+                linestyle=DASHES[index],
                 marker="o",
                 markersize=2.5,
                 label=name,
             )
-        _log_steps(axes, table.columns["step"])
+        log_steps(axes, table.columns["step"])
         axes.set_ylabel(label)
         if zero:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
@@ -113,8 +88,8 @@ def _draw_loss(figure: Figure, table: FigureTable) -> None:
     axes = figure.subplots()
     axes.plot(
         table.columns["step"],
-        _floats(table.columns["loss"]),
-        color=_CYCLE[0],
+        floats(table.columns["loss"]),
+        color=COLOURS[0],
         marker="o",
         markersize=2.5,
         label="model",
@@ -122,12 +97,12 @@ def _draw_loss(figure: Figure, table: FigureTable) -> None:
     for index, (label, value) in enumerate(table.extra["entropies"].items()):
         axes.axhline(
             value,
-            color=_CYCLE[(index + 1) % len(_CYCLE)],
+            color=COLOURS[(index + 1) % len(COLOURS)],
             linestyle=(0, (3, 2)),
             linewidth=1,
             label=f"{label}  {value:.2f}",
         )
-    _log_steps(axes, table.columns["step"])
+    log_steps(axes, table.columns["step"])
     axes.set_ylabel("nats a token")
     figure.legend(loc="outside lower center", ncols=2)
 
@@ -139,7 +114,7 @@ def _draw_norms(figure: Figure, table: FigureTable) -> None:
     panels = np.atleast_1d(figure.subplots(1, len(kinds), sharey=True))
     for axes, kind in zip(panels, kinds, strict=True):
         chosen = columns["kind"] == kind
-        colour = _KIND_COLOURS.get(kind, _CYCLE[3])
+        colour = _KIND_COLOURS.get(kind, COLOURS[3])
         for series in dict.fromkeys(columns["series"][chosen]):
             rows = chosen & (columns["series"] == series)
             is_mean = series == "mean"
@@ -148,9 +123,9 @@ def _draw_norms(figure: Figure, table: FigureTable) -> None:
                 linewidth=2.6 if is_mean else 0.8, alpha=1.0 if is_mean else 0.5, zorder=3 if is_mean else 2,
             )  # fmt: skip
         if table.extra["threshold"] is not None:
-            axes.axhline(table.extra["threshold"], color=_MUTED, linestyle=(0, (3, 2)), linewidth=0.8)
+            axes.axhline(table.extra["threshold"], color=MUTED, linestyle=(0, (3, 2)), linewidth=0.8)
         axes.set_title(f"{kind}: mean of {table.extra['counts'][kind]:,} (thick), examples (thin)", fontsize=9)
-        _log_steps(axes, [int(columns["step"].min()), int(columns["step"].max())])
+        log_steps(axes, [int(columns["step"].min()), int(columns["step"].max())])
     panels[0].set_ylabel("decoder norm / own maximum")
 
 
@@ -160,16 +135,16 @@ def _draw_stacked(position: str, label: str) -> Callable[[Figure, FigureTable], 
         n = len(table.columns[position])
         below = np.zeros(n)
         for index, kind in enumerate(table.extra["kinds"]):
-            heights = _floats(table.columns[kind])
+            heights = floats(table.columns[kind])
             axes.bar(
                 range(n),
                 heights,
                 bottom=below,
-                color=_KIND_COLOURS.get(kind, _CYCLE[index % len(_CYCLE)]),
+                color=_KIND_COLOURS.get(kind, COLOURS[index % len(COLOURS)]),
                 label=kind,
             )
             below += heights
-        _band_ticks(axes, [_step_label(value) for value in table.columns[position]])
+        band_ticks(axes, [step_label(value) for value in table.columns[position]])
         axes.set_xlabel(label)
         axes.set_ylabel("features")
         axes.legend()
@@ -180,11 +155,11 @@ def _draw_stacked(position: str, label: str) -> Callable[[Figure, FigureTable], 
 def _draw_turnover(figure: Figure, table: FigureTable) -> None:
     axes = figure.subplots()
     places = range(len(table.columns["step"]))
-    axes.bar(places, _floats(table.columns["births"]), color=_CYCLE[2], label="births")
-    axes.bar(places, -_floats(table.columns["deaths"]), color=_CYCLE[3], label="deaths")
-    axes.axhline(0, color=_MUTED, linewidth=0.8)
+    axes.bar(places, floats(table.columns["births"]), color=COLOURS[2], label="births")
+    axes.bar(places, -floats(table.columns["deaths"]), color=COLOURS[3], label="deaths")
+    axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
-    _band_ticks(axes, [_step_label(step) for step in table.columns["step"]])
+    band_ticks(axes, [step_label(step) for step in table.columns["step"]])
     axes.set_xlabel("snapshot (training step)")
     axes.set_ylabel("features")
     axes.legend()
@@ -193,13 +168,13 @@ def _draw_turnover(figure: Figure, table: FigureTable) -> None:
 def _draw_cosines(figure: Figure, table: FigureTable) -> None:
     figure.set_size_inches(4.8, 4.2)
     axes = figure.subplots()
-    mean = _floats(table.columns["mean"])
+    mean = floats(table.columns["mean"])
     n = round(len(mean) ** 0.5)
     steps = table.columns["other_step"][:n]
     image = axes.imshow(mean.reshape(n, n), origin="lower", vmin=0, vmax=1, cmap="viridis")
     axes.grid(False)
-    labels = [_step_label(step) for step in steps]
-    _band_ticks(axes, labels, most=9)
+    labels = [step_label(step) for step in steps]
+    band_ticks(axes, labels, most=9)
     axes.set_yticks(axes.get_xticks(), [label.get_text() for label in axes.get_xticklabels()])
     axes.set_xlabel("training step")
     axes.set_ylabel("training step")
@@ -242,12 +217,13 @@ def save_figures(data: PageData, folder: Path) -> list[Path]:
     except ImportError as error:
         raise MissingDependencyError("figures need matplotlib: pip install matplotlib") from error
     written = []
+    draw = {**_DRAW, **DRAW_TASK}
     for table in figure_tables(data):
         # the object interface: no global backend or state is touched
         with rc_context(_STYLE):
             figure = Figure()
             FigureCanvasSVG(figure)
-            _DRAW[table.key](figure, table)
+            draw[kind_of(table.key)](figure, table)
             figure.suptitle(table.title, fontsize=10.5, fontweight="bold")
             out = io.BytesIO()
             figure.savefig(out, format="svg", metadata={"Date": None})

@@ -21,6 +21,33 @@ def findings(summary: Mapping[str, Any], results: Mapping[str, Arrays], steps_K:
     ]
 
 
+def task_finding(record: Mapping[str, Any]) -> str:
+    """One sentence on a task's attribution: whether the model can do it, then what carries it."""
+    name, figures = record["task"], record["figures"]
+    accuracy = list(figures["clean_accuracy"].values())
+    above = figures["above_chance"]
+    if not above:
+        return (
+            f"The model does not do {name} at any snapshot: accuracy {min(accuracy):.0%} to {max(accuracy):.0%}, where "
+            "chance gives 50%, so nothing is attributed."
+        )
+    last = figures["clean_accuracy"][above[-1]]
+    start = (
+        f"The model does {name} at {len(above)} of {len(accuracy)} snapshots, from {above[0]} on ({last:.0%} right at"
+    )
+    start += f" {above[-1]})"
+    if figures["disrupt_top50"] is None:
+        return f"{start}; fewer than 50 features take part."
+    sentence = f"{start}; ablating the 50 strongest features costs {figures['disrupt_top50']:.0%} of the metric"
+    if figures["disrupt_random50"] is not None:
+        sentence += f", 50 random ones matched in rate and norm {figures['disrupt_random50']:.0%}"
+    sizes = [k for k in figures["by_ablation"].get("resample", {}).get("k_for_80_percent", {}).values() if k]
+    if sizes:
+        few = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else f"{sizes[0]}"
+        sentence += f"; with the others as on the corrupted prompts, {few} features keep 80% of it"
+    return f"{sentence}."
+
+
 def _model(summary: Mapping[str, Any], ngrams: Arrays, steps_K: np.ndarray) -> str:
     loss_K, bigram = ngrams["curves.loss"], summary["bigram_entropy"]
     below = np.flatnonzero(loss_K < bigram)

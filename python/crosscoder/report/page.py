@@ -29,7 +29,7 @@ from crosscoder.report.validate import check
 
 MAX_BYTES = 60_000_000
 
-_STYLES = ("base.css", "overview.css", "browser.css", "feature.css")
+_STYLES = ("base.css", "overview.css", "behaviour.css", "browser.css", "feature.css")
 _HEAD_SCRIPT = "theme.js"
 _LIBRARIES = ("vendor/d3-7.9.2.min.js", "vendor/plot-0.6.17.umd.min.js")
 _SCRIPTS = (
@@ -41,6 +41,7 @@ _SCRIPTS = (
     "axis.js",
     "plots.js",
     "figures.js",
+    "behaviour.js",
     "overview.js",
     "sparkline.js",
     "filters.js",

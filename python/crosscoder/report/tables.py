@@ -1,46 +1,21 @@
-"""Each overview figure as a table of columns: the one source of the page's plots, the SVG and the CSV "
-"files."""
+"""The overview figures, each as a table of columns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from crosscoder.report.behaviour import task_tables
 from crosscoder.report.data import Features, PageData
-
-Column = list[Any]
-
-
-@dataclass(frozen=True)
-class FigureTable:
-    """One figure: what it shows, whose definition it uses, and its numbers as columns of equal length."""
-
-    key: str
-    group: str
-    title: str
-    definition: str
-    """"paper", "ours", "both" (some series are the paper's, some ours) or "standard" (neither)."""
-    caption: str
-    columns: Mapping[str, Column]
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Reference lines and the like, by name."""
-
-
-def _plain(values: Any) -> Column:
-    """Python numbers to six digits; NaN becomes None."""
-    array = np.asarray(values)
-    if array.dtype.kind in "iub":
-        return [int(value) for value in array]
-    return [None if np.isnan(value) else float(f"{value:.6g}") for value in array.astype(np.float64)]
+from crosscoder.report.table import Column, FigureTable, plain_column
 
 
 def _by_snapshot(data: PageData, curves: Mapping[str, Any]) -> dict[str, Column]:
     """Columns snapshot, step and every curve that is there."""
-    columns: dict[str, Column] = {"snapshot": list(range(len(data.steps))), "step": _plain(data.steps)}
-    columns.update({name: _plain(curve) for name, curve in curves.items() if curve is not None})
+    columns: dict[str, Column] = {"snapshot": list(range(len(data.steps))), "step": plain_column(data.steps)}
+    columns.update({name: plain_column(curve) for name, curve in curves.items() if curve is not None})
     return columns
 
 
@@ -79,7 +54,7 @@ def _norms(data: PageData) -> FigureTable | None:
     examples = data.figures.norm_examples
     examples = _chosen_examples(features, kinds) if examples is None else list(examples)
     columns: dict[str, Column] = {name: [] for name in ("series", "feature", "kind", "snapshot", "step", "norm")}
-    steps = _plain(data.steps)
+    steps = plain_column(data.steps)
 
     def add(series: str, feature: int | None, code: int, curve: Any) -> None:
         n = len(steps)
@@ -88,7 +63,7 @@ def _norms(data: PageData) -> FigureTable | None:
         columns["kind"].extend([features.kind_names[code]] * n)
         columns["snapshot"].extend(range(n))
         columns["step"].extend(steps)
-        columns["norm"].extend(_plain(curve))
+        columns["norm"].extend(plain_column(curve))
 
     norms, kind = np.asarray(features.norms), np.asarray(features.kind)
     counts = {}
@@ -117,7 +92,7 @@ def _norms(data: PageData) -> FigureTable | None:
 def _by_kind(features: Features, values: Any, n_bins: int, chosen: Any) -> dict[str, Column]:
     values, kind = np.asarray(values), np.asarray(features.kind)
     return {
-        features.kind_names[code]: _plain(np.bincount(values[chosen & (kind == code)], minlength=n_bins))
+        features.kind_names[code]: plain_column(np.bincount(values[chosen & (kind == code)], minlength=n_bins))
         for code in _living_kinds(features)
     }
 
@@ -197,22 +172,22 @@ def _cosines(data: PageData) -> FigureTable | None:
     if cosines is None:
         return None
     n = len(data.steps)
-    steps = _plain(data.steps)
+    steps = plain_column(data.steps)
     rows, columns_of = np.divmod(np.arange(n * n), n)
     columns: dict[str, Column] = {
-        "snapshot": _plain(rows),
+        "snapshot": plain_column(rows),
         "step": [steps[row] for row in rows],
-        "other_snapshot": _plain(columns_of),
+        "other_snapshot": plain_column(columns_of),
         "other_step": [steps[column] for column in columns_of],
-        "mean": _plain(np.asarray(cosines.mean).ravel()),
+        "mean": plain_column(np.asarray(cosines.mean).ravel()),
     }
     if cosines.quantiles is not None:
         for level, matrix in zip(cosines.levels, np.asarray(cosines.quantiles), strict=True):
-            columns[f"q{level:g}"] = _plain(matrix.ravel())
+            columns[f"q{level:g}"] = plain_column(matrix.ravel())
     if cosines.n_features is not None:
-        columns["n_features"] = _plain(np.asarray(cosines.n_features).ravel())
+        columns["n_features"] = plain_column(np.asarray(cosines.n_features).ravel())
     if cosines.null is not None:
-        columns["null"] = _plain(np.asarray(cosines.null).ravel())
+        columns["null"] = plain_column(np.asarray(cosines.null).ravel())
     caption = (
         "Mean cosine between a feature's decoder directions at two snapshots (as in the paper's Figure "
         "3c), over the features alive at both."
@@ -357,4 +332,4 @@ def figure_tables(data: PageData) -> list[FigureTable]:
             tables.append(
                 FigureTable(key, table.group, table.title, table.definition, caption, table.columns, table.extra)
             )
-    return tables
+    return tables + task_tables(data)

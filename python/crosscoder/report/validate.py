@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from crosscoder.errors import DataError
-from crosscoder.report.data import Contexts, Features, Figures, PageData
+from crosscoder.report.data import Contexts, Features, Figures, PageData, TaskResult
 
 _CURVES = (
     "explained_variance",
@@ -167,6 +168,24 @@ def _check_features(features: Features, n_snapshots: int) -> None:
         _check_maximum(features.contexts, features.max_activation)
 
 
+def _check_task(task: TaskResult, n_snapshots: int, n_features: int | None) -> None:
+    name, K, n = f"tasks[{task.name!r}]", n_snapshots, np.size(task.features)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", task.name):
+        raise DataError(f"page: {name}: a task's name must be of letters, digits, '-', '_' and '.'")
+    for field in ("accuracy", "clean", "corrupted", "above_chance", "dominant"):
+        _shape(f"{name}.{field}", getattr(task, field), (K,), f"({K},), one value a snapshot")
+    for field in ("attribution", "share", "relative_effect", "relative_norm"):
+        _shape(f"{name}.{field}", getattr(task, field), (n, K), f"({n}, {K})")
+        _range(f"{name}.{field}", getattr(task, field), -np.inf, np.inf)
+    _shape(f"{name}.emergence", task.emergence, (n,), f"({n},), one value a feature")
+    if n and n_features is not None:
+        _range(f"{name}.features", task.features, 0, n_features - 1)
+    if n and "snapshot" not in task.curves:
+        raise DataError(f"page: {name}.curves is empty although the task has features")
+    if n:
+        _range(f"{name}.curves['snapshot']", task.curves["snapshot"], 0, K - 1)
+
+
 def check(data: PageData) -> None:
     """Raise `DataError` with one line naming the field where `data` does not fit together."""
     _texts("sentences", data.sentences)
@@ -182,3 +201,7 @@ def check(data: PageData) -> None:
         _check_features(data.features, n_snapshots)
         n_features = np.shape(data.features.norms)[0]
     _check_figures(data.figures, n_snapshots, n_features)
+    for task in data.tasks:
+        _check_task(task, n_snapshots, n_features)
+    if len({task.name for task in data.tasks}) < len(data.tasks):
+        raise DataError("page: two tasks have one name")

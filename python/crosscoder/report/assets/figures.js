@@ -255,7 +255,8 @@ const Figures = (() => {
     induction: curves(["gap"], { y: { label: "↑ nats", labelArrow: false, zero: true }, format: (value) => `${Format.number(value)} nats` }),
     l0: curves(["l0"], { y: { label: "↑ features a token", labelArrow: false, zero: true }, format: (value) => `${Format.number(value)} features` }),
   };
-  const WIDE = new Set(["norms"]);
+  const WIDE = new Set(["norms", "ability", "ablation", "carriers"]);
+  const kindOf = (figure) => figure.key.split("--")[0]; // a task's figures: kind--task
 
   function legendOf(figure) {
     const series = (names) => Plots.legend(names.filter((name) => figure.columns[name]).map((name, index) => (
@@ -269,5 +270,8 @@ const Figures = (() => {
       default: return null;
     }
   }
-  return { draw: (figure, width) => DRAW[figure.key](figure, width), legendOf, isWide: (figure) => WIDE.has(figure.key) };
+  return {
+    draw: (figure, width) => (DRAW[kindOf(figure)] ?? Behaviour[kindOf(figure)])(figure, width),
+    legendOf, isWide: (figure) => WIDE.has(kindOf(figure)), snapshotBands, bandCentre,
+  };
 })();

@@ -1,0 +1,107 @@
+"""The main figures of a task, as `summary.json` has them under `attribution.TASK`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from crosscoder.attribution.circuits import Circuit
+from crosscoder.attribution.gradients import METHODS
+from crosscoder.attribution.statistics import spearman
+from crosscoder.attribution.task import Task
+from crosscoder.config import AttributionSettings
+
+Part = Mapping[str, Any]
+TRUTH = {
+    "gradient_x_activation": "zero",
+    "attribution_patching": "resample",
+    "integrated_gradients": "resample",
+}
+"""Which exact ablation each method approximates."""
+TOP = 50
+
+
+def main_figures(
+    task: Task, revisions: Sequence[str], parts: Sequence[Part], found: Circuit, settings: AttributionSettings
+) -> dict[str, Any]:
+    """Figures of a task from the arrays of its snapshots; None where the task is at chance at every snapshot.
+
+    Shares and errors are means over the snapshots above chance.
+    """
+    known = [(name, part) for name, part in zip(revisions, parts, strict=True) if part["above_chance"]]
+    main = settings.ablations[0]
+    figures: dict[str, Any] = {
+        "n_prompts": len(task),
+        "clean_accuracy": _by(revisions, [float((part["metric"] > 0).mean()) for part in parts]),
+        "logit_difference" if task.metric == "logit-difference" else "probability_difference": _by(
+            revisions, [float(part["metric"].mean()) for part in parts]
+        ),
+        "corrupted_metric": _by(revisions, [float(part["corrupted"].mean()) for part in parts]),
+        "explained_variance": _by(revisions, [float(part["explained_variance"]) for part in parts]),
+        "above_chance": [name for name, _ in known],
+        **_curve_figures(known, main),
+        "ig_completeness_error": _mean([float(part["completeness_error.integrated_gradients"]) for _, part in known]),
+        "ig_completeness_error_by_snapshot": {
+            name: float(part["completeness_error.integrated_gradients"]) for name, part in known
+        },
+        "rank_correlation_with_exact": {
+            method: _mean([rank_correlation(part, method, task) for _, part in known]) for method in METHODS
+        },
+        "n_exact": settings.n_exact,
+        "ablation": main,
+        "by_ablation": {ablation: _curve_figures(known, ablation) for ablation in settings.ablations},
+        "dominant_feature": {
+            name: int(found.dominant[k]) for k, name in enumerate(revisions) if found.dominant[k] >= 0
+        },
+        "handovers": found.handovers,
+    }
+    return figures
+
+
+def _curve_figures(known: Sequence[tuple[str, Part]], ablation: str) -> dict[str, Any]:
+    """Drops by the top 50 and by matched random 50, and how many features reach 80 %, with one kind of ablation."""
+    enough = {name: int(part[f"curves.{ablation}.enough"]) for name, part in known}
+    return {
+        f"disrupt_top{TOP}": _mean([drop(part, ablation, "disrupt", TOP) for _, part in known]),
+        f"disrupt_random{TOP}": _mean([drop(part, ablation, "disrupt_random", TOP) for _, part in known]),
+        "disrupt_equally_active": _mean([drop(part, ablation, "disrupt_active", TOP) for _, part in known]),
+        "active_a_token": {
+            name: _mean([_active(part, ablation, column) for _, part in known])
+            for column, name in enumerate((f"top{TOP}", f"random{TOP}", "equally_active"))
+        },
+        "k_for_80_percent": {name: k if k > 0 else None for name, k in enough.items()},
+    }
+
+
+def drop(part: Part, ablation: str, kind: str, k: int) -> float:
+    """Drop of the metric by ablating `k` features, as a share of the clean one; NaN where there are not as many."""
+    row = np.flatnonzero(part[f"curves.{ablation}.k"] == k)
+    clean = part[f"curves.{ablation}.clean"].mean()
+    return float((clean - part[f"curves.{ablation}.{kind}"][row[0]].mean()) / clean) if len(row) else math.nan
+
+
+def _active(part: Part, ablation: str, column: int) -> float:
+    row = np.flatnonzero(part[f"curves.{ablation}.k"] == TOP)
+    return float(part[f"curves.{ablation}.active"][row[0], column]) if len(row) else math.nan
+
+
+def rank_correlation(part: Part, method: str, task: Task) -> float:
+    """Spearman's between a method's attributions and the exact effects, over the listed features."""
+    listed = part["exact.feature"]
+    if not len(listed):
+        return math.nan
+    n = int(max(part["attribution.feature"].max(), listed.max())) + 1
+    sums = np.bincount(part["attribution.feature"], part[f"attribution.{method}"], minlength=n)
+    return spearman(sums[listed] / task.n_train, part[f"exact.{TRUTH[method]}"])
+
+
+def _by(revisions: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    return dict(zip(revisions, values, strict=True))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else None

@@ -1,0 +1,155 @@
+"""The results of a task as tables: one row an observation, in parquet.
+
+`prompts` (the pairs as text), `metric` (snapshot, prompt), `attributions` (snapshot, feature), `by_prompt` (snapshot,
+prompt, feature), `curves` (snapshot, ablation, k). Snapshots at chance have rows in `metric` alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crosscoder.attribution.gradients import METHODS
+from crosscoder.attribution.statistics import ratio_interval
+from crosscoder.attribution.task import Task
+from crosscoder.config import AttributionSettings
+from crosscoder.errors import DataError
+from crosscoder.files import write_bytes
+
+Table = dict[str, Any]
+"""Columns of equal length: arrays or lists."""
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Write columns as parquet, atomically. Raises `StorageError`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(table), buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())
+
+
+def read_table(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a parquet file. Raises `DataError` naming a missing or damaged file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be read ({reason}); run crosscoder attribute again with --no-resume") from error
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def task_tables(
+    task: Task,
+    tokenizer: Any,
+    revisions: Sequence[str],
+    parts: Sequence[Mapping[str, Any]],
+    settings: AttributionSettings,
+) -> dict[str, Table]:
+    """All tables of a task, from the arrays of its snapshots (see `measure_snapshot`)."""
+    known = [(name, part) for name, part in zip(revisions, parts, strict=True) if part["above_chance"]]
+    return {
+        "prompts": _prompts(task, tokenizer),
+        "metric": _joined([_metric(name, part) for name, part in zip(revisions, parts, strict=True)]),
+        "attributions": _joined([_attributions(name, part, task) for name, part in known]),
+        "by_prompt": _joined([_by_prompt(name, part) for name, part in known]),
+        "curves": _joined(
+            [_curves(name, part, ablation, settings) for name, part in known for ablation in settings.ablations]
+        ),
+    }
+
+
+def _joined(tables: Sequence[Table]) -> Table:
+    if not tables:
+        return {}
+    return {name: np.concatenate([np.asarray(table[name]) for table in tables]) for name in tables[0]}
+
+
+def _prompts(task: Task, tokenizer: Any) -> Table:
+    def text(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens)))
+
+    return {
+        "prompt": np.arange(len(task), dtype=np.int32),
+        "split": ["train" if index < task.n_train else "test" for index in range(len(task))],
+        "clean": [text(example.clean[1:]) for example in task.examples],
+        "corrupted": [text(example.corrupted[1:]) for example in task.examples],
+        "right": [text([example.right]) for example in task.examples],
+        "wrong": [text([example.wrong]) for example in task.examples],
+    }
+
+
+def _metric(revision: str, part: Mapping[str, Any]) -> Table:
+    n = len(part["metric"])
+    return {
+        "snapshot": [revision] * n,
+        "prompt": np.arange(n, dtype=np.int32),
+        "clean": part["metric"],
+        "corrupted": part["corrupted"],
+    }
+
+
+def _attributions(revision: str, part: Mapping[str, Any], task: Task) -> Table:
+    """Means over the train prompts; exact effects are NaN where they were not measured."""
+    feature, place = np.unique(part["attribution.feature"], return_inverse=True)
+    table: Table = {"snapshot": [revision] * len(feature), "feature": feature}
+    for name in METHODS:
+        sums = np.bincount(place, part[f"attribution.{name}"], minlength=len(feature))
+        table[name] = (sums / task.n_train).astype(np.float32)
+    row = np.searchsorted(feature, part["exact.feature"])
+    for name in ("resample", "zero"):
+        table[f"exact_{name}"] = np.full(len(feature), np.nan, dtype=np.float32)
+        table[f"exact_{name}"][row] = part[f"exact.{name}"]
+    table["n_prompts"] = np.bincount(place, minlength=len(feature)).astype(np.int32)
+    table["firing_rate"] = part["firing_rate"][feature]
+    return table
+
+
+def _by_prompt(revision: str, part: Mapping[str, Any]) -> Table:
+    n = len(part["attribution.prompt"])
+    table: Table = {"snapshot": [revision] * n}
+    for name in ("prompt", "feature", *METHODS):
+        table[name] = part[f"attribution.{name}"]
+    return table
+
+
+def _curves(revision: str, part: Mapping[str, Any], ablation: str, settings: AttributionSettings) -> Table:
+    """A row for each size and set: drop, faithfulness and completeness, with intervals over prompts.
+
+    Sets are the top k, k random features matched in rate and norm, and random features that are as active as the top k.
+    """
+    curve = {name: part[f"curves.{ablation}.{name}"] for name in ("k", "clean", "empty", "active")}
+    clean_P, empty_P = curve["clean"], curve["empty"]
+    rows: list[dict[str, Any]] = []
+    for column, (kind, suffix) in enumerate((("top", ""), ("random", "_random"), ("active", "_active"))):
+        for row, k in enumerate(curve["k"].tolist()):
+            disrupted_P = _over_sets(part[f"curves.{ablation}.disrupt{suffix}"][row])
+            if not np.isfinite(disrupted_P).all():
+                continue
+            found: dict[str, Any] = {"snapshot": revision, "ablation": ablation, "set": kind, "k": k}
+            found["active"] = float(curve["active"][row, column])
+            found["disrupt"] = float(disrupted_P.mean())
+            drop = ratio_interval(clean_P - disrupted_P, clean_P, settings.seed)
+            found["drop"], found["drop_low"], found["drop_high"] = drop
+            found["completeness"] = float((disrupted_P.mean() - empty_P.mean()) / (clean_P - empty_P).mean())
+            found["restore"], faithfulness = np.nan, (np.nan, np.nan, np.nan)
+            if kind != "active":
+                restored_P = _over_sets(part[f"curves.{ablation}.restore{suffix}"][row])
+                found["restore"] = float(restored_P.mean())
+                faithfulness = ratio_interval(restored_P - empty_P, clean_P - empty_P, settings.seed)
+            found["faithfulness"], found["faithfulness_low"], found["faithfulness_high"] = faithfulness
+            rows.append(found)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _over_sets(metric: np.ndarray) -> np.ndarray:
+    """(P,): mean over the sets of features where there are several."""
+    return metric if metric.ndim == 1 else np.asarray(metric.mean(axis=0))

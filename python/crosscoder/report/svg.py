@@ -1,0 +1,41 @@
+"""What the SVG figures share: colours, columns as arrays, step axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072b2", "#bf4d0a", "#00795f", "#a8457f", "#8a6a00")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
+MUTED = "#5b5f68"
+
+
+def floats(column: Sequence[Any]) -> np.ndarray[Any, Any]:
+    return np.array([np.nan if value is None else value for value in column], dtype=np.float64)
+
+
+def step_label(step: float) -> str:
+    return f"{step / 1000:g}k" if step >= 1000 else f"{step:g}"
+
+
+def log_steps(axes: Axes, steps: Sequence[int]) -> None:
+    """A log(1 + step) axis: step 0 has its place, and the axis is that of the page."""
+    # matplotlib tries limits below step -1 while it lays out: keep those finite
+    axes.set_xscale("function", functions=(lambda x: np.log1p(np.maximum(x, -0.99)), np.expm1))
+    first, last = np.log1p(steps[0]), np.log1p(steps[-1])
+    margin = 0.03 * max(last - first, 1.0)
+    axes.set_xlim(np.expm1(first - margin), np.expm1(last + margin))
+    ticks = [tick for tick in (0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000) if steps[0] <= tick <= steps[-1]]
+    ticks = ticks if len(ticks) > 1 else [steps[0], steps[-1]]
+    axes.set_xticks(ticks, [step_label(tick) for tick in ticks])
+    axes.set_xlabel("training step")
+
+
+def band_ticks(axes: Axes, labels: Sequence[str], most: int = 12) -> None:
+    shown = range(0, len(labels), -(-len(labels) // most))
+    axes.set_xticks(list(shown), [labels[index] for index in shown])
