@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings_store.hpp"
 #include "checksum.hpp"
 #include "convert.hpp"
 #include "cpu_features.hpp"
@@ -285,4 +286,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         .def_property_readonly("n_distinct_bigrams", &NgramCounter::n_distinct)
         .def_property_readonly("vocab_size", &NgramCounter::vocab_size)
         .def_property_readonly("ignore", &NgramCounter::ignore);
+
+    bind_store(m);
 }
