@@ -127,7 +127,7 @@ class Study:
     # ------------------------------------------------------------------------------------------- analyses
 
     def examples(self) -> dict[str, Any]:
-        store = ActivationStore.open(self.run.activations("train"))
+        store = ActivationStore.open(self.run.activations("train")).without_skipped()
         config = self.folded.config
         with Progress("examples", store.n_tokens, "tokens") as progress:
 

@@ -116,6 +116,7 @@ def _loop(trainer: Trainer, loader: ActivationLoader, folder: Path) -> None:
     log = folder / "metrics.jsonl"
     _forget_after(log, trainer.step_number)
     started, first = time.monotonic(), trainer.step_number
+    waited, since = loader.wait_seconds, started
     with (
         explained_write_errors(log),
         log.open("a", encoding="utf-8") as lines,
@@ -129,7 +130,11 @@ def _loop(trainer: Trainer, loader: ActivationLoader, folder: Path) -> None:
                 if step % config.log_every == 0 or last:
                     row = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
                     rate = (step - first) * config.batch_size / (time.monotonic() - started)
-                    lines.write(json.dumps({**row, "tokens_per_second": round(rate, 1)}) + "\n")
+                    now = time.monotonic()
+                    wait = (loader.wait_seconds - waited) / (now - since)
+                    waited, since = loader.wait_seconds, now
+                    speed = {"tokens_per_second": round(rate, 1), "loader_wait_fraction": round(wait, 4)}
+                    lines.write(json.dumps({**row, **speed}) + "\n")
                     lines.flush()
                     progress.advance(0, _figures(row))
                 progress.advance(1)
@@ -138,7 +143,16 @@ def _loop(trainer: Trainer, loader: ActivationLoader, folder: Path) -> None:
                     for old in checkpoint.existing(folder / "checkpoints")[KEPT_CHECKPOINTS:]:
                         remove_folder(old)
                 if last:
+                    _tell_waits(loader, time.monotonic() - started)
                     return
+
+
+def _tell_waits(loader: ActivationLoader, seconds: float) -> None:
+    if loader.wait_seconds > 0.05 * seconds:
+        warn(
+            f"training waited for activations during {loader.wait_seconds / seconds:.0%} of the time "
+            f"({loader.waits} batches): the disk is slower than the training; an int8 store takes half the reading"
+        )
 
 
 def _plain(value: Tensor | float) -> Any:

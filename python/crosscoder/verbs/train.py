@@ -40,8 +40,7 @@ def run(config: TrainVerbConfig) -> int:
 
     run = Run(config.run)
     folder = run.require(run.activations("train"), f"collect them first: crosscoder collect {config.run} --help")
-    store = ActivationStore.open(folder)
-    store.verify()
+    store = ActivationStore.open(folder).without_skipped()
     crosscoder = CrosscoderConfig(store.n_snapshots, store.d_model, config.n_features, **plain(config.crosscoder))
     run.begin("train", config)
     if not config.resume:
