@@ -52,6 +52,7 @@ Span span_of(const SegmentHead& head, const Run& run) {
 struct Prefetcher::Scratch {
     std::unique_ptr<unsigned char, FreeDeleter> memory;
     std::size_t size = 0;
+    std::vector<unsigned char> copy;
 
     unsigned char* of(std::size_t bytes) {
         if (size < bytes) {
@@ -177,7 +178,9 @@ void Prefetcher::work() {
             task.job->error = error;
         }
         --task.job->pending;
-        done_.notify_all();
+        if (task.job->pending == 0 || running_ == 0) {
+            done_.notify_all();
+        }
     }
 }
 
@@ -236,7 +239,6 @@ void Prefetcher::load(const Task& task, Scratch& scratch) {
     const SegmentHead& head = file.head();
     const Span span = span_of(head, run);
 
-    std::unique_ptr<FileRange> mapped;
     const unsigned char* data = nullptr;
     if (opened->direct >= 0) {
         unsigned char* buffer = scratch.of(span.bytes);
@@ -250,8 +252,7 @@ void Prefetcher::load(const Task& task, Scratch& scratch) {
         }
     }
     if (data == nullptr) {
-        mapped = std::make_unique<FileRange>(file, span.begin, span.bytes);
-        data = mapped->data();
+        data = file.blocks(span.first_block, span.last_block, scratch.copy);
     }
 
     const std::size_t row_out = std::size_t{head.width} * (layout_.output == 0 ? 4 : 2);

@@ -28,6 +28,7 @@ constexpr std::size_t kNameAt = 76;
 constexpr std::size_t kNameBytes = 948;
 constexpr std::size_t kArraysAt = 1024;
 constexpr std::size_t kBlockBytes = std::size_t{1} << 18;
+constexpr std::size_t kChunkBytes = std::size_t{1} << 23;
 constexpr std::uint32_t kMostWidth = 1U << 22;
 
 template <class T>
@@ -204,13 +205,20 @@ void write_blocks(const std::string& path, const std::string& temporary, Segment
     head.column_sums.assign(head.width, 0.0);
     head.salt = salt_of(format_head(head).data(), head.name);
     Writer file(temporary);
-    std::vector<unsigned char> block;
-    for (std::size_t b = 0; b < head.n_blocks(); ++b) {
-        block.assign(head.bytes_of(b), 0);
-        encode(b * head.rows_per_block, head.rows_of(b), block.data());
-        const std::size_t end = block.size() - 8;
-        put(block.data(), end, xxh3_64(block.data(), end) ^ mixed(head.salt, b));
-        file.write(block.data(), block.size(), head.offset_of(b));
+    // Written many blocks at a time: the page cache then keeps them in large pieces, which are quicker to read.
+    std::vector<unsigned char> chunk;
+    for (std::size_t first = 0; first < head.n_blocks();) {
+        chunk.clear();
+        std::size_t b = first;
+        for (; b < head.n_blocks() && (chunk.empty() || chunk.size() + head.bytes_of(b) <= kChunkBytes); ++b) {
+            chunk.resize(chunk.size() + head.bytes_of(b), 0);
+            unsigned char* block = chunk.data() + chunk.size() - head.bytes_of(b);
+            encode(b * head.rows_per_block, head.rows_of(b), block);
+            const std::size_t end = head.bytes_of(b) - 8;
+            put(block, end, xxh3_64(block, end) ^ mixed(head.salt, b));
+        }
+        file.write(chunk.data(), chunk.size(), head.offset_of(first));
+        first = b;
     }
     const std::vector<unsigned char> bytes = format_head(head);
     file.write(bytes.data(), bytes.size(), 0);
@@ -470,7 +478,38 @@ SegmentFile::SegmentFile(const std::string& path) : path_(path) {
     checked_ = std::make_unique<std::atomic<bool>[]>(head_.n_blocks());
 }
 
-SegmentFile::~SegmentFile() { ::close(descriptor_); }
+SegmentFile::~SegmentFile() {
+    if (mapped_ != nullptr) {
+        ::munmap(const_cast<unsigned char*>(mapped_), head_.file_bytes());
+    }
+    ::close(descriptor_);
+}
+
+const unsigned char* SegmentFile::blocks(std::size_t first, std::size_t last, std::vector<unsigned char>& copy) {
+    struct stat status {};
+    if (::fstat(descriptor_, &status) != 0 || static_cast<std::size_t>(status.st_size) != head_.file_bytes()) {
+        throw FormatError(path_ + " was cut while it was read; collect it again");
+    }
+    const std::size_t begin = head_.offset_of(first);
+    const std::size_t size = head_.offset_of(last) + head_.bytes_of(last) - begin;
+    std::call_once(mapping_, [this] {
+        void* mapped = ::mmap(nullptr, head_.file_bytes(), PROT_READ, MAP_SHARED, descriptor_, 0);
+        mapped_ = mapped == MAP_FAILED ? nullptr : static_cast<const unsigned char*>(mapped);
+    });
+    if (mapped_ != nullptr) {
+        bool checked = true;
+        for (std::size_t b = first; b <= last; ++b) {
+            checked = checked && checked_[b].load(std::memory_order_relaxed);
+        }
+        auto* address = const_cast<unsigned char*>(mapped_ + begin);
+        if (checked || ::madvise(address, size, MADV_POPULATE_READ) == 0) {
+            return address;
+        }
+    }
+    copy.resize(size);  // an old kernel, or a page that cannot be read: pread says which error it is
+    read_exactly(descriptor_, copy.data(), size, begin, path_);
+    return copy.data();
+}
 
 void SegmentFile::refuse(std::size_t block) const {
     throw FormatError(path_ + ": block " + std::to_string(block) + " of " + std::to_string(head_.n_blocks()) +
@@ -530,11 +569,12 @@ void SegmentFile::gather(const UnpackKernels& kernels, const std::int64_t* index
     const std::size_t first = static_cast<std::size_t>(*low) / per_block;
     const std::size_t last = static_cast<std::size_t>(*high) / per_block;
     const std::size_t base = head_.offset_of(first);
-    const FileRange range(*this, base, head_.offset_of(last) + head_.bytes_of(last) - base);
+    std::vector<unsigned char> copy;
+    const unsigned char* span = blocks(first, last, copy);
     for (std::size_t i = 0; i < n; ++i) {
         const auto row = static_cast<std::size_t>(index[i]);
         const std::size_t block = row / per_block;
-        const unsigned char* data = range.data() + (head_.offset_of(block) - base);
+        const unsigned char* data = span + (head_.offset_of(block) - base);
         check(block, data);
         unpack(data, head_.rows_of(block), row % per_block, out + i * stride);
     }
@@ -577,27 +617,6 @@ void RowUnpacker::operator()(const unsigned char* block, std::size_t rows, std::
         kernels_.int8[output_](reinterpret_cast<const std::int8_t*>(items) + begin, aligned, group_,
                                gain_.data() + begin, offset_.data() + begin,
                                static_cast<unsigned char*>(out) + begin * (output_ == 0 ? 4 : 2), width, stream_);
-    }
-}
-
-FileRange::FileRange(const SegmentFile& file, std::size_t offset, std::size_t size) {
-    void* mapped = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.descriptor(), static_cast<off_t>(offset));
-    if (mapped != MAP_FAILED) {
-        if (::madvise(mapped, size, MADV_POPULATE_READ) == 0) {
-            data_ = static_cast<const unsigned char*>(mapped);
-            size_ = size;
-            return;
-        }
-        ::munmap(mapped, size);
-    }
-    copy_.resize(size);  // an old kernel, or a page that cannot be read: pread says which error it is
-    read_exactly(file.descriptor(), copy_.data(), size, offset, file.path());
-    data_ = copy_.data();
-}
-
-FileRange::~FileRange() {
-    if (size_ > 0) {
-        ::munmap(const_cast<unsigned char*>(data_), size_);
     }
 }
 

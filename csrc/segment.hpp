@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -104,7 +105,11 @@ class SegmentFile {
     void gather(const UnpackKernels& kernels, const std::int64_t* index, std::size_t n, float scale, float* out,
                 std::size_t stride);
 
-    // Throws FormatError if the checksum of the block at `data` does not hold; looks once a process.
+    // The bytes of blocks `first` to `last`, all there: mapped, or read into `copy` where the kernel cannot say
+    // beforehand that every page can be read (so that a damaged disk is an error and not a signal).
+    // Throws FileError, FormatError for a file that was cut since it was opened.
+    const unsigned char* blocks(std::size_t first, std::size_t last, std::vector<unsigned char>& copy);
+    // Throws FormatError if the checksum of the block at `data` does not hold; looks once while the file is open.
     void check(std::size_t block, const unsigned char* data);
 
   private:
@@ -113,6 +118,8 @@ class SegmentFile {
     std::string path_;
     int descriptor_ = -1;
     SegmentHead head_;
+    std::once_flag mapping_;
+    const unsigned char* mapped_ = nullptr;  // the whole file, nullptr where that is not possible
     std::unique_ptr<std::atomic<bool>[]> checked_;  // blocks whose checksum held in this process
 };
 
@@ -131,23 +138,6 @@ class RowUnpacker {
     int output_;
     bool stream_;
     std::vector<float> offset_, gain_;
-};
-
-// A part of a file in memory: mapped where the kernel can say beforehand that every page can be read (so that a
-// damaged disk or a file cut meanwhile is an error and not a signal), else read into memory of its own.
-class FileRange {
-  public:
-    // offset and size are multiples of the page but for the file's end. Throws FileError.
-    FileRange(const SegmentFile& file, std::size_t offset, std::size_t size);
-    ~FileRange();
-    FileRange(const FileRange&) = delete;
-    FileRange& operator=(const FileRange&) = delete;
-    const unsigned char* data() const { return data_; }
-
-  private:
-    const unsigned char* data_ = nullptr;
-    std::size_t size_ = 0;
-    std::vector<unsigned char> copy_;
 };
 
 // pread until `size` bytes are there. Throws FileError, FormatError at the end of the file.
