@@ -23,7 +23,7 @@ from torch import Tensor
 
 from crosscoder import _core
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
-from crosscoder.files import explained_write_errors, make_folder, read_json, write_json, write_text
+from crosscoder.files import explained_write_errors, locked, make_folder, read_json, write_json, write_text
 
 FORMAT = "crosscoder-activations"
 FORMAT_VERSION = 2
@@ -93,7 +93,7 @@ class ActivationStore:
             "source": source or {},
         }
         make_folder(path)
-        with _locked(path / f".{MANIFEST_FILE}.lock"):
+        with locked(path / f".{MANIFEST_FILE}.lock"):
             if (path / MANIFEST_FILE).exists():
                 existing = _read_manifest(path)
                 fixed = [key for key in manifest if key != "snapshots"]
@@ -230,9 +230,11 @@ class ActivationStore:
             if mine and path.exists():
                 temporary.unlink()
                 mine = False
-            yield mine
-            if mine and _same_file(descriptor, temporary):
-                temporary.unlink()
+            try:
+                yield mine
+            finally:
+                if mine and _same_file(descriptor, temporary):
+                    temporary.unlink()
         finally:
             os.close(descriptor)
 
@@ -526,13 +528,6 @@ def _take(source: _core.SegmentFile, target: Path) -> int:
                 os.fsync(file.fileno())
         temporary.replace(target)
     return 1
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with explained_write_errors(path), path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _identity(manifest: dict[str, Any]) -> int:

@@ -70,7 +70,8 @@ class Study:
     @cached_property
     def snapshots(self) -> SnapshotSet:
         record = read_json(self.run.snapshots_file)
-        return SnapshotSet.open(self.run.absolute(record["model"]), record["layer"], tuple(record["revisions"]))
+        model, site = self.run.absolute(record["model"]), record.get("site", "residual")
+        return SnapshotSet.open(model, record["layer"], tuple(record["revisions"]), site)
 
     @cached_property
     def heldout(self) -> TokenSet:
