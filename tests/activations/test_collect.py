@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from activations.tiny import REVISIONS_OF_TEST, C, D, S, V, break_with_nan, tiny_model, tokenizer_of
 
 from crosscoder.activations.collect import collect, plan_shards
 from crosscoder.activations.presets import PRESETS, PYTHIA_STEPS, REVISIONS
@@ -16,43 +17,6 @@ from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet, pack
 from crosscoder.activations.trunk import Trunks, activations, decoder_layers
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
-
-REVISIONS_OF_TEST = ("step0", "step1", "step16")
-S, C, D, V = 12, 16, 8, 40
-
-
-def tiny_model(seed: int, **changes: Any) -> Any:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(seed)
-    options = {
-        "vocab_size": V,
-        "hidden_size": D,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "max_position_embeddings": C,
-        "use_parallel_residual": True,
-        **changes,
-    }
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**options)).eval()
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    for seed, revision in enumerate(REVISIONS_OF_TEST):
-        tiny_model(seed).save_pretrained(tmp_path / "models" / revision)
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def tokens() -> TokenSet:
-    generator = np.random.default_rng(0)
-    ids = generator.integers(1, V, (S, C)).astype(np.int32)
-    ids[:, 0] = 0
-    ids[3, 7] = 0
-    document = np.repeat(np.arange(S, dtype=np.int32), C).reshape(S, C)
-    return TokenSet(ids, document, [f"document {i}" for i in range(S)], "none")
 
 
 def test_local_snapshots_come_in_the_order_of_training(models: Path) -> None:
@@ -186,13 +150,6 @@ def test_wrong_snapshots_are_named(models: Path, tokens: TokenSet, tmp_path: Pat
         collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "c")
 
 
-def break_with_nan(models: Path, revision: str) -> None:
-    broken = tiny_model(1)
-    with torch.no_grad():
-        broken.gpt_neox.layers[0].mlp.dense_4h_to_h.bias[0] = float("nan")
-    broken.save_pretrained(models / revision)
-
-
 def test_nan_in_one_snapshot_names_it_and_keeps_the_others(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
     break_with_nan(models, "step1")
     with pytest.raises(NonFiniteError, match="snapshot step1"):
@@ -237,19 +194,6 @@ def test_a_snapshot_that_lacks_weights_is_not_filled_with_random_ones(
         collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "store")
     # What comes after the layer is not needed, and not looked for.
     collect(SnapshotSet.open(str(models), 0), tokens, tmp_path / "first layer").verify()
-
-
-def tokenizer_of(text: str) -> Any:
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-    from tokenizers.trainers import BpeTrainer
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(BPE())
-    tokenizer.train_from_iterator([text], BpeTrainer(vocab_size=V, special_tokens=["<|endoftext|>"]))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
 
 
 def test_a_tokenizer_that_differs_between_snapshots(models: Path, tokens: TokenSet, tmp_path: Path) -> None:

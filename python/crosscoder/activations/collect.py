@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,47 @@ def token_rows(tokens: TokenSet, shard: Shard) -> np.ndarray:
     C = tokens.ids.shape[1]
     place = shard.sequences.repeat(C)[shard.rows], shard.rows % C
     return np.stack([tokens.ids[place], tokens.document[place], *place], axis=1).astype(np.int32)
+
+
+def row_order(shard: Shard) -> Tensor:
+    """(T,) int64: which of the shard's tokens, counted in the order of the text, each of its rows is."""
+    return torch.from_numpy(np.argsort(np.argsort(shard.rows)))
+
+
+def load_trunks(snapshots: SnapshotSet, numbers: Sequence[int], model_dtype: str, device: str) -> Trunks:
+    """Some snapshots up to their layer, side by side on `device`.
+
+    Raises `DataError` naming the snapshot that is missing, damaged, or has another tokenizer or shape.
+    """
+    models = [load_trunk(snapshots, k, model_dtype, device) for k in numbers]
+    return Trunks(models, snapshots.layer, snapshots.site)
+
+
+def load_trunk(snapshots: SnapshotSet, k: int, model_dtype: str, device: str) -> Any:
+    """Snapshot k up to its layer. The same ids must mean the same text to all snapshots: raises `DataError` if not."""
+    last, names = snapshots.n_snapshots - 1, snapshots.revisions
+    mine, other = snapshots.tokenizer_fingerprint(k), snapshots.tokenizer_fingerprint(last)
+    if mine is not None and other is not None and mine != other:
+        raise DataError(
+            f"snapshot {names[k]} of {snapshots.model} has another tokenizer than {names[last]}, with which "
+            "the text was made into tokens; leave that snapshot out"
+        )
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[model_dtype]
+    return snapshots.load_trunk(k, dtype).to(device)
+
+
+def forward_shard(
+    trunks: Trunks, tokens: TokenSet, shard: Shard, batch_sequences: int, device: str
+) -> Iterator[Tensor]:
+    """Activations (K, n, D) float32 of the shard's tokens in the order of the text, a forward pass at a time."""
+    ids_SC = tokens.ids[shard.sequences]
+    kept, C = np.sort(shard.rows), ids_SC.shape[1]
+    for start in range(0, len(ids_SC), batch_sequences):
+        batch = torch.from_numpy(ids_SC[start : start + batch_sequences]).long()
+        x_KSCD = trunks(batch.to(device))
+        lo, hi = np.searchsorted(kept, [start * C, start * C + batch.numel()])
+        rows = torch.from_numpy(kept[lo:hi] - start * C).to(x_KSCD.device)
+        yield x_KSCD.flatten(1, 2)[:, rows].float()
 
 
 def collect(
@@ -203,12 +245,10 @@ class _Collection:
 
     def _load(self, members: Sequence[int]) -> tuple[list[int], Trunks] | None:
         """The snapshots of a group that can be had, side by side."""
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.options.model_dtype]
-        models = {}
+        options, models = self.options, {}
         for k in members:
             try:
-                self._check_tokenizer(k)
-                model = self.snapshots.load_trunk(k, dtype).to(self.options.device)
+                model = load_trunk(self.snapshots, k, options.model_dtype, options.device)
                 if model.config.hidden_size != self.store.d_model:
                     raise DataError(
                         f"snapshot {self.snapshots.revisions[k]} has width {model.config.hidden_size}, "
@@ -221,32 +261,15 @@ class _Collection:
             return None
         return list(models), Trunks(list(models.values()), self.snapshots.layer, self.snapshots.site)
 
-    def _check_tokenizer(self, k: int) -> None:
-        """The same ids must mean the same text to all snapshots."""
-        last = self.snapshots.n_snapshots - 1
-        mine, other = self.snapshots.tokenizer_fingerprint(k), self.snapshots.tokenizer_fingerprint(last)
-        if mine is not None and other is not None and mine != other:
-            names = self.snapshots.revisions
-            raise DataError(
-                f"snapshot {names[k]} of {self.snapshots.model} has another tokenizer than {names[last]}, with which "
-                "the text was made into tokens; leave that snapshot out"
-            )
-
     def _run(self, trunks: Trunks, shard: Shard, progress: Progress, mine: Sequence[int]) -> Tensor:
         """Activations (K, T, D) of the shard's rows, in their order, on the CPU."""
-        ids_SC = self.tokens.ids[shard.sequences]
-        kept = np.sort(shard.rows)
-        order = torch.from_numpy(np.argsort(np.argsort(shard.rows)))
-        parts = []
-        C, names = ids_SC.shape[1], ", ".join(self.snapshots.revisions[k] for k in mine)
-        for start in range(0, len(ids_SC), self.options.batch_sequences):
-            batch = torch.from_numpy(ids_SC[start : start + self.options.batch_sequences]).long()
-            x_KSCD = trunks(batch.to(self.options.device))
-            lo, hi = np.searchsorted(kept, [start * C, start * C + batch.numel()])
-            rows = torch.from_numpy(kept[lo:hi] - start * C).to(x_KSCD.device)
-            parts.append(x_KSCD.flatten(1, 2)[:, rows].float().cpu())
-            progress.advance(batch.numel() * len(mine), {"snapshot": names})
-        return torch.cat(parts, dim=1)[:, order]
+        parts, names = [], ", ".join(self.snapshots.revisions[k] for k in mine)
+        left, size = len(shard.sequences), self.options.batch_sequences
+        for x_KnD in forward_shard(trunks, self.tokens, shard, size, self.options.device):
+            parts.append(x_KnD.cpu())
+            progress.advance(min(left, size) * self.tokens.ids.shape[1] * len(mine), {"snapshot": names})
+            left -= size
+        return torch.cat(parts, dim=1)[:, row_order(shard)]
 
     def _write(self, shard: int, k: int, x_TD: Tensor) -> None:
         try:

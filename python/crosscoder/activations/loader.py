@@ -1,8 +1,7 @@
 """Batches of a store, well mixed, in an order that a seed fixes and a small state resumes.
 
-Letters: B tokens in a batch, N tokens in all, K snapshots, D width. A **run** is a number of consecutive rows of a
-shard, read in one piece in each snapshot; a **window** is a number of runs from all over the store, whose rows are
-shuffled together. While the batches of a window are used, C++ threads read the next one (csrc/prefetcher.hpp).
+Letters: B tokens in a batch, K snapshots, D width. A run of rows is read in one piece in each snapshot. While the
+batches of a window are used, C++ threads read the next one (csrc/prefetcher.hpp).
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +18,9 @@ from torch import Tensor
 
 from crosscoder import _core
 from crosscoder.activations.dealing import Dealer, Piece
+from crosscoder.activations.source import Source
 from crosscoder.activations.store import ActivationStore
-from crosscoder.errors import ConfigError, DataError
+from crosscoder.errors import ConfigError
 from crosscoder.hardware import memory_bytes as machine_memory
 from crosscoder.hardware import thread_count
 
@@ -47,7 +46,7 @@ class _Window:
     last_batch: int
 
 
-class ActivationLoader:
+class ActivationLoader(Source):
     """Iterates float32 batches (B, K, D): one pass over it is one epoch, each epoch in a fresh order.
 
     Activations come multiplied by `scale` (K,), by default the store's own s_K. The last N mod B tokens of an epoch
@@ -82,57 +81,42 @@ class ActivationLoader:
 
         Raises `DataError` if the store is incomplete or has less than one batch, `ConfigError` for bad options.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank must be 0 to {world_size - 1}, not {rank}")
         if dtype not in ("fp32", "bf16"):
             raise ConfigError(f"the dtype of batches must be fp32 or bf16, not {dtype!r}")
         store.require_complete()
-        if drop_last and store.n_tokens < batch_size * world_size:
-            raise DataError(
-                f"{store.path} has {store.n_tokens} tokens, less than one batch of {batch_size * world_size}; "
-                "collect more tokens or lower batch_size"
-            )
         self.store = store
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.drop_last = drop_last
         self.dtype = dtype
-        self.rank = rank
-        self.world_size = world_size
         self.device = torch.device(device if device is not None else "cpu")
         self.n_threads = n_threads or max(2, min(8, thread_count()))
         self.direct = store.n_bytes > machine_memory()[1] // 2 if direct is None else direct
-        self.scale_K = store.scales() if scale is None else scale
-        self.wait_seconds = 0.0
-        self.waits = 0
-        self.run_rows, self.window_runs = self._geometry(memory_bytes)
-        self._runs_R3 = np.array(
-            [
-                (shard, start, min(self.run_rows, rows - start))
-                for shard, rows in enumerate(store.shard_rows)
-                for start in range(0, rows, self.run_rows)
-            ],
-            dtype=np.int64,
+        run_rows, window_runs = self._geometry(max(1, batch_size), memory_bytes)
+        super().__init__(
+            str(store.path),
+            store.shard_rows,
+            run_rows,
+            window_runs,
+            batch_size,
+            seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
         )
+        self.scale_K = store.scales() if scale is None else scale
         self._pool = _core.BufferPool(batch_size * self._row_bytes)
         self._prefetcher: _core.Prefetcher | None = None
-        self._epoch = 0
-        self._begin_epoch(0)
 
-    def _geometry(self, memory_bytes: int) -> tuple[int, int]:
+    def _geometry(self, batch_size: int, memory_bytes: int) -> tuple[int, int]:
         """Rows of a run and runs of a window: two windows and four batches fit into the memory."""
         block = int(self.store.segment(0, 0).head["rows_per_block"])
         reading = self.n_threads * (READ_BYTES if self.direct else 0)
-        window = ((memory_bytes - reading) // self._row_bytes - 4 * self.batch_size) // 2
+        window = ((memory_bytes - reading) // self._row_bytes - 4 * batch_size) // 2
         # A store may have less than one block a shard.
         smallest = min(block, max(self.store.shard_rows))
         if window < smallest:
-            need = 2 * (2 * (smallest + 2 * self.batch_size) * self._row_bytes + reading)
+            need = 2 * (2 * (smallest + 2 * batch_size) * self._row_bytes + reading)
             raise ConfigError(
-                f"batches of {self.batch_size} x {self.store.n_snapshots} x {self.store.d_model} in {self.dtype} do "
+                f"batches of {batch_size} x {self.store.n_snapshots} x {self.store.d_model} in {self.dtype} do "
                 f"not fit into {memory_bytes / 2**30:.1f} GiB of memory; allow memory_bytes={need} (or use bf16 "
                 "batches, or lower batch_size)"
             )
@@ -144,71 +128,10 @@ class ActivationLoader:
     def _row_bytes(self) -> int:
         return self.store.n_snapshots * self.store.d_model * (4 if self.dtype == "fp32" else 2)
 
-    def __len__(self) -> int:
-        """Batches in an epoch, the same on all ranks."""
-        whole, rest = divmod(self.store.n_tokens, self.batch_size * self.world_size)
-        return whole if self.drop_last or rest == 0 else whole + 1
+    def _batches(self, plan: Dealer) -> Iterator[Tensor]:
+        return self._on_device(plan) if self.device.type == "cuda" else self._on_host(plan)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """The batches left of this epoch."""
-        batches = self._on_device() if self.device.type == "cuda" else self._on_host()
-        try:
-            for x_BKD in batches:
-                self._dealer.step(self._shares(self._dealer))
-                yield x_BKD
-        finally:
-            batches.close()
-        self._begin_epoch(self._epoch + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the next batch comes from; a few numbers, the same on every rank."""
-        return {
-            "epoch": self._epoch,
-            "dealt": self._dealer.state_dict(),
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "shuffle": self.shuffle,
-            "n_tokens": self.store.n_tokens,
-            "run_rows": self.run_rows,
-            "window_runs": self.window_runs,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, also with another number of ranks: what is left of the epoch is dealt to them.
-
-        Raises `ConfigError` if it is of another store, batch size or order.
-        """
-        mine = self.state_dict()
-        different = [key for key in mine if key not in ("epoch", "dealt") and state.get(key) != mine[key]]
-        if different:
-            remedy = "; set memory_bytes and dtype as they were" if different[0] in ("run_rows", "window_runs") else ""
-            raise ConfigError(f"the loader's state was saved with another {', '.join(different)}{remedy}")
-        self._begin_epoch(int(state["epoch"]))
-        self._dealer = Dealer.restore(self._dealer.window_rows, self.world_size, state["dealt"])
-
-    def _begin_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-        count = len(self._runs_R3)
-        self._order_R = (
-            np.random.default_rng([self.seed, epoch]).permutation(count) if self.shuffle else np.arange(count)
-        )
-        firsts = np.arange(0, count, self.window_runs)
-        rows_W = np.add.reduceat(self._runs_R3[self._order_R, 2], firsts)
-        self._dealer = Dealer(rows_W.tolist(), self.world_size)
-
-    def _shares(self, dealer: Dealer) -> list[int]:
-        """Rows of each rank in the next step; none at the end of the epoch."""
-        step = self.batch_size * self.world_size
-        if dealer.remaining >= step:
-            return [self.batch_size] * self.world_size
-        if self.drop_last or dealer.remaining == 0:
-            return []
-        cuts = [dealer.remaining * rank // self.world_size for rank in range(self.world_size + 1)]
-        return [end - begin for begin, end in pairwise(cuts)]
-
-    # ------------------------------------------------------------------------------------------- reading
-
-    def _on_host(self) -> Iterator[Tensor]:
+    def _on_host(self, plan: Dealer) -> Iterator[Tensor]:
         """The batches of this rank from here to the end of the epoch, on the CPU."""
         if self._prefetcher is None:
             self._prefetcher = _core.Prefetcher(
@@ -222,7 +145,7 @@ class ActivationLoader:
                 direct=self.direct,
                 n_threads=self.n_threads,
             )
-        reading = _Reading(self, self._prefetcher, self._dealer.copy())
+        reading = _Reading(self, self._prefetcher, plan)
         try:
             first = True
             while (batch := reading.next()) is not None:
@@ -238,11 +161,11 @@ class ActivationLoader:
         finally:
             self._prefetcher.drain()
 
-    def _on_device(self) -> Iterator[Tensor]:
+    def _on_device(self, plan: Dealer) -> Iterator[Tensor]:
         """The same on a CUDA device: the next batch is copied while the caller works on this one."""
         copies: Any = torch.cuda.Stream(self.device)
         ahead: Tensor | None = None
-        host = self._on_host()
+        host = self._on_host(plan)
         try:
             for x_BKD in host:
                 previous = ahead
@@ -255,7 +178,7 @@ class ActivationLoader:
             if ahead is not None:
                 yield ahead
         finally:
-            host.close()
+            host.close()  # type: ignore[attr-defined]
 
     def take_memory(self, batch: _Batch) -> int:
         """Give the batch its buffer; returns the address."""
@@ -273,19 +196,6 @@ class ActivationLoader:
             return torch.empty(shape, dtype=dtype)
         whole = batch.pinned if batch.pinned is not None else torch.from_numpy(batch.memory)
         return whole[: batch.rows * self._row_bytes].view(dtype).view(shape)
-
-    def window(self, number: int) -> tuple[list[tuple[int, int, int, int, list[str]]], np.ndarray]:
-        """The runs of a window as the prefetcher takes them, and (rows,) the row of them that is i-th in its order."""
-        runs = self._runs_R3[self._order_R[number * self.window_runs : (number + 1) * self.window_runs]]
-        shard_rows, K = self.store.shard_rows, range(self.store.n_snapshots)
-        listed = [
-            (int(shard), shard_rows[shard], int(first), int(rows), [str(self.store.segment_path(shard, k)) for k in K])
-            for shard, first, rows in runs
-        ]
-        total = int(runs[:, 2].sum())
-        if not self.shuffle:
-            return listed, np.arange(total)
-        return listed, np.random.default_rng([self.seed, self._epoch, number]).permutation(total)
 
 
 class _Reading:
@@ -324,7 +234,7 @@ class _Reading:
                 if not plan.holds(loader.rank, window):
                     self._submit(window, self.unread.pop(window))
                     return True
-            shares = loader._shares(plan)
+            shares = loader.shares(plan)
             if not shares:
                 if not self.unread:
                     return False
@@ -339,7 +249,18 @@ class _Reading:
             self.planned += 1
 
     def _submit(self, window: int, pieces: Sequence[tuple[Piece, int, int]]) -> None:
-        runs, order = self.loader.window(window)
+        store = self.loader.store
+        runs_M3, order = self.loader.window(window)
+        runs = [
+            (
+                int(shard),
+                store.shard_rows[shard],
+                int(first),
+                int(rows),
+                [str(store.segment_path(shard, k)) for k in range(store.n_snapshots)],
+            )
+            for shard, first, rows in runs_M3
+        ]
         numbers = sorted({number for _, number, _ in pieces})
         targets = np.full(len(order), -1, dtype=np.int64)
         B = self.loader.batch_size
@@ -347,7 +268,7 @@ class _Reading:
             start = numbers.index(number) * B + place
             targets[order[begin:end]] = np.arange(start, start + end - begin)
         addresses = [self.loader.take_memory(self.batches[number]) for number in numbers]
-        ticket = self.prefetcher.submit(runs, targets, addresses, B, self.loader.store.n_snapshots)
+        ticket = self.prefetcher.submit(runs, targets, addresses, B, store.n_snapshots)
         for number in numbers:
             self.batches[number].tickets += (ticket,)
         self.reading.append(_Window(ticket, numbers[-1]))

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from crosscoder import weights
+from crosscoder.activations.live import LiveSource
 from crosscoder.activations.loader import ActivationLoader
+from crosscoder.activations.source import Source
 from crosscoder.activations.store import ActivationStore
 from crosscoder.config import CrosscoderConfig, TrainConfig
 from crosscoder.errors import ConfigError, DataError
@@ -38,8 +40,10 @@ KEPT_CHECKPOINTS = 2
 RECORD_FILE = "training.json"
 
 
-def train(store: ActivationStore, config: CrosscoderConfig, train_config: TrainConfig, folder: Path) -> Crosscoder:
-    """Train on `store` and return the crosscoder for raw activations; `folder` is the run's.
+def train(
+    store: ActivationStore | LiveSource, config: CrosscoderConfig, train_config: TrainConfig, folder: Path
+) -> Crosscoder:
+    """Train on `store` (or live) and return the crosscoder for raw activations; `folder` is the run's.
 
     If `folder` holds a finished crosscoder of the same configuration it is returned at once; an interrupted run goes
     on from its last checkpoint, to the same bits as an uninterrupted one (on as many threads).
@@ -54,13 +58,16 @@ def train(store: ActivationStore, config: CrosscoderConfig, train_config: TrainC
     finished = _finished(folder, record)
     if finished is not None:
         return finished
-    loader = ActivationLoader(store, train_config.batch_size, train_config.seed)
+    live = isinstance(store, LiveSource)
+    loader: Source = store if live else ActivationLoader(store, train_config.batch_size, train_config.seed)
     trainer = Trainer(Crosscoder(config, seed=train_config.seed), train_config)
     trainer.snapshot_names = store.snapshot_names
     make_folder(folder / "training")
     if not _resume(trainer, loader, folder / "training" / "checkpoints"):
-        sample = next(iter(ActivationLoader(store, min(store.n_tokens, 512), train_config.seed)))
-        search_decoder_norm(trainer.model, sample)
+        begin = loader.state_dict()
+        sample = next(iter(loader if live else ActivationLoader(store, min(store.n_tokens, 512), train_config.seed)))
+        loader.load_state_dict(begin)
+        search_decoder_norm(trainer.model, sample[:512])
     _loop(trainer, loader, folder / "training")
     final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
     with new_folder(folder / "crosscoder") as temporary:
@@ -71,7 +78,7 @@ def train(store: ActivationStore, config: CrosscoderConfig, train_config: TrainC
     return final
 
 
-def _identity(store: ActivationStore) -> dict[str, Any]:
+def _identity(store: ActivationStore | LiveSource) -> dict[str, Any]:
     return {key: store.manifest[key] for key in ("snapshots", "d_model", "dtype", "shard_rows", "source")}
 
 
@@ -99,7 +106,7 @@ def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
     return model.eval()
 
 
-def _resume(trainer: Trainer, loader: ActivationLoader, root: Path) -> bool:
+def _resume(trainer: Trainer, loader: Source, root: Path) -> bool:
     """Load the newest good checkpoint. A damaged one is skipped with a warning; one of other settings is refused."""
     for path in checkpoint.existing(root):
         try:
@@ -111,7 +118,7 @@ def _resume(trainer: Trainer, loader: ActivationLoader, root: Path) -> bool:
     return False
 
 
-def _loop(trainer: Trainer, loader: ActivationLoader, folder: Path) -> None:
+def _loop(trainer: Trainer, loader: Source, folder: Path) -> None:
     config = trainer.config
     log = folder / "metrics.jsonl"
     _forget_after(log, trainer.step_number)
@@ -147,7 +154,7 @@ def _loop(trainer: Trainer, loader: ActivationLoader, folder: Path) -> None:
                     return
 
 
-def _tell_waits(loader: ActivationLoader, seconds: float) -> None:
+def _tell_waits(loader: Source, seconds: float) -> None:
     if loader.wait_seconds > 0.05 * seconds:
         warn(
             f"training waited for activations during {loader.wait_seconds / seconds:.0%} of the time "

@@ -57,6 +57,8 @@ class CollectConfig:
     """Precision of the language model."""
     device: str = "auto"
     """Where the language model runs: auto, cpu, cuda, cuda:1, ..."""
+    tokens_only: bool = False
+    """Make the tokens and stop: all that training with --live needs."""
     skip_bad: bool = False
     """Go on without a snapshot that is missing or damaged, has another tokenizer, or gives NaN; the store says which.
     Without this such a snapshot is an error, raised when the others are done."""
@@ -85,6 +87,8 @@ def run(config: CollectConfig) -> int:
             _make_tokens(config, run, snapshots)
         run.begin("collect", config)
         write_json(run.snapshots_file, record)
+    if config.tokens_only:
+        return 0
     stores = {}
     for split in ("train", "heldout"):
         stores[split] = store = collect(
