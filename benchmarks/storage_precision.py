@@ -5,7 +5,7 @@ python benchmarks/storage_precision.py runs/quickstart --json benchmarks/results
 Takes the activations that `crosscoder quickstart` (or collect) has stored, as they are and with outlier channels as
 trained transformers grow them (two channels 30 times as large, far from 0). A crosscoder is trained from each kind of
 storage and evaluated on held-out activations at full precision, in points of explained variance. "noise" is the share
-of the variance that storing itself loses.
+of the variance that storing itself loses. With --json, what an earlier call of the same settings has measured is kept.
 """
 
 from __future__ import annotations
@@ -110,18 +110,28 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     for name, default in (("features", 1_024), ("steps", 500), ("batch", 512), ("tokens", 60_000), ("seeds", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--data", nargs="+", default=["as collected", "with outlier channels"])
+    parser.add_argument(
+        "--kinds", nargs="+", help="some of the ways of storing, by name; bf16 has to be among the first"
+    )
     options = parser.parse_args()
     train, heldout = (ActivationStore.open(options.run / "activations" / split) for split in ("train", "heldout"))
     names = [train.snapshot_names[k] for k in np.linspace(0, train.n_snapshots - 1, 4).round().astype(int)]
     result: dict[str, Any] = {"cpu": cpu_name(), "snapshots": names, "d_model": train.d_model}
     result |= {name: getattr(options, name) for name in ("features", "steps", "batch", "tokens", "seeds")}
-    for data in ("as collected", "with outlier channels"):
+    if options.json and options.json.exists():
+        earlier = json.loads(options.json.read_text())
+        if all(earlier.get(name) == value for name, value in result.items()):
+            result = earlier
+    for data in options.data:
         x, test = (read_all(store.select(names), options.tokens) for store in (train, heldout))
         if data != "as collected":
             x, test = with_outliers(x), with_outliers(test)
         variance = (x - x.mean(dim=0)).square().sum(dim=(0, 2))
-        rows: dict[str, Any] = {}
+        rows: dict[str, Any] = result.setdefault(data, {})
         for kind, (dtype, how) in kinds(options).items():
+            if kind in rows or (options.kinds and kind not in options.kinds):
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 stored = x
                 if how is not None:
@@ -138,9 +148,8 @@ def main() -> None:
                 print(
                     f"{data:<22} {kind:<48} noise {100 * noise:8.4f}  EV {scores}  lost {lost.mean():+.3f}", flush=True
                 )
-        result[data] = rows
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+            if options.json:
+                options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

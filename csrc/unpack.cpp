@@ -10,8 +10,9 @@ const UnpackKernels& unpack_kernels(IsaLevel level) {
         case IsaLevel::avx2:
             return unpack_avx2;
         case IsaLevel::avx512:
-        case IsaLevel::avx512_bf16:
             return unpack_avx512;
+        case IsaLevel::avx512_bf16:
+            return unpack_avx512_bf16;
     }
 #endif
     (void)level;

@@ -28,7 +28,11 @@ __m256 load(const Fp16* src) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpre
 __m256i narrow(__m256 value) {
     const __m256i bits = _mm256_castps_si256(value);
     const __m256i tie = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), tie), 16);
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), tie);
+    const __m256i exponent = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f800000));
+    const __m256i tiny = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
+    const __m256i sign = _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0x80000000U)));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, sign, tiny), 16);
 }
 
 void store_pair(float* dst, __m256 first, __m256 second, bool stream) {
@@ -75,7 +79,7 @@ void scaled(const void* src, float scale, void* dst, size_t n, bool stream) {
 __m256 dequantised(const int8_t* src, __m256 scale, const float* gain, const float* offset) {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(src));
     const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-    return _mm256_add_ps(_mm256_mul_ps(_mm256_mul_ps(value, scale), _mm256_loadu_ps(gain)), _mm256_loadu_ps(offset));
+    return _mm256_fmadd_ps(_mm256_mul_ps(value, scale), _mm256_loadu_ps(gain), _mm256_loadu_ps(offset));
 }
 
 template <class To>

@@ -29,7 +29,9 @@ __m512 load(const Fp16* src, __mmask16 mask) { return _mm512_cvtph_ps(_mm256_mas
 __m512i rounded(__m512 value) {
     const __m512i bits = _mm512_castps_si512(value);
     const __m512i tie = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), tie);
+    const __mmask16 tiny = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), tie);
+    return _mm512_mask_and_epi32(sum, tiny, bits, _mm512_set1_epi32(static_cast<int>(0x80000000U)));
 }
 
 void store(float* dst, __m512 value, __mmask16 mask) { _mm512_mask_storeu_ps(dst, mask, value); }
@@ -49,9 +51,15 @@ void store_pair(float* dst, __m512 first, __m512 second, bool stream) {
 
 // The upper halves of 32 lanes, in order.
 void store_pair(Bf16* dst, __m512 first, __m512 second, bool stream) {
+#if defined(CROSSCODER_AVX512_BF16)
+    __m512i both;
+    const __m512bh narrowed = _mm512_cvtne2ps_pbh(second, first);
+    memcpy(&both, &narrowed, sizeof both);
+#else
     const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
                                          23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     const __m512i both = _mm512_permutex2var_epi16(rounded(first), odd, rounded(second));
+#endif
     if (stream) {
         _mm512_stream_si512(reinterpret_cast<__m512i*>(dst), both);
     } else {
@@ -76,6 +84,7 @@ void scaled(const void* src, float scale, void* dst, size_t n, bool stream) {
     }
 }
 
+#if !defined(CROSSCODER_AVX512_BF16)
 // Even and odd elements apart: no lane has to move.
 void scaled_bf16(const void* src, float scale, void* dst, size_t n, bool stream) {
     const Bf16* from = static_cast<const Bf16*>(src);
@@ -99,11 +108,12 @@ void scaled_bf16(const void* src, float scale, void* dst, size_t n, bool stream)
         scaled<Bf16, Bf16>(from + i, scale, to + i, n - i, false);
     }
 }
+#endif
 
 __m512 dequantised(const int8_t* src, __m512 scale, const float* gain, const float* offset, __mmask16 mask) {
     const __m512 value = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, src)));
-    const __m512 product = _mm512_mul_ps(_mm512_mul_ps(value, scale), _mm512_maskz_loadu_ps(mask, gain));
-    return _mm512_add_ps(product, _mm512_maskz_loadu_ps(mask, offset));
+    return _mm512_fmadd_ps(_mm512_mul_ps(value, scale), _mm512_maskz_loadu_ps(mask, gain),
+                           _mm512_maskz_loadu_ps(mask, offset));
 }
 
 template <class To>
@@ -132,9 +142,16 @@ void int8(const int8_t* src, const uint16_t* scales, size_t group, const float* 
 
 }  // namespace
 
+#if defined(CROSSCODER_AVX512_BF16)
+constinit const UnpackKernels unpack_avx512_bf16 = {{{scaled<float, float>, scaled<float, Bf16>},
+                                                     {scaled<Bf16, float>, scaled<Bf16, Bf16>},
+                                                     {scaled<Fp16, float>, scaled<Fp16, Bf16>}},
+                                                    {int8<float>, int8<Bf16>}};
+#else
 constinit const UnpackKernels unpack_avx512 = {{{scaled<float, float>, scaled<float, Bf16>},
                                                 {scaled<Bf16, float>, scaled_bf16},
                                                 {scaled<Fp16, float>, scaled<Fp16, Bf16>}},
                                                {int8<float>, int8<Bf16>}};
+#endif
 
 }  // namespace crosscoder

@@ -1,3 +1,4 @@
+#include <math.h>
 #include <string.h>
 
 #include "unpack_kernels.hpp"
@@ -43,7 +44,8 @@ void store(float value, float* dst) { *dst = value; }
 
 void store(float value, Bf16* dst) {
     const uint32_t bits = to_bits(value);
-    dst->bits = static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
+    const bool tiny = (bits & 0x7f800000U) == 0;
+    dst->bits = static_cast<uint16_t>((tiny ? bits & 0x80000000U : bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
 }
 
 template <class From, class To>
@@ -61,8 +63,7 @@ void int8(const int8_t* src, const uint16_t* scales, size_t group, const float* 
     To* to = static_cast<To*>(dst);
     for (size_t i = 0; i < n; ++i) {
         const float value = static_cast<float>(src[i]) * widen_bf16(scales[i / group]);
-        const float product = value * gain[i];
-        store(product + offset[i], to + i);
+        store(fmaf(value, gain[i], offset[i]), to + i);
     }
 }
 

@@ -163,7 +163,8 @@ class ActivationLoader(Source):
 
     def _on_device(self, plan: Dealer) -> Iterator[Tensor]:
         """The same on a CUDA device: the next batch is copied while the caller works on this one."""
-        copies: Any = torch.cuda.Stream(self.device)
+        stream: Any = torch.cuda.Stream
+        copies = stream(self.device)
         ahead: Tensor | None = None
         host = self._on_host(plan)
         try:

@@ -28,6 +28,8 @@ class Source:
     """(K,): what activations are multiplied by."""
     wait_seconds: float = 0.0
     """How long the caller had to wait for batches (the first of a pass apart)."""
+    dealer: Dealer
+    """What is left of the epoch."""
     waits: int = 0
     """How many batches the caller had to wait for."""
 

@@ -58,14 +58,13 @@ def train(
     finished = _finished(folder, record)
     if finished is not None:
         return finished
-    live = isinstance(store, LiveSource)
-    loader: Source = store if live else ActivationLoader(store, train_config.batch_size, train_config.seed)
+    loader, first = _sources(store, train_config)
     trainer = Trainer(Crosscoder(config, seed=train_config.seed), train_config)
     trainer.snapshot_names = store.snapshot_names
     make_folder(folder / "training")
     if not _resume(trainer, loader, folder / "training" / "checkpoints"):
         begin = loader.state_dict()
-        sample = next(iter(loader if live else ActivationLoader(store, min(store.n_tokens, 512), train_config.seed)))
+        sample = next(iter(first))
         loader.load_state_dict(begin)
         search_decoder_norm(trainer.model, sample[:512])
     _loop(trainer, loader, folder / "training")
@@ -76,6 +75,14 @@ def train(
     for path in checkpoint.existing(folder / "training" / "checkpoints"):
         remove_folder(path)
     return final
+
+
+def _sources(store: ActivationStore | LiveSource, config: TrainConfig) -> tuple[Source, Source]:
+    """Where batches come from, and where a first look at the activations does."""
+    if isinstance(store, LiveSource):
+        return store, store
+    loader = ActivationLoader(store, config.batch_size, config.seed)
+    return loader, ActivationLoader(store, min(store.n_tokens, 512), config.seed, scale=loader.scale_K)
 
 
 def _identity(store: ActivationStore | LiveSource) -> dict[str, Any]:
