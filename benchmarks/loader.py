@@ -4,8 +4,9 @@ python benchmarks/loader.py --folder /tmp/loader-bench --json benchmarks/results
 
 A store of K x D activations is written once, for each dtype. "page cache": two threads of the loader into (B, K, D)
 bf16, against two threads that pread the same files in 4 MiB pieces, by turns; the best of the repeats of each. "cold":
-the files put out of the page cache, against dd iflag=direct. "first pass": with every block's checksum, as a training
-meets it; "later passes": each block has been checked in this process. Rates are of stored bytes.
+the files put out of the page cache, against dd iflag=direct. "first pass": a new loader, so with fresh memory and with
+every block's checksum; "later passes": the same loader again. Rates are of stored bytes; "memory" is what a loader
+takes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import threading
@@ -102,8 +102,8 @@ def loader_of(store: ActivationStore, options: argparse.Namespace, **changes: An
     return ActivationLoader(store, options.batch, drop_last=False, **settings)
 
 
-def peak_memory() -> int:
-    """Largest resident memory of the process so far, without what is mapped from files."""
+def anonymous_memory() -> int:
+    """Resident memory of the process in bytes, without what is mapped from files (that is the page cache)."""
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return int(fields["RssAnon"].split()[0]) * 1024
 
@@ -127,8 +127,12 @@ def measure(store: ActivationStore, options: argparse.Namespace) -> dict[str, An
     def ratio(times: list[tuple[float, float]], clock: int) -> float:
         return statistics.median(p[clock] / t[clock] for p, t in zip(pread, times, strict=True))
 
+    before, most = anonymous_memory(), 0
+    for _ in loader_of(store, options):
+        most = max(most, anonymous_memory())
     return {
         "gigabytes": gigabytes,
+        "memory_GiB": (most - before) / 2**30,
         "run_rows": loader.run_rows,
         "window_runs": loader.window_runs,
         "pread_GB_per_s": gigabytes / best(pread, 0),
@@ -190,8 +194,6 @@ def main() -> None:
         store = make_store(options.folder, dtype, options)
         result[dtype] = measure(store, options)
         result[dtype]["cold"] = measure_cold(store, options)
-    result["anonymous_memory_GiB"] = peak_memory() / 2**30
-    result["largest_resident_GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if "bf16" in result and "int8" in result:
         for clock in ("s", "cpu_s"):
             name = f"later_pass_activations_per_{clock}"
