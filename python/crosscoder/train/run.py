@@ -58,15 +58,12 @@ def train(
     finished = _finished(folder, record)
     if finished is not None:
         return finished
-    loader, first = _sources(store, train_config)
+    loader = _source(store, train_config)
     trainer = Trainer(Crosscoder(config, seed=train_config.seed), train_config)
     trainer.snapshot_names = store.snapshot_names
     make_folder(folder / "training")
     if not _resume(trainer, loader, folder / "training" / "checkpoints"):
-        begin = loader.state_dict()
-        sample = next(iter(first))
-        loader.load_state_dict(begin)
-        search_decoder_norm(trainer.model, sample[:512])
+        search_decoder_norm(trainer.model, _sample(store, loader))
     _loop(trainer, loader, folder / "training")
     final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
     with new_folder(folder / "crosscoder") as temporary:
@@ -77,12 +74,18 @@ def train(
     return final
 
 
-def _sources(store: ActivationStore | LiveSource, config: TrainConfig) -> tuple[Source, Source]:
-    """Where batches come from, and where a first look at the activations does."""
-    if isinstance(store, LiveSource):
-        return store, store
-    loader = ActivationLoader(store, config.batch_size, config.seed)
-    return loader, ActivationLoader(store, min(store.n_tokens, 512), config.seed, scale=loader.scale_K)
+def _source(store: ActivationStore | LiveSource, config: TrainConfig) -> Source:
+    return store if isinstance(store, LiveSource) else ActivationLoader(store, config.batch_size, config.seed)
+
+
+def _sample(store: ActivationStore | LiveSource, source: Source) -> Tensor:
+    """Scaled activations (n, K, D) of at most 512 tokens: rows of a shard are in random order."""
+    if isinstance(store, ActivationStore):
+        return store.read(0, slice(0, 512)) * torch.from_numpy(source.scale_K).float()[:, None]
+    begin = source.state_dict()
+    x_BKD = next(iter(source))
+    source.load_state_dict(begin)
+    return x_BKD[:512]
 
 
 def _identity(store: ActivationStore | LiveSource) -> dict[str, Any]:
