@@ -7,6 +7,7 @@ In the run's `training/` folder: `checkpoints/step-*/`, `metrics.jsonl`. The fin
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def train(
         write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer)})
     for path in checkpoint.existing(folder / "training" / "checkpoints"):
         remove_folder(path)
+    for left_over in (folder / "training" / "checkpoints").glob(".tmp-*"):  # of a kill while one was removed
+        shutil.rmtree(left_over, ignore_errors=True)
     return final
 
 
