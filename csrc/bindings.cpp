@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "bindings_store.hpp"
 #include "checksum.hpp"
 #include "convert.hpp"
 #include "cpu_features.hpp"
@@ -288,4 +289,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         .def_property_readonly("n_distinct_bigrams", &NgramCounter::n_distinct)
         .def_property_readonly("vocab_size", &NgramCounter::vocab_size)
         .def_property_readonly("ignore", &NgramCounter::ignore);
+
+    bind_store(m);
 }

@@ -88,3 +88,101 @@ class NgramCounter:
     def vocab_size(self) -> int: ...
     @property
     def ignore(self) -> int | None: ...
+
+def write_activations(
+    path: str,
+    temporary: str,
+    x: npt.NDArray[np.float32],
+    *,
+    dtype: str,
+    group: int,
+    store: int,
+    shard: int,
+    name: str,
+) -> bool:
+    """Write `x` (T, D) as a segment: to `temporary`, synced, renamed to `path`. `name` is the snapshot's.
+
+    False, with nothing written, if a value is not finite (also after rounding to `dtype`: fp32, bf16, fp16, int8).
+    `group`: channels that share a scale, for int8; 0 for the others. Raises `OSError`.
+    """
+
+def write_tokens(path: str, temporary: str, rows: npt.NDArray[np.int32], *, store: int, shard: int) -> None:
+    """Write `rows` (T, 4) as a segment, atomically. Raises `OSError`."""
+
+class SegmentFile:
+    """An open segment of a store, its head checked.
+
+    Raises `DataError` naming the file for one that is absent, foreign, damaged or truncated, `OSError`.
+    """
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def head(self) -> dict[str, Any]:
+        """kind, dtype, shard, width, rows, rows_per_block, group, store, norm_sum, name, n_blocks."""
+
+    @property
+    def path(self) -> str: ...
+    def column_sums(self) -> npt.NDArray[np.float64]:
+        """(D,): sum of the stored rows."""
+
+    def damaged_blocks(self) -> list[int]:
+        """Numbers of the blocks whose checksum does not hold or that cannot be read."""
+
+    def read_tokens(self) -> npt.NDArray[np.int32]:
+        """(T, 4). Raises `DataError` naming a damaged block."""
+
+    def gather(self, index: npt.NDArray[np.int64], scale: float, out: npt.NDArray[np.float32], place: int) -> None:
+        """`out[i, place, :] = float32(row index[i]) * float32(scale)`; `index` (n,), `out` (n, K, D).
+
+        Each block is checked when it is first met. Raises `DataError` naming a damaged one, `IndexError`.
+        """
+
+class BufferPool:
+    """Buffers of `bytes` that are used again and again, on huge pages where the system gives them."""
+
+    def __init__(self, bytes: int) -> None: ...
+    def take(self) -> npt.NDArray[np.uint8]:
+        """(bytes,) that go back to the pool when their last view is gone."""
+
+class Prefetcher:
+    """Threads that read runs of rows of a store and lay them out as batches (B, K, D), float32 or bfloat16.
+
+    `direct`: past the page cache; `stream`: written past the processor's caches.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: int,
+        width: int,
+        dtype: str,
+        snapshots: list[str],
+        scales: list[float],
+        bf16: bool,
+        stream: bool,
+        direct: bool,
+        n_threads: int,
+    ) -> None: ...
+    def submit(
+        self,
+        runs: list[tuple[int, int, int, int, list[str]]],
+        targets: npt.NDArray[np.int64],
+        batches: list[int],
+        batch_rows: int,
+        n_snapshots: int,
+    ) -> int:
+        """Begin to read `runs` (shard, its rows, first row, rows, path of each snapshot's file); returns a ticket.
+
+        Row i of them all goes to place `targets[i] % batch_rows` of batch `targets[i] // batch_rows`, whose address
+        is in `batches`, or nowhere (-1). The batches must live until `wait` or `drain` is over.
+        """
+
+    def is_done(self, ticket: int) -> bool: ...
+    def wait(self, ticket: int) -> None:
+        """Return when the window is complete. Raises `DataError` naming file and block, `OSError`."""
+
+    def drain(self) -> None:
+        """Forget all windows; return when no thread touches a batch any more."""
+
+    @property
+    def bytes_read(self) -> int: ...

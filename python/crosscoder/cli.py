@@ -21,6 +21,7 @@ VERBS = {
     "quickstart": "train a small language model and a crosscoder over its snapshots, and make the page; offline",
     "plan": "what a run will take: FLOPs, disk, memory",
     "collect": "run text through every snapshot and store the activations",
+    "store": "look at stored activations, verify every byte, merge stores",
     "train": "train a crosscoder on stored activations",
     "eval": "explained variance, L0 and dead features on held-out text",
     "evolve": "when features are born, turn and die; n-gram phase; examples",

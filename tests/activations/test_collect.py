@@ -8,54 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from activations.tiny import REVISIONS_OF_TEST, C, D, S, V, break_with_nan, tiny_model, tokenizer_of
 
-from crosscoder.activations.collect import collect, plan_shards, residual_stream
-from crosscoder.activations.snapshots import SnapshotSet, decoder_layers, truncate
+from crosscoder.activations.collect import collect, plan_shards
+from crosscoder.activations.presets import PRESETS, PYTHIA_STEPS, REVISIONS
+from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
-from crosscoder.activations.tokens import TokenSet
+from crosscoder.activations.tokens import TokenSet, pack
+from crosscoder.activations.trunk import Trunks, activations, decoder_layers
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
-
-REVISIONS = ("step0", "step1", "step16")
-S, C, D, V = 12, 16, 8, 40
-
-
-def tiny_model(seed: int, **changes: Any) -> Any:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(seed)
-    options = {
-        "vocab_size": V,
-        "hidden_size": D,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "max_position_embeddings": C,
-        "use_parallel_residual": True,
-        **changes,
-    }
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**options)).eval()
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    for seed, revision in enumerate(REVISIONS):
-        tiny_model(seed).save_pretrained(tmp_path / "models" / revision)
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def tokens() -> TokenSet:
-    generator = np.random.default_rng(0)
-    ids = generator.integers(1, V, (S, C)).astype(np.int32)
-    ids[:, 0] = 0
-    ids[3, 7] = 0
-    document = np.repeat(np.arange(S, dtype=np.int32), C).reshape(S, C)
-    return TokenSet(ids, document, [f"document {i}" for i in range(S)], "none")
 
 
 def test_local_snapshots_come_in_the_order_of_training(models: Path) -> None:
     snapshots = SnapshotSet.open(str(models), 1)
-    assert snapshots.revisions == REVISIONS
+    assert snapshots.revisions == REVISIONS_OF_TEST
     assert snapshots.steps.tolist() == [0, 1, 16]
     assert SnapshotSet.open(str(models), 1, ("step16", "step0")).revisions == ("step16", "step0")
 
@@ -66,8 +32,8 @@ def test_activations_are_transformers_own_hidden_states(models: Path, tokens: To
     snapshots = SnapshotSet.open(str(models), layer)
     ids = torch.from_numpy(tokens.ids).long()
     whole = snapshots.load(2)
-    base = truncate(snapshots.load(2), layer)
-    ours = residual_stream(base, layer, ids)
+    base = snapshots.load_trunk(2)
+    ours = activations(base, layer, ids)
     with torch.no_grad():
         hidden = whole(input_ids=ids, output_hidden_states=True).hidden_states
     if layer < 2:
@@ -82,14 +48,14 @@ def test_collection_holds_every_token_once_in_every_snapshot(models: Path, token
     snapshots = SnapshotSet.open(str(models), 1)
     store = collect(snapshots, tokens, tmp_path / "store", dtype="fp32", rows_per_shard=70, batch_sequences=3)
     assert store.n_tokens == S * (C - 1) - 1 and len(store.shard_rows) == 3
-    assert store.snapshot_names == list(REVISIONS)
+    assert store.snapshot_names == list(REVISIONS_OF_TEST)
     seen = set()
     for shard in range(3):
         rows, x = store.tokens(shard), store.read(shard)
         assert (rows[:, 0] != 0).all()
         assert not np.array_equal(rows, rows[np.lexsort((rows[:, 3], rows[:, 2]))]), "rows are shuffled"
         for k in range(3):
-            expected = residual_stream(snapshots.load(k), 1, torch.from_numpy(tokens.ids).long())
+            expected = activations(snapshots.load(k), 1, torch.from_numpy(tokens.ids).long())
             torch.testing.assert_close(x[:, k], expected[rows[:, 2], rows[:, 3]], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(rows[:, 0], tokens.ids[rows[:, 2], rows[:, 3]])
         np.testing.assert_array_equal(rows[:, 1], tokens.document[rows[:, 2], rows[:, 3]])
@@ -146,14 +112,14 @@ def test_from_the_hubs_cache(models: Path, tmp_path: Path, monkeypatch: pytest.M
     """A model by its name and revisions, as `EleutherAI/pythia-*` has them, from the cache that the client keeps."""
     repository = tmp_path / "hub" / "models--someone--pythia-tiny"
     (repository / "refs").mkdir(parents=True)
-    for number, revision in enumerate(REVISIONS):
+    for number, revision in enumerate(REVISIONS_OF_TEST):
         commit = f"{number:040x}"
         (repository / "snapshots").mkdir(exist_ok=True)
         (models / revision).rename(repository / "snapshots" / commit)
         (repository / "refs" / revision).write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    snapshots = SnapshotSet.open("someone/pythia-tiny", 1, REVISIONS)
+    snapshots = SnapshotSet.open("someone/pythia-tiny", 1, REVISIONS_OF_TEST)
     weights = [snapshots.load(k).gpt_neox.embed_in.weight for k in range(3)]
     for seed in range(3):
         assert torch.equal(weights[seed], tiny_model(seed).gpt_neox.embed_in.weight)
@@ -168,6 +134,10 @@ def test_wrong_snapshots_are_named(models: Path, tokens: TokenSet, tmp_path: Pat
         SnapshotSet.open(str(tmp_path), 1)
     with pytest.raises(ConfigError, match="name its revisions"):
         SnapshotSet.open("someone/model", 1)
+    with pytest.raises(ConfigError, match="name the layer of someone/model with --layer"):
+        SnapshotSet.open("someone/model", None, ("step0",))
+    with pytest.raises(ConfigError, match="site must be one of residual, mlp, attention"):
+        SnapshotSet.open("someone/model", 1, ("step0",), "head")
     with pytest.raises(ConfigError, match="named twice"):
         SnapshotSet.open(str(models), 1, ("step0", "step0"))
     with pytest.raises(ConfigError, match="layer 3 does not exist: .* has layers 0 to 2"):
@@ -181,13 +151,183 @@ def test_wrong_snapshots_are_named(models: Path, tokens: TokenSet, tmp_path: Pat
 
 
 def test_nan_in_one_snapshot_names_it_and_keeps_the_others(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
-    broken = tiny_model(1)
-    with torch.no_grad():
-        broken.gpt_neox.layers[0].mlp.dense_4h_to_h.bias[0] = float("nan")
-    broken.save_pretrained(models / "step1")
+    break_with_nan(models, "step1")
     with pytest.raises(NonFiniteError, match="snapshot step1"):
         collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "store")
-    assert ActivationStore.open(tmp_path / "store").missing() == [(0, 1), (0, 2)]
+    assert ActivationStore.open(tmp_path / "store").missing() == [(0, 1)]
+    # The snapshot is mended and the same command run again.
+    tiny_model(1).save_pretrained(models / "step1")
+    collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "store").verify()
+
+
+def test_bad_snapshots_are_skipped_on_demand(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
+    """NaN, a damaged file, other weights, another tokenizer: each recorded, the good ones whole."""
+    snapshots = SnapshotSet.open(str(models), 1)
+    good = collect(snapshots, tokens, tmp_path / "good").read(0)
+    for number, damage in enumerate(
+        [
+            lambda: break_with_nan(models, "step1"),
+            lambda: (models / "step1" / "model.safetensors").write_bytes(b"short"),
+            (models / "step1" / "model.safetensors").unlink,
+            lambda: tiny_model(1, num_hidden_layers=1).save_pretrained(models / "step1"),
+        ]
+    ):
+        damage()
+        store = collect(snapshots, tokens, tmp_path / str(number), skip_bad=True)
+        assert list(store.skipped()) == ["step1"] and store.missing() == []
+        assert torch.equal(store.without_skipped().read(0), good[:, [0, 2]])
+        tiny_model(1).save_pretrained(models / "step1")
+    with pytest.raises(DataError, match="was skipped|collection skipped step1"):
+        store.require_complete()
+
+
+def test_a_snapshot_that_lacks_weights_is_not_filled_with_random_ones(
+    models: Path, tokens: TokenSet, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = models / "step1" / "model.safetensors"
+    weights = load_file(file)
+    del weights["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(DataError, match=r"snapshot step1 of .* lacks weights: layers\.1\.mlp\.dense_h_to_4h\.weight"):
+        collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "store")
+    # What comes after the layer is not needed, and not looked for.
+    collect(SnapshotSet.open(str(models), 0), tokens, tmp_path / "first layer").verify()
+
+
+def test_a_tokenizer_that_differs_between_snapshots(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
+    for revision in REVISIONS_OF_TEST:
+        tokenizer_of("abc abd abe").save_pretrained(models / revision)
+    collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "same").verify()
+    tokenizer_of("xyz xyy xxx").save_pretrained(models / "step1")
+    with pytest.raises(DataError, match="snapshot step1 of .* has another tokenizer than step16"):
+        collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "other")
+    assert ActivationStore.open(tmp_path / "other").missing() == [(0, 1)]
+
+
+def test_tokens_of_another_vocabulary(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
+    large = TokenSet(tokens.ids + V, tokens.document, tokens.names, "none")
+    with pytest.raises(DataError, match="the tokens have ids up to .*, .* knows 40"):
+        collect(SnapshotSet.open(str(models), 1), large, tmp_path / "store")
+
+
+# ------------------------------------------------------------------------------------------- architectures and sites
+
+
+def architectures() -> dict[str, Any]:
+    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Olmo2Config, OlmoConfig
+
+    sizes = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "max_position_embeddings": C, "bos_token_id": 0, "eos_token_id": 0}
+    gpt2 = {"vocab_size": V, "n_embd": D, "n_layer": 3, "n_head": 2, "n_positions": C}
+    return {
+        "gpt_neox": GPTNeoXConfig(**sizes),
+        "gpt_neox sequential": GPTNeoXConfig(**sizes, use_parallel_residual=False),
+        "olmo": OlmoConfig(**sizes, pad_token_id=0),
+        "olmo2": Olmo2Config(**sizes, pad_token_id=0),
+        "llama": LlamaConfig(**sizes),
+        "gpt2": GPT2Config(**gpt2, bos_token_id=0, eos_token_id=0),
+    }
+
+
+@pytest.mark.parametrize("name", list(architectures()))
+def test_sites_of_all_architectures(name: str, tmp_path: Path) -> None:
+    """The residual stream is transformers' hidden state; what the two branches add makes it from the one before."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    for step in (0, 1):
+        model = AutoModelForCausalLM.from_config(architectures()[name])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(tmp_path / f"step{step}")
+    ids = torch.randint(1, V, (5, C), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        hidden = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states
+    for layer in (0, 1, 2):
+        got = {}
+        for site in ("residual", "mlp", "attention"):
+            snapshots = SnapshotSet.open(str(tmp_path), layer, site=site)
+            trunk = snapshots.load_trunk(1)
+            assert len(decoder_layers(trunk)) == layer + 1
+            got[site] = activations(trunk, layer, ids, site)
+            both = Trunks([snapshots.load_trunk(k) for k in (0, 1)], layer, site)(ids)
+            torch.testing.assert_close(both[1], got[site], rtol=1e-5, atol=1e-6)
+        # hidden_states[i + 1] is what leaves block i, but for the last, where it has been through the final norm.
+        if layer < 2:
+            torch.testing.assert_close(got["residual"], hidden[layer + 1], rtol=0, atol=0)
+        else:
+            assert not torch.allclose(got["residual"], hidden[3], atol=1e-3)
+        torch.testing.assert_close(hidden[layer] + got["attention"] + got["mlp"], got["residual"], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_and_the_beginning_of_a_text(models: Path, tmp_path: Path) -> None:
+    """By document: each starts a row, padding is never stored, and does not change what is before it."""
+    tokenizer = tokenizer_of("abcdefg hijk abc def")
+    documents = [("one", "abc def abc"), ("two", "a"), ("three", "hijk" * 12)]
+    tokens = pack(documents, tokenizer, C, by_document=True)
+    assert tokens.n_sequences > 3, "the long one takes several rows"
+    assert all(len(set(row)) == 1 for row in tokens.document.tolist())
+    starts = [int(np.flatnonzero(tokens.document[:, 0] == d)[0]) for d in range(3)]
+    assert all(tokens.ids[row, 0] == 0 and tokens.ids[row, 1] != 0 for row in starts)
+    store = collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "store", dtype="fp32")
+    rows, x = store.tokens(0), store.read(0)
+    assert len(rows) == (tokens.ids != 0).sum() and (rows[:, 0] != 0).all()
+    trunk = SnapshotSet.open(str(models), 1).load_trunk(2)
+    row = tokens.ids[starts[0]]
+    length = int((row != 0).sum()) + 1
+    alone = activations(trunk, 1, torch.from_numpy(row[None, :length]).long())[0]
+    for index in np.flatnonzero(rows[:, 2] == starts[0]):
+        torch.testing.assert_close(x[index, 2], alone[rows[index, 3]], rtol=1e-5, atol=1e-6)
+
+
+def test_presets_are_pythias_and_the_papers() -> None:
+    assert len(PYTHIA_STEPS) == 154 and PYTHIA_STEPS[:12] == (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+    assert PYTHIA_STEPS[-1] == 143_000
+    for name, steps in REVISIONS.items():
+        assert set(steps) <= set(PYTHIA_STEPS) and list(steps) == sorted(set(steps)), name
+    assert {name: len(steps) for name, steps in REVISIONS.items()} == {
+        "paper": 32, "paper-text": 32, "log": 20, "all": 154,
+    }  # fmt: skip
+    assert set(REVISIONS["paper"]) - set(REVISIONS["paper-text"]) >= {10_000, 20_000, 127_000}
+    assert 1 in REVISIONS["paper-text"] and 1 not in REVISIONS["paper"]
+    paper = SnapshotSet.open("pythia-6.9b-paper")
+    assert (paper.model, paper.layer, paper.n_snapshots) == ("EleutherAI/pythia-6.9b", 16, 32)
+    assert paper.revisions[-1] == "step143000"
+    assert SnapshotSet.open("pythia-160m-paper", 3, ("all",)).n_snapshots == 154
+    assert {preset.model for preset in PRESETS.values()} == {"EleutherAI/pythia-160m", "EleutherAI/pythia-6.9b"}
+
+
+# ------------------------------------------------------------------------------------------- together and in parallel
+
+
+@pytest.mark.parametrize("together", [2, 3, 5])
+def test_snapshots_side_by_side_give_the_same_activations(
+    models: Path, tokens: TokenSet, tmp_path: Path, together: int
+) -> None:
+    snapshots = SnapshotSet.open(str(models), 1)
+    alone = collect(snapshots, tokens, tmp_path / "alone", dtype="fp32", rows_per_shard=70)
+    beside = collect(snapshots, tokens, tmp_path / "beside", dtype="fp32", rows_per_shard=70, together=together)
+    for shard in range(3):
+        torch.testing.assert_close(beside.read(shard), alone.read(shard), rtol=1e-5, atol=1e-6)
+    # A part of a group that is missing is made again to the same bits.
+    before = bytes_of(tmp_path / "beside")
+    beside.segment_path(1, 1).unlink()
+    collect(snapshots, tokens, tmp_path / "beside", dtype="fp32", rows_per_shard=70, together=together)
+    assert bytes_of(tmp_path / "beside") == before
+
+
+def test_a_snapshot_is_added_to_a_store_later(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
+    collect(SnapshotSet.open(str(models), 1, ("step0", "step16")), tokens, tmp_path / "s", rows_per_shard=70)
+    before = bytes_of(tmp_path / "s")
+    store = collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "s", rows_per_shard=70)
+    assert store.snapshot_names == list(REVISIONS_OF_TEST)
+    after = bytes_of(tmp_path / "s")
+    assert all(after[name] == data for name, data in before.items() if name.endswith(".seg"))
+    whole = collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "whole", rows_per_shard=70)
+    assert all(torch.equal(store.read(shard), whole.read(shard)) for shard in range(3))
 
 
 def test_other_tokens_do_not_go_into_the_same_store(models: Path, tokens: TokenSet, tmp_path: Path) -> None:

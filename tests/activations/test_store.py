@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from crosscoder import ActivationStore
+from crosscoder import ActivationStore, _core, cli
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 
 N, K, D = 100, 3, 5
@@ -85,72 +87,275 @@ def test_all_zero_snapshot_has_no_scale(tmp_path: Path, x: torch.Tensor) -> None
         make(tmp_path / "s", x).scales()
 
 
-def test_every_flipped_byte_of_a_segment_is_found(tmp_path: Path, x: torch.Tensor) -> None:
-    make(tmp_path / "s", x)
-    file = tmp_path / "s" / "shard-00002" / "snapshot-001.seg"
-    good = file.read_bytes()
-    for position in [*range(0, 600), *range(4000, 4800), *range(4800, 8100, 7), *range(8100, len(good))]:
-        bad = bytearray(good)
-        bad[position] ^= 0x10
-        file.write_bytes(bad)
-        with pytest.raises(DataError, match=r"snapshot-001\.seg"):
-            ActivationStore.open(tmp_path / "s").verify()
-    file.write_bytes(good)
+def files_of(store: Path) -> list[Path]:
+    return sorted(path for path in store.rglob("*") if path.is_file() and path.suffix in (".seg", ".json"))
+
+
+def test_every_flipped_byte_of_a_store_is_found(tmp_path: Path, x: torch.Tensor) -> None:
+    """All bytes of all files: headers, data, padding, checksums, manifest."""
+    ActivationStore.from_array(tmp_path / "s", x[:, :1], "int8")
+    ActivationStore.open(tmp_path / "s").verify()
+    for path in files_of(tmp_path / "s"):
+        good, missed = path.read_bytes(), []
+        with path.open("r+b", buffering=0) as file:
+            for position, byte in enumerate(good):
+                file.seek(position)
+                file.write(bytes([byte ^ 1 << position % 8]))
+                try:
+                    ActivationStore.open(tmp_path / "s").verify()
+                    missed.append(position)
+                except DataError as error:
+                    if path.name not in str(error):
+                        missed.append(position)
+                file.seek(position)
+                file.write(bytes([byte]))
+        assert missed == [], f"{path.name}: {len(missed)} of {len(good)} bytes"
     ActivationStore.open(tmp_path / "s").verify()
 
 
-def test_truncations_and_swaps_are_found(tmp_path: Path, x: torch.Tensor) -> None:
-    make(tmp_path / "s", x)
-    folder = tmp_path / "s" / "shard-00000"
-    file = folder / "snapshot-001.seg"
+@pytest.fixture
+def large(tmp_path: Path) -> ActivationStore:
+    """Two shards whose segments have three blocks, the last one short."""
+    x = torch.randn(1_100, 2, 300, generator=torch.Generator().manual_seed(1))
+    return ActivationStore.from_array(tmp_path / "large", x, "fp32", rows_per_shard=550)
+
+
+def test_verify_names_every_damaged_block(large: ActivationStore) -> None:
+    blocks = large.segment(0, 1).head["n_blocks"]
+    assert blocks == 3
+    damaged = {(0, 1, 0), (0, 1, 2), (1, 0, 1)}
+    for shard, k, block in damaged:
+        data = bytearray(large.segment_path(shard, k).read_bytes())
+        data[4096 + block * (1 << 18) + 17] ^= 1
+        large.segment_path(shard, k).write_bytes(data)
+    lines = list(large.damage())
+    assert len(lines) == 3
+    for shard, k, block in damaged:
+        assert any(f"{large.segment_path(shard, k)}: block {block} of 3 is damaged" in line for line in lines)
+    with pytest.raises(DataError, match=r"block 0 of 3 is damaged; collect it again \(and 2 more"):
+        ActivationStore.open(large.path).verify()
+    # Reading finds the same, and leaves the whole blocks readable.
+    large.read(0, np.arange(220, 300))
+    with pytest.raises(DataError, match=r"snapshot-001\.seg: block 2 of 3"):
+        large.read(0, np.arange(500, 550))
+
+
+def test_truncation_at_every_block_is_found(large: ActivationStore) -> None:
+    file = large.segment_path(1, 1)
     good = file.read_bytes()
-    for length in (0, 1, 4095, 4096, 4097, len(good) - 1):
+    for length in [0, 1, 100, 4095, *range(4096, len(good), 1 << 18), len(good) - 4096, len(good) - 1]:
         file.write_bytes(good[:length])
-        with pytest.raises(DataError, match=r"snapshot-001\.seg"):
-            ActivationStore.open(tmp_path / "s").verify()
+        with pytest.raises(DataError, match=r"snapshot-001\.seg.* truncated"):
+            ActivationStore.open(large.path).verify()
     file.write_bytes(good + b"x")
     with pytest.raises(DataError, match="appended"):
-        ActivationStore.open(tmp_path / "s").verify()
-    shutil.copy(folder / "snapshot-002.seg", file)
-    with pytest.raises(DataError, match="does not belong there"):
-        ActivationStore.open(tmp_path / "s").verify()
-    shutil.copy(tmp_path / "s" / "shard-00001" / "tokens.seg", folder / "tokens.seg")
+        ActivationStore.open(large.path).verify()
+
+
+def test_swaps_are_found(large: ActivationStore) -> None:
+    """Of snapshots, of shards, of stores, and of blocks within a file."""
+    file, others = large.segment_path(0, 1), [large.segment_path(0, 0), large.segment_path(1, 1)]
+    good = file.read_bytes()
+    foreign = ActivationStore.create(large.path.parent / "other", 2, 300, "fp32", shard_rows=[550, 551])
+    foreign.write_segment(0, 1, torch.randn(550, 300))
+    for other in [*others, foreign.segment_path(0, 1), large.token_path(0)]:
+        shutil.copy(other, file)
+        with pytest.raises(DataError, match=r"snapshot-001\.seg does not belong there"):
+            ActivationStore.open(large.path).verify()
+    first, second = slice(4096, 4096 + (1 << 18)), slice(4096 + (1 << 18), 4096 + (2 << 18))
+    bad = bytearray(good)
+    bad[first], bad[second] = good[second], good[first]
+    file.write_bytes(bad)
+    assert [line.split(": ")[1] for line in ActivationStore.open(large.path).damage()] == [
+        "block 0 of 3 is damaged; collect it again",
+        "block 1 of 3 is damaged; collect it again",
+    ]
+    bad = bytearray(good)
+    bad[first] = others[1].read_bytes()[first]
+    file.write_bytes(bad)
+    assert len(list(ActivationStore.open(large.path).damage())) == 1
+    file.write_bytes(good)
+    shutil.copy(large.token_path(1), large.token_path(0))
     with pytest.raises(DataError, match="tokens.seg"):
-        ActivationStore.open(tmp_path / "s").tokens(0)
+        ActivationStore.open(large.path).tokens(0)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (8, (1).to_bytes(4, "little"), "has format version 1, this release reads 2; collect it again"),
+        (8, (3).to_bytes(4, "little"), "has format version 3, this release reads 2"),
+        (12, (0x01020304).to_bytes(4, "big"), "the other byte order"),
+        (0, b"XCSEGMNU", "is not a segment of an activation store"),
+    ],
+)
+def test_other_versions_and_byte_orders(large: ActivationStore, position: int, value: bytes, message: str) -> None:
+    file = large.segment_path(0, 0)
+    data = bytearray(file.read_bytes())
+    data[position : position + len(value)] = value
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=rf"snapshot-000\.seg.*{message}"):
+        ActivationStore.open(large.path).verify()
+
+
+def resigned(data: bytearray, position: int, value: bytes) -> bytes:
+    """A header that makes no sense, with a checksum that is right."""
+    data[position : position + len(value)] = value
+    length = int.from_bytes(data[16:20], "little")
+    data[length - 8 : length] = _core.xxh3_64(bytes(data[: length - 8])).to_bytes(8, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("position", "value"),
+    [
+        (20, 7), (24, 9), (24, 4), (24, 3), (36, 0), (36, 1 << 30), (40, 0), (44, 1 << 30), (48, 0),
+        (48, 1 << 31), (52, 3), (72, 949), (72, (1 << 32) - 1), (64 + 4, 0x7FF00000),
+    ],
+)  # fmt: skip
+def test_headers_that_make_no_sense(large: ActivationStore, position: int, value: int) -> None:
+    file = large.segment_path(0, 0)
+    file.write_bytes(resigned(bytearray(file.read_bytes()), position, value.to_bytes(4, "little")))
+    with pytest.raises(DataError, match=r"snapshot-000\.seg"):
+        ActivationStore.open(large.path).verify()
+
+
+def test_int8_is_close_also_beside_outlier_channels(tmp_path: Path) -> None:
+    """A channel that is a hundred times larger costs the others nothing."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2_000, 1, 96, generator=generator)
+    x[:, :, 7] = x[:, :, 7] * 100 + 500
+    x[:, :, 8] = 3.5
+    store = ActivationStore.from_array(tmp_path / "s", x, "int8", rows_per_shard=700)
+    error = torch.cat([store.read(shard) for shard in range(3)]) - x
+    lost = error.square().mean(dim=(0, 1)) / x.var(dim=(0, 1))
+    usual = torch.arange(96) != 8
+    assert lost[usual].max() < 3e-4
+    assert error[:, :, 8].abs().max() < 1e-5
+    exact = torch.cat([store.read(shard) for shard in range(3)]).double()
+    np.testing.assert_allclose(store.means()[0], exact.mean(dim=(0, 1)), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(store.scales(), 96**0.5 / exact.norm(dim=2).mean(), rtol=1e-6)
+
+
+def test_snapshots_are_added_later_and_subsets_read(tmp_path: Path, x: torch.Tensor) -> None:
+    def collected(names: list[str], columns: list[int]) -> ActivationStore:
+        store = ActivationStore.create(tmp_path / "s", len(names), D, "fp32", shard_rows=[60, 40], snapshots=names)
+        for shard, k in store.missing():
+            store.write_segment(shard, k, x.split([60, 40])[shard][:, columns[k]])
+        return store
+
+    collected(["step0", "step9"], [0, 2])
+    later = collected(["step0", "step5", "step9"], [0, 1, 2])
+    assert later.snapshot_names == ["step0", "step5", "step9"]
+    assert torch.equal(later.read(1), x[60:])
+    assert ActivationStore.open(tmp_path / "s").snapshot_names == ["step0", "step9", "step5"]
+    assert torch.equal(later.select(["step9", "step5"]).read(0), x[:60, [2, 1]])
+    np.testing.assert_allclose(later.select(["step9"]).scales(), later.scales()[2:])
+    with pytest.raises(DataError, match="has no snapshot step7; it has step0, step9, step5"):
+        ActivationStore.open(tmp_path / "s").select(["step7"])
+
+
+def test_skipped_snapshots_are_left_out_on_purpose_only(tmp_path: Path, x: torch.Tensor) -> None:
+    store = ActivationStore.create(tmp_path / "s", 3, D, "fp32", shard_rows=[N], snapshots=["a", "b", "c"])
+    for k in (0, 2):
+        store.write_segment(0, k, x[:, k])
+    store.skip(1, "its file is damaged")
+    assert store.missing() == []
+    with pytest.raises(DataError, match=r"collection skipped b \(b: its file is damaged\)"):
+        store.require_complete()
+    left = ActivationStore.open(tmp_path / "s").without_skipped()
+    assert left.snapshot_names == ["a", "c"] and torch.equal(left.read(0), x[:, [0, 2]])
+
+
+def test_merge_and_the_store_verb(tmp_path: Path, x: torch.Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {"one": (["a", "b"], [0, 1]), "two": (["c", "b"], [2, 1])}
+    for folder, (names, columns) in parts.items():
+        store = ActivationStore.create(tmp_path / folder, 2, D, "fp32", shard_rows=[60, 40], snapshots=names)
+        store.write_tokens(0, np.zeros((60, 4), np.int32))
+        store.write_tokens(1, np.zeros((40, 4), np.int32))
+        for shard, k in store.missing():
+            if (folder, k) != ("one", 1):
+                store.write_segment(shard, k, x.split([60, 40])[shard][:, columns[k]])
+    assert cli.main(["store", "merge", str(tmp_path / "m"), str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    assert "complete" in capsys.readouterr().out
+    merged = ActivationStore.open(tmp_path / "m")
+    assert merged.snapshot_names == ["a", "b", "c"] and torch.equal(merged.read(1), x[60:])
+    assert cli.main(["store", "verify", str(tmp_path / "m")]) == 0
+    assert cli.main(["store", "info", str(tmp_path / "one")]) == 0
+    assert "missing    2 segments, of b" in capsys.readouterr().out
+    file = tmp_path / "two" / "shard-00001" / "snapshot-000.seg"
+    file.unlink()  # a file of its own, not a link into the merged store
+    file.write_bytes(b"nonsense")
+    assert cli.main(["store", "verify", str(tmp_path / "two")]) == 3
+    printed = capsys.readouterr()
+    assert f"{file} is not a segment" in printed.out and "1 blocks or files are damaged" in printed.err
+    assert cli.main(["store", "merge", str(tmp_path / "m")]) == 2
+    other = ActivationStore.from_array(tmp_path / "other", x[:50], "fp32")
+    assert cli.main(["store", "merge", str(tmp_path / "m"), str(other.path)]) == 3
+    assert "differ in shard_rows" in capsys.readouterr().err
+
+
+def test_a_claim_is_one_processs_alone_and_dies_with_it(tmp_path: Path, x: torch.Tensor) -> None:
+    store = ActivationStore.create(tmp_path / "s", K, D, "fp32", shard_rows=[N])
+    path = store.segment_path(0, 0)
+    code = (
+        "import sys, time; from pathlib import Path; from crosscoder import ActivationStore\n"
+        f"store = ActivationStore.open({str(store.path)!r})\n"
+        f"with store.claim(Path({str(path)!r})) as mine:\n    print(mine, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "True\n"
+        with store.claim(path) as mine:
+            assert not mine
+        holder.kill()
+    with store.claim(path) as mine:
+        assert mine
+        store.write_segment(0, 0, x[:, 0])
+    with store.claim(path) as mine:
+        assert not mine, "it is there"
+    with store.claim(store.segment_path(0, 1)) as mine:
+        assert mine
+    assert not list(store.path.rglob(".tmp-*"))
+
+
+def manifest_text(path: Path, change: dict[str, object]) -> str:
+    return json.dumps({**json.loads((path / "manifest.json").read_text()), **change})
 
 
 MALFORMED = [
-    "",
-    "[]",
-    "{",
-    '"text"',
-    "{}",
-    '{"format": "other"}',
-    {"format_version": 2},
-    {"format_version": None},
-    {"n_snapshots": 0},
-    {"n_snapshots": "3"},
-    {"n_snapshots": True},
-    {"d_model": -5},
-    {"d_model": None},
-    {"dtype": "int4"},
-    {"byte_order": "big"},
-    {"shard_rows": []},
-    {"shard_rows": [37, 37, -26]},
-    {"shard_rows": "100"},
-    {"shard_rows": [37.5]},
-    {"snapshots": ["a"]},
-    {"snapshots": [1, 2, 3]},
-    {"source": None},
-]
+    "", "[]", "{", '"text"', "{}", "null", "7", "\x00\x01", "\ufeff{}", "[" * 100_000, '{"a":' * 100_000,
+    "9" * 5000, "NaN", '{"format": "other"}', '{"format": "crosscoder-activations"}',
+    {"format": None}, {"format": ["crosscoder-activations"]},
+    {"format_version": 1}, {"format_version": 3}, {"format_version": None}, {"format_version": "2"},
+    {"format_version": 2.5}, {"format_version": True}, {"format_version": [2]},
+    {"d_model": -5}, {"d_model": None}, {"d_model": 0}, {"d_model": 5.0}, {"d_model": 10**30}, {"d_model": True},
+    {"dtype": "int4"}, {"dtype": None}, {"dtype": ["fp32"]}, {"dtype": "int8"},
+    {"scale_group": 4}, {"scale_group": None}, {"scale_group": False},
+    {"byte_order": "big"}, {"byte_order": None},
+    {"shard_rows": []}, {"shard_rows": [37, 37, -26]}, {"shard_rows": "100"}, {"shard_rows": [37.5]},
+    {"shard_rows": [2**63]}, {"shard_rows": {"0": 37}}, {"shard_rows": [[37]]}, {"shard_rows": None},
+    {"snapshots": []}, {"snapshots": ["a", "a", "b"]}, {"snapshots": [1, 2, 3]}, {"snapshots": "abc"},
+    {"snapshots": [""]}, {"snapshots": ["x" * 949]}, {"snapshots": ["\ud800"]}, {"snapshots": ["a"] * 1000},
+    {"source": None}, {"source": []}, {"checksum": None}, {"checksum": "0" * 15}, {"checksum": "0" * 16},
+    {"checksum": "é" * 16}, {"n_snapshots": 3}, {"unknown": 1},
+    {"snapshots": ["snapshot0", "snapshot1"]}, {"d_model": 6}, {"source": {"edited": "by hand"}},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", MALFORMED, ids=str)
-def test_malformed_manifests(tmp_path: Path, x: torch.Tensor, change: str | dict[str, object]) -> None:
+@pytest.mark.parametrize("number", range(len(MALFORMED)))
+def test_malformed_manifests(tmp_path: Path, x: torch.Tensor, number: int) -> None:
     make(tmp_path / "s", x)
-    file = tmp_path / "s" / "manifest.json"
-    text = change if isinstance(change, str) else json.dumps({**json.loads(file.read_text()), **change})
-    file.write_text(text)
+    change = MALFORMED[number]
+    text = change if isinstance(change, str) else manifest_text(tmp_path / "s", change)
+    (tmp_path / "s" / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest\.json") as refused:
+        ActivationStore.open(tmp_path / "s")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_manifest_that_is_not_text(tmp_path: Path, x: torch.Tensor) -> None:
+    make(tmp_path / "s", x)
+    (tmp_path / "s" / "manifest.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(DataError, match=r"manifest\.json"):
         ActivationStore.open(tmp_path / "s")
 

@@ -139,8 +139,15 @@ def test_what_cannot_be_packed_is_refused() -> None:
         pack([], word_tokenizer(), context=4)
     with pytest.raises(ConfigError, match="context is 1"):
         pack([("a", words(1, 2))], word_tokenizer(), context=1)
-    with pytest.raises(ConfigError, match="has id 1"):
-        pack([("a", words(2, 3))], word_tokenizer(eos_first=False), context=2)
+
+
+def test_the_end_of_text_may_have_any_id(tmp_path: Path) -> None:
+    made = pack([("a", words(2, 3))], word_tokenizer(eos_first=False), context=3)
+    assert made.end_of_text == 1 and made.ids[0, 0] == 1
+    made.save(tmp_path / "tokens")
+    again = TokenSet.load(tmp_path / "tokens")
+    assert (again.end_of_text, again.fingerprint) == (1, made.fingerprint)
+    assert TokenSet(made.ids, made.document, made.names, "").fingerprint != made.fingerprint
 
 
 def test_arrays_that_do_not_fit_are_refused(tokens: TokenSet) -> None:

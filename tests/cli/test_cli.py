@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from faults.test_kill import collection
 
 from crosscoder import ActivationStore, cli
 
@@ -72,7 +73,7 @@ def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_option_exits_with_2() -> None:
     with pytest.raises(SystemExit) as stop:
-        run("plan", "--n-snapshot", 3)
+        run("plan", "--snapshot", 3)
     assert stop.value.code == 2
 
 
@@ -98,6 +99,19 @@ def test_train_and_eval(activations: Path, capsys: pytest.CaptureFixture[str]) -
     before = (activations / "crosscoder" / "model.safetensors").read_bytes()
     assert run("train", activations, *FAST) == 0, "done already"
     assert (activations / "crosscoder" / "model.safetensors").read_bytes() == before
+
+
+def test_training_without_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Collected tokens alone, then live training; killed and resumed runs are the loader's tests."""
+    command = collection(tmp_path)
+    options = ["--model", tmp_path / "models", "--text", tmp_path / "text.txt", "--layer", 1, "--context", 64]
+    assert command and run("collect", tmp_path / "run", *options, "--tokens-only") == 0
+    assert not (tmp_path / "run" / "activations").exists()
+    assert run("train", tmp_path / "run", "--live", *FAST) == 0
+    record = json.loads((tmp_path / "run" / "crosscoder" / "training.json").read_text())
+    assert record["store"]["source"]["live"] and record["store"]["snapshots"] == ["step0", "step1", "step8"]
+    assert run("train", tmp_path / "nothing", "--live", *FAST) == 3
+    assert "--tokens-only" in error(capsys)
 
 
 def test_the_saved_configuration_makes_the_same_run(activations: Path, tmp_path: Path) -> None:
@@ -197,11 +211,3 @@ def test_a_file_in_the_way_and_a_read_only_folder(
     assert "is a file, not a folder" in error(capsys)
     assert run("quickstart", "--out", "/proc/run") == 5
     assert "cannot write /proc/run" in error(capsys)
-
-
-def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("plan", "--n-snapshots", 32, "--d-model", 768, "--n-features", 98304, "--n-tokens", 800_000_000) == 0
-    printed = capsys.readouterr().out
-    assert "39,321.6 GB" in printed  # 8e8 tokens x 32 x 768 x 2 bytes
-    assert "4,832.1 M" in printed  # 2 F K D + 2 F + K D
-    assert run("plan", "--n-snapshots", 0, "--d-model", 768, "--n-features", 9, "--n-tokens", 8) == 2

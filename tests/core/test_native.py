@@ -40,5 +40,6 @@ def test_cpp_tests_pass_under_sanitizers(kind: str, tmp_path: Path) -> None:
     assert configured.returncode == 0, configured.stdout + configured.stderr
     built = run("cmake", "--build", tmp_path / "build", "--parallel", "2")
     assert built.returncode == 0, built.stdout + built.stderr
-    tested = run(tmp_path / "build" / "core_test")
-    assert tested.returncode == 0, tested.stdout + tested.stderr
+    for name in ("core_test", "store_test"):
+        tested = run(tmp_path / "build" / name)
+        assert tested.returncode == 0, tested.stdout + tested.stderr

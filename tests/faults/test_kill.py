@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -36,10 +39,85 @@ def test_training_killed_twenty_times(tmp_path: Path) -> None:
     ]
     for row in rows[0] + rows[1]:
         row.pop("tokens_per_second")
+        row.pop("loader_wait_fraction")
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == list(range(10, 4001, 10))
     assert not list((tmp_path / "killed").rglob(".tmp-*")), "left-overs of killed writes"
     print(f"killed {killed} times")
+
+
+def collection(folder: Path) -> list[str]:
+    """The command that collects from three small snapshots into `folder / "run"`."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    from crosscoder.quickstart.text import Document
+    from crosscoder.quickstart.tokenizer import train_tokenizer
+
+    words = [f"{a}{b}{c}" for a in "bcdfgh" for b in "aeiou" for c in "klmnp"]
+    picked = torch.randint(len(words), (300, 60), generator=torch.Generator().manual_seed(0)).tolist()
+    text = "\n\n".join(" ".join(words[i] for i in row) for row in picked)
+    (folder / "text.txt").write_text(text)
+    tokenizer = train_tokenizer([Document("text", text)], folder / "tokenizer", 300)
+    for step in (0, 1, 8):
+        torch.manual_seed(step)
+        config = GPTNeoXConfig(
+            vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        GPTNeoXForCausalLM(config).save_pretrained(folder / "models" / f"step{step}")
+        tokenizer.save_pretrained(folder / "models" / f"step{step}")
+    options = ["--layer", 1, "--text", "text.txt", "--context", 64, "--rows-per-shard", 512, "--batch-sequences", 4]
+    return crosscoder("collect", "run", "--model", "models", *options, "--dtype", "int8")
+
+
+SEGMENTS = ("run/activations/*/shard-*/*.seg", "run/activations/*/manifest.json", "run/tokens/*/*.npy")
+
+
+def test_collection_killed_at_random_moments(tmp_path: Path) -> None:
+    """4 moments; COLLECT_KILLS=50 tries as many as the bar asks for."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        command = collection(tmp_path / name)
+    began = time.monotonic()
+    run(command, tmp_path / "whole")
+    seconds = time.monotonic() - began
+    whole = files_of(tmp_path / "whole", *SEGMENTS)
+    assert len(whole) > 30
+    kills, total, moments = int(os.environ.get("COLLECT_KILLS", "4")), 0, 0
+    while total < kills:
+        # A collection that ends begins anew, in part or in whole, so that every moment is as likely.
+        folder = tmp_path / "killed"
+        total += run_with_kills(command, folder, kills - total, seconds * 1.1, moments)
+        assert files_of(folder, *SEGMENTS) == whole, f"after {total} kills"
+        assert not list((folder / "run").rglob(".tmp-*")), "left-overs of killed writes"
+        shutil.rmtree(folder / "run")
+        moments += 1
+    print(f"killed {total} times, at up to {seconds * 1.1:.1f} s")
+
+
+def test_several_processes_fill_one_store(tmp_path: Path) -> None:
+    """Three at a time, one of them killed; the bytes of a single one."""
+    for name in ("whole", "shared"):
+        (tmp_path / name).mkdir()
+        command = collection(tmp_path / name)
+    run(command, tmp_path / "whole")
+    with (tmp_path / "log").open("w") as log:
+        processes = [
+            subprocess.Popen(
+                command,
+                cwd=tmp_path / "shared",
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "3"},
+            )
+            for rank in range(3)
+        ]
+        while not list((tmp_path / "shared").glob(SEGMENTS[0])) and processes[0].poll() is None:
+            time.sleep(0.01)
+        processes[1].kill()
+        codes = [process.wait(timeout=300) for process in processes]
+    assert codes[0] == codes[2] == 0, (tmp_path / "log").read_text()[-3000:]
+    assert files_of(tmp_path / "shared", *SEGMENTS) == files_of(tmp_path / "whole", *SEGMENTS)
 
 
 def test_quickstart_killed_twenty_times(tmp_path: Path) -> None:

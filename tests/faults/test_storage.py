@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults.killing import files_of, run
+from faults.test_kill import collection
 
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig, Trainer, cli
 from crosscoder.errors import StorageError
@@ -78,3 +80,23 @@ def test_training_on_a_disk_that_fills_up(small_disk: Path, capsys: pytest.Captu
     assert len(error) == 1 and "cannot write" in error[0] and "free some space" in error[0]
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert cli.main(["train", str(small_disk / "run"), *options, "--lr", "1e-3"]) == 0
+
+
+def test_collection_on_a_disk_that_fills_up(
+    small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was collected stays; with more room the same command ends, to the same bytes."""
+    command = collection(tmp_path)
+    run(command, tmp_path)
+    arguments = ["--model", str(tmp_path / "models"), "--text", str(tmp_path / "text.txt")]
+    rest = command[command.index("--layer") : command.index("--text")] + command[command.index("--context") :]
+    assert cli.main(["collect", str(small_disk / "run"), *arguments, *rest]) == 5
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(error) == 1 and "cannot write" in error[0] and "free some space" in error[0]
+    kept = files_of(small_disk / "run", "activations/*/shard-*/snapshot*.seg")
+    assert kept, "some were complete"
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert cli.main(["collect", str(small_disk / "run"), *arguments, *rest]) == 0
+    whole = files_of(tmp_path / "run", "activations/*/shard-*/*.seg")
+    assert files_of(small_disk / "run", "activations/*/shard-*/*.seg") == whole
+    assert not list(small_disk.rglob(".tmp-*"))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crosscoder.activations.presets import PRESETS, REVISIONS, revision_names
+from crosscoder.activations.trunk import SITES, decoder_layers, truncate
 from crosscoder.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -24,22 +30,37 @@ class SnapshotSet:
     revisions: tuple[str, ...]
     """Names of the snapshots, in the order of training: `step0`, `step1`, ... """
     layer: int
-    """0-based block; activations are the residual stream after it ("layer 6" of the paper is the seventh block)."""
+    """0-based block; activations are taken after it or in it ("layer 6" of the paper is the seventh block)."""
+    site: str = "residual"
+    """"residual": the residual stream after the block; "mlp", "attention": what that part adds to it."""
 
     def __post_init__(self) -> None:
         if not self.revisions:
             raise ConfigError(f"no snapshots of {self.model} were named; give at least one with --revisions")
         if len(set(self.revisions)) != len(self.revisions):
             raise ConfigError(f"a snapshot of {self.model} is named twice in {', '.join(self.revisions)}")
+        if self.site not in SITES:
+            raise ConfigError(f"site must be one of {', '.join(SITES)}, not {self.site!r}")
         if self.layer < 0:
             raise ConfigError(f"layer must be 0 or more (0 is the first block), not {self.layer}")
 
     @classmethod
-    def open(cls, model: str, layer: int, revisions: tuple[str, ...] = ()) -> SnapshotSet:
+    def open(
+        cls, model: str, layer: int | None = None, revisions: tuple[str, ...] = (), site: str = "residual"
+    ) -> SnapshotSet:
         """The named revisions, or every `step<N>` sub-folder of a local `model` folder in the order of N.
 
-        Raises `DataError` where a local snapshot is missing, `ConfigError` where revisions must be named.
+        `model` may be one of `presets.PRESETS`, which bring layer and revisions; `revisions` the name of one of
+        `presets.REVISIONS`. Raises `DataError` where a local snapshot is missing, `ConfigError` where layer or
+        revisions must be named.
         """
+        if model in PRESETS and not Path(model).is_dir():
+            preset = PRESETS[model]
+            model, layer = preset.model, preset.layer if layer is None else layer
+            revisions = revisions or (preset.revisions,)
+        if layer is None:
+            raise ConfigError(f"name the layer of {model} with --layer (0 is the first block)")
+        revisions = revision_names(revisions)
         folder = Path(model)
         if folder.is_dir():
             found = sorted(
@@ -50,10 +71,13 @@ class SnapshotSet:
             missing = [name for name in revisions if not (folder / name / "config.json").is_file()]
             if missing:
                 raise DataError(f"{folder} lacks the snapshots {', '.join(missing)}; it has {', '.join(found)}")
-            return cls(model, revisions or tuple(found), layer)
+            return cls(model, revisions or tuple(found), layer, site)
         if not revisions:
-            raise ConfigError(f"{model} is not a local folder; name its revisions with --revisions step0 step1 ...")
-        return cls(model, revisions, layer)
+            raise ConfigError(
+                f"{model} is not a local folder; name its revisions with --revisions step0 step1 ... "
+                f"(or one of {', '.join(REVISIONS)})"
+            )
+        return cls(model, revisions, layer, site)
 
     @property
     def n_snapshots(self) -> int:
@@ -93,6 +117,56 @@ class SnapshotSet:
             )
         return model.eval()
 
+    def load_trunk(self, k: int, dtype: torch.dtype | None = None) -> Any:
+        """Snapshot k up to the block `layer`: what comes after it is neither run nor, with safetensors, read.
+
+        Raises as `load` does, and `DataError` if a weight of these blocks is not in the snapshot's files.
+        """
+        import torch
+        from transformers import AutoModel
+
+        quiet_transformers()
+        name, options = self._location(k)
+        config = self.load_config(k)
+        if self.layer >= config.num_hidden_layers:
+            raise ConfigError(
+                f"layer {self.layer} does not exist: {self.model} {self.revisions[k]} has layers 0 to "
+                f"{config.num_hidden_layers - 1}"
+            )
+        config.num_hidden_layers = self.layer + 1
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = config.layer_types[: self.layer + 1]
+        try:
+            with _without_load_report():
+                model, report = AutoModel.from_pretrained(
+                    name, config=config, dtype=dtype or torch.float32, output_loading_info=True, **options
+                )
+        except Exception as error:
+            raise DataError(
+                f"cannot load snapshot {self.revisions[k]} of {self.model}: {_first_line(error)}"
+            ) from error
+        absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
+        if absent:
+            raise DataError(f"snapshot {self.revisions[k]} of {self.model} lacks weights: {', '.join(absent[:3])}")
+        return truncate(model.eval(), self.layer)
+
+    def tokenizer_fingerprint(self, k: int) -> str | None:
+        """SHA-256 (hex) of what makes snapshot k's token ids; None if the snapshot comes without a tokenizer."""
+        from transformers.utils.hub import cached_file
+
+        name, options = self._location(k)
+        try:
+            path = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options)
+            if path is None:
+                return None
+            rules = json.loads(Path(path).read_text(encoding="utf-8"))
+            parts = {key: rules.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"cannot read the tokenizer of snapshot {self.revisions[k]} of {self.model}: {_first_line(error)}"
+            ) from error
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
     def load_config(self, k: int) -> Any:
         """Snapshot k's configuration, without its weights. Raises `DataError` naming the snapshot."""
         from transformers import AutoConfig
@@ -124,24 +198,16 @@ def quiet_transformers() -> None:
     library.disable_progress_bar()
 
 
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The blocks of a causal language model. Raises `DataError` for an unknown architecture."""
-    base = getattr(model, model.base_model_prefix, model)
-    for name in ("layers", "h"):
-        layers = getattr(base, name, None)
-        if layers is not None:
-            found: nn.ModuleList = layers
-            return found
-    raise DataError(
-        f"do not know where {type(model).__name__} keeps its blocks; use a GPT-NeoX, Llama or GPT-2 like model"
-    )
-
-
-def truncate(model: Any, layer: int) -> Any:
-    """The base model without the blocks after `layer` and without the unembedding; in place."""
-    layers = decoder_layers(model)
-    del layers[layer + 1 :]
-    return getattr(model, model.base_model_prefix, model)
+@contextlib.contextmanager
+def _without_load_report() -> Iterator[None]:
+    """transformers lists the weights that were not read; here they are left out on purpose."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _step_of(name: str) -> int:

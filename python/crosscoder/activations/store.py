@@ -1,11 +1,18 @@
 """Activations on disk: one file for each (shard, snapshot), so that snapshots are written and read on their own.
 
-Letters: T tokens of a shard, N tokens in all, K snapshots, D width. The format is in docs/store-format.md.
+Letters: T tokens of a shard, N tokens in all, K snapshots, D width. The format is in docs/store-format.md; files are
+written and read in C++ (csrc/segment.hpp).
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import math
+import os
+import shutil
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +22,21 @@ import torch
 from torch import Tensor
 
 from crosscoder import _core
-from crosscoder.activations.segment import Segment, open_segment, write_segment
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
-from crosscoder.files import make_folder, read_json, write_json
+from crosscoder.files import explained_write_errors, locked, make_folder, read_json, write_json, write_text
 
 FORMAT = "crosscoder-activations"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BYTES_PER_VALUE = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+"""Size of a stored activation; int8 has its scales beside it."""
+SCALE_GROUP = 256
+"""int8: neighbouring channels of one (token, snapshot) that share a scale (docs/performance.md says why)."""
 TOKEN_COLUMNS = ("token", "document", "sequence", "position")
+
+_KEYS = ("format", "format_version", "byte_order", "d_model", "dtype", "scale_group", "shard_rows", "snapshots")
+_UNSIGNED = "0" * 16
+_OPEN_FILES = 256
 
 
 class ActivationStore:
@@ -33,10 +46,14 @@ class ActivationStore:
     whose id, document, sequence and position are row i of the shard's token segment.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], numbers: Sequence[int]) -> None:
         self.path = path
         self.manifest = manifest
-        self._segments: dict[tuple[int, int], Segment] = {}
+        """As in the file, but `snapshots` and `n_snapshots` are of the snapshots that this object shows."""
+        self.numbers = list(numbers)
+        """(K,) number of each snapshot's files."""
+        self.identity = _identity(manifest)
+        self._segments: OrderedDict[tuple[int, int], _core.SegmentFile] = OrderedDict()
 
     # ------------------------------------------------------------------------------------------- making
 
@@ -54,38 +71,45 @@ class ActivationStore:
     ) -> ActivationStore:
         """A new store of `len(shard_rows)` shards, still without activations; an equal one that exists is reopened.
 
-        `snapshots` names the snapshots; `source` (JSON) says where the activations come from. Raises `ConfigError`
-        if another store is at `path`, `StorageError` if it cannot be written.
+        `snapshots` names the snapshots; those that an existing store does not know are added to it. `source` (JSON)
+        says where the activations come from. Raises `ConfigError` if a store of other tokens, width or dtype is at
+        `path`, `StorageError` if it cannot be written.
         """
         path = Path(path)
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        if dtype not in BYTES_PER_VALUE:
+            raise ConfigError(f"dtype must be one of {', '.join(BYTES_PER_VALUE)}, not {dtype!r}")
         names = list(snapshots or [f"snapshot{k}" for k in range(n_snapshots)])
+        if len(names) != n_snapshots or len(set(names)) != len(names):
+            raise ConfigError(f"{len(set(names))} different snapshot names for {n_snapshots} snapshots")
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "byte_order": "little",
-            "n_snapshots": n_snapshots,
             "d_model": d_model,
             "dtype": dtype,
+            "scale_group": min(SCALE_GROUP, d_model) if dtype == "int8" else 0,
             "shard_rows": [int(rows) for rows in shard_rows],
             "snapshots": names,
             "source": source or {},
         }
-        if len(names) != n_snapshots:
-            raise ConfigError(f"{len(names)} snapshot names for {n_snapshots} snapshots")
-        if (path / MANIFEST_FILE).exists():
-            existing = cls.open(path).manifest
-            different = [key for key in manifest if existing.get(key) != manifest[key]]
-            if different:
-                raise ConfigError(
-                    f"{path} already holds other activations (different {', '.join(different)}); "
-                    "choose another folder or delete that one"
-                )
-        else:
-            make_folder(path)
-            write_json(path / MANIFEST_FILE, manifest)
-        return cls(path, manifest)
+        make_folder(path)
+        with locked(path / f".{MANIFEST_FILE}.lock"):
+            if (path / MANIFEST_FILE).exists():
+                existing = _read_manifest(path)
+                fixed = [key for key in manifest if key != "snapshots"]
+                different = [key for key in fixed if existing[key] != manifest[key]]
+                if different:
+                    raise ConfigError(
+                        f"{path} already holds other activations (different {', '.join(different)}); "
+                        "choose another folder or delete that one"
+                    )
+                new = [name for name in names if name not in existing["snapshots"]]
+                manifest["snapshots"] = existing["snapshots"] + new
+                if new:
+                    _write_manifest(path, manifest)
+            else:
+                _write_manifest(path, manifest)
+        return cls.open(path).select(names)
 
     @classmethod
     def from_array(
@@ -114,26 +138,45 @@ class ActivationStore:
 
     @classmethod
     def open(cls, path: Path | str) -> ActivationStore:
-        """An existing store. Raises `DataError` if it is missing, foreign, newer or malformed."""
-        path = Path(path)
-        file = path / MANIFEST_FILE
-        if not file.exists():
-            raise DataError(f"{path} is not an activation store: it has no {MANIFEST_FILE}")
-        manifest = read_json(file)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise DataError(f"{file} is not the manifest of an activation store")
-        if manifest.get("format_version") != FORMAT_VERSION:
+        """An existing store, with all its snapshots. Raises `DataError` if it is missing, foreign or malformed."""
+        manifest = _read_manifest(Path(path))
+        numbers = range(len(manifest["snapshots"]))
+        return cls(Path(path), {**manifest, "n_snapshots": len(numbers)}, numbers)
+
+    def select(self, names: Sequence[str]) -> ActivationStore:
+        """The same store with some of its snapshots, in the order of `names`. Raises `DataError` for unknown ones."""
+        unknown = [name for name in names if name not in self.snapshot_names]
+        if unknown or not names:
             raise DataError(
-                f"{file} has format version {manifest.get('format_version')!r}, this release reads {FORMAT_VERSION}"
+                f"{self.path} has no snapshot {', '.join(unknown) or 'to select'}; it has "
+                f"{', '.join(self.snapshot_names)}"
             )
-        _check_manifest(file, manifest)
-        return cls(path, manifest)
+        numbers = [self.numbers[self.snapshot_names.index(name)] for name in names]
+        return ActivationStore(
+            self.path, {**self.manifest, "snapshots": list(names), "n_snapshots": len(names)}, numbers
+        )
+
+    def without_skipped(self) -> ActivationStore:
+        """The same store without the snapshots that collection skipped. Raises `DataError` if none is left."""
+        skipped = self.skipped()
+        left = [name for name in self.snapshot_names if name not in skipped]
+        if not left:
+            raise DataError(f"{self.path}: every snapshot was skipped ({next(iter(skipped.values()))})")
+        return self.select(left) if skipped else self
 
     def write_tokens(self, shard: int, rows_T4: np.ndarray) -> None:
         """Write token id, document, sequence and position (T, 4) int32 of a shard's rows."""
         self._check_shape(shard, rows_T4.shape, len(TOKEN_COLUMNS))
-        header = {"kind": "tokens", "shard": shard, "columns": TOKEN_COLUMNS}
-        write_segment(self._token_path(shard), rows_T4, "int32", np.zeros(len(TOKEN_COLUMNS)), header)
+        path = self.token_path(shard)
+        make_folder(path.parent)
+        with explained_write_errors(path):
+            _core.write_tokens(
+                str(path),
+                str(_temporary(path)),
+                np.ascontiguousarray(rows_T4, dtype=np.int32),
+                store=self.identity,
+                shard=shard,
+            )
 
     def write_segment(self, shard: int, k: int, x_TD: Tensor) -> None:
         """Write snapshot k's activations (T, D) of a shard, atomically.
@@ -142,33 +185,73 @@ class ActivationStore:
         dtype), `DataError` for a wrong shape.
         """
         self._check_shape(shard, x_TD.shape, self.d_model)
-        name = self.snapshot_names[k]
-        stored = x_TD.detach().to("cpu", DTYPES[self.dtype]).contiguous()
-        if not bool(torch.isfinite(stored).all()):
+        name, path = self.snapshot_names[k], self.segment_path(shard, k)
+        make_folder(path.parent)
+        with explained_write_errors(path):
+            finite = _core.write_activations(
+                str(path),
+                str(_temporary(path)),
+                x_TD.detach().to("cpu", torch.float32).contiguous().numpy(),
+                dtype=self.dtype,
+                group=int(self.manifest["scale_group"]),
+                store=self.identity,
+                shard=shard,
+                name=name,
+            )
+        if not finite:
             raise NonFiniteError(
                 f"NaN or infinity in the activations of snapshot {name} (shard {shard}, dtype {self.dtype}); "
                 "leave that snapshot out, or store fp32 if the values are too large"
             )
-        exact = stored.double()
-        header = {
-            "kind": "activations",
-            "shard": shard,
-            "snapshot": k,
-            "name": name,
-            "norm_sum": float(torch.linalg.vector_norm(exact, dim=1).sum()),
-        }
-        bits = stored if self.dtype == "fp32" else stored.view(torch.uint16)
-        write_segment(self._segment_path(shard, k), bits.numpy(), self.dtype, exact.sum(dim=0).numpy(), header)
 
     def has_segment(self, shard: int, k: int) -> bool:
         """True if snapshot k of a shard is there (segments are complete or absent)."""
-        return self._segment_path(shard, k).exists()
+        return self.segment_path(shard, k).exists()
+
+    @contextlib.contextmanager
+    def claim(self, path: Path) -> Iterator[bool]:
+        """Yields True if the file at `path` is this process's to write, False if it is there or another's.
+
+        The claim is a lock on the temporary file, which the system drops with the process: nothing has to be cleaned
+        up after a kill. Works between machines where the file system has locks (NFS 4, Lustre with flock).
+        """
+        make_folder(path.parent)
+        temporary = _temporary(path)
+        with explained_write_errors(path):
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            # Between open and lock another process may have finished: then this is its file, under its final name.
+            mine = _same_file(descriptor, temporary)
+            if mine and path.exists():
+                temporary.unlink()
+                mine = False
+            try:
+                yield mine
+            finally:
+                if mine and _same_file(descriptor, temporary):
+                    temporary.unlink()
+        finally:
+            os.close(descriptor)
+
+    def skip(self, k: int, reason: str) -> None:
+        """Record that snapshot k cannot be had; its segments are no longer expected."""
+        write_json(self._skip_path(k), {"snapshot": self.snapshot_names[k], "reason": reason})
+
+    def skipped(self) -> dict[str, str]:
+        """Name -> reason of the snapshots that collection skipped."""
+        paths = {name: self._skip_path(k) for k, name in enumerate(self.snapshot_names)}
+        return {name: str(read_json(path)["reason"]) for name, path in paths.items() if path.exists()}
 
     # ------------------------------------------------------------------------------------------- reading
 
     @property
     def n_snapshots(self) -> int:
-        return int(self.manifest["n_snapshots"])
+        return len(self.numbers)
 
     @property
     def d_model(self) -> int:
@@ -193,17 +276,40 @@ class ActivationStore:
         return sum(self.shard_rows)
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of one token's activation in one snapshot, scales included."""
+        groups = -(-self.d_model // self.manifest["scale_group"]) if self.dtype == "int8" else 0
+        return self.d_model * BYTES_PER_VALUE[self.dtype] + 2 * groups
+
+    @property
     def n_bytes(self) -> int:
         """Size of the activations, without headers."""
-        return self.n_tokens * self.n_snapshots * self.d_model * DTYPES[self.dtype].itemsize
+        return self.n_tokens * self.n_snapshots * self.row_bytes
 
     def missing(self) -> list[tuple[int, int]]:
-        """(shard, snapshot) pairs that are not there yet."""
-        pairs = ((shard, k) for k in range(self.n_snapshots) for shard in range(len(self.shard_rows)))
-        return [pair for pair in pairs if not self.has_segment(*pair)]
+        """(shard, snapshot) pairs that are not there yet and have not been skipped."""
+        present = [
+            {entry.name for entry in os.scandir(folder)} if (folder := self._shard_folder(shard)).is_dir() else set()
+            for shard in range(len(self.shard_rows))
+        ]
+        skipped = self.skipped()
+        return [
+            (shard, k)
+            for k in range(self.n_snapshots)
+            if self.snapshot_names[k] not in skipped
+            for shard in range(len(self.shard_rows))
+            if self.segment_path(shard, k).name not in present[shard]
+        ]
 
     def require_complete(self) -> None:
         """Raises `DataError` naming what is missing."""
+        skipped = self.skipped()
+        if skipped:
+            name, reason = next(iter(skipped.items()))
+            raise DataError(
+                f"{self.path}: collection skipped {', '.join(skipped)} ({name}: {reason}); "
+                "read the others with without_skipped()"
+            )
         missing = self.missing()
         if missing:
             names = sorted({self.snapshot_names[k] for _, k in missing})
@@ -212,42 +318,56 @@ class ActivationStore:
                 f"{', ...' if len(names) > 4 else ''} are missing; run the collection again"
             )
 
-    def segment(self, shard: int, k: int) -> Segment:
-        """One segment, checked against the manifest."""
+    def segment(self, shard: int, k: int) -> _core.SegmentFile:
+        """One segment, its header checked against the manifest."""
         if (shard, k) not in self._segments:
-            found = open_segment(self._segment_path(shard, k))
-            wanted = {
+            self._segments[shard, k] = self._open_segment(shard, k)
+            if len(self._segments) > _OPEN_FILES:
+                self._segments.popitem(last=False)
+        self._segments.move_to_end((shard, k))
+        return self._segments[shard, k]
+
+    def _open_segment(self, shard: int, k: int) -> _core.SegmentFile:
+        return self._checked(
+            self.segment_path(shard, k),
+            {
                 "kind": "activations",
                 "shard": shard,
-                "snapshot": k,
                 "name": self.snapshot_names[k],
                 "rows": self.shard_rows[shard],
                 "width": self.d_model,
                 "dtype": self.dtype,
-            }
-            wrong = [key for key, value in wanted.items() if found.header.get(key) != value]
-            if wrong:
-                raise DataError(f"{found.path} does not belong there: its {', '.join(wrong)} differ from the manifest")
-            self._segments[shard, k] = found
-        return self._segments[shard, k]
+                "group": self.manifest["scale_group"],
+                "store": self.identity,
+            },
+        )
+
+    def _open_tokens(self, shard: int) -> _core.SegmentFile:
+        wanted = {"kind": "tokens", "shard": shard, "rows": self.shard_rows[shard], "width": len(TOKEN_COLUMNS)}
+        return self._checked(self.token_path(shard), {**wanted, "store": self.identity})
+
+    def _checked(self, path: Path, wanted: dict[str, Any]) -> _core.SegmentFile:
+        found = _core.SegmentFile(str(path))
+        head = found.head
+        wrong = [key for key, value in wanted.items() if head[key] != value]
+        if wrong:
+            raise DataError(
+                f"{path} does not belong there: its {', '.join(wrong)} differ from the manifest; collect it again"
+            )
+        return found
 
     def tokens(self, shard: int) -> np.ndarray:
         """(T, 4) int32: token id, document, sequence and position of a shard's rows."""
-        found = open_segment(self._token_path(shard))
-        if (found.header.get("kind"), found.header.get("shard")) != ("tokens", shard):
-            raise DataError(f"{found.path} does not belong there")
-        found.verify()
-        return np.array(found.rows)
+        return self._open_tokens(shard).read_tokens()
 
     def gather(self, shard: int, rows: np.ndarray, out_nKD: np.ndarray, scale_K: np.ndarray) -> None:
         """Read the given rows (n,) int64 of all snapshots into float32 `out_nKD`, times `scale_K`."""
         for k in range(self.n_snapshots):
-            source = self.segment(shard, k).rows
-            _core.gather_rows(source, rows, float(scale_K[k]), out_nKD, k, self.dtype, torch.get_num_threads())
+            self.segment(shard, k).gather(rows, float(scale_K[k]), out_nKD, k)
 
     def read(self, shard: int, rows: slice | np.ndarray = slice(None)) -> Tensor:
         """Raw activations (n, K, D) float32 of some rows of a shard."""
-        index = np.arange(self.shard_rows[shard], dtype=np.int64)[rows]
+        index = np.ascontiguousarray(np.arange(self.shard_rows[shard], dtype=np.int64)[rows])
         out = np.empty((len(index), self.n_snapshots, self.d_model), dtype=np.float32)
         self.gather(shard, index, out, np.ones(self.n_snapshots))
         return torch.from_numpy(out)
@@ -283,7 +403,7 @@ class ActivationStore:
 
         Raises `DataError` for a snapshot whose activations are all 0.
         """
-        norms_K = np.array([sum(s.header["norm_sum"] for s in self._of_snapshot(k)) for k in range(self.n_snapshots)])
+        norms_K = np.array([sum(s.head["norm_sum"] for s in self._of_snapshot(k)) for k in range(self.n_snapshots)])
         silent = [self.snapshot_names[k] for k in np.flatnonzero(norms_K <= 0)]
         if silent:
             raise DataError(f"{self.path}: all activations of {', '.join(silent)} are 0; leave these snapshots out")
@@ -291,25 +411,86 @@ class ActivationStore:
 
     def means(self) -> np.ndarray:
         """(K, D) float64: mean raw activation of each snapshot."""
-        sums = [np.sum([s.column_sums for s in self._of_snapshot(k)], axis=0) for k in range(self.n_snapshots)]
+        sums = [np.sum([s.column_sums() for s in self._of_snapshot(k)], axis=0) for k in range(self.n_snapshots)]
         return np.stack(sums) / self.n_tokens
 
-    def verify(self) -> None:
-        """Read everything and compare all checksums. Raises `DataError` naming the first damaged file and block."""
-        self.require_complete()
+    def damage(self) -> Iterator[str]:
+        """Read everything; yields one line for each damaged block and each file that is missing or not readable."""
         for shard in range(len(self.shard_rows)):
-            self.tokens(shard)
-            for k in range(self.n_snapshots):
-                self.segment(shard, k).verify()
+            yield from self.damage_of(shard)
 
-    def _of_snapshot(self, k: int) -> list[Segment]:
-        return [self.segment(shard, k) for shard in range(len(self.shard_rows))]
+    def damage_of(self, shard: int) -> Iterator[str]:
+        """`damage` of one shard."""
+        skipped = self.skipped()
+        for k in (None, *range(self.n_snapshots)):
+            if k is not None and self.snapshot_names[k] in skipped:
+                continue
+            path = self.token_path(shard) if k is None else self.segment_path(shard, k)
+            try:
+                found = self._open_tokens(shard) if k is None else self._open_segment(shard, k)
+                blocks = found.damaged_blocks()
+            except DataError as error:
+                yield str(error)
+            except OSError as error:
+                yield f"{path} cannot be read: {error.strerror}"
+            else:
+                for block in blocks:
+                    yield f"{path}: block {block} of {found.head['n_blocks']} is damaged; collect it again"
 
-    def _token_path(self, shard: int) -> Path:
-        return self.path / f"shard-{shard:05d}" / "tokens.seg"
+    def verify(self) -> None:
+        """Read everything and compare all checksums.
 
-    def _segment_path(self, shard: int, k: int) -> Path:
-        return self.path / f"shard-{shard:05d}" / f"snapshot-{k:03d}.seg"
+        Raises `DataError` naming the first damaged file and block, and how many more there are.
+        """
+        self.require_complete()
+        damage = list(self.damage())
+        if damage:
+            more = f" (and {len(damage) - 1} more: crosscoder store verify {self.path})" if len(damage) > 1 else ""
+            raise DataError(damage[0] + more)
+
+    def merge(self, other: ActivationStore) -> int:
+        """Take over what `other`, a store of the same tokens, has and this one lacks; returns the number of files.
+
+        Snapshots that only `other` has are added. Files are linked where both folders are on one file system, else
+        copied. Raises `DataError` if the stores do not go together or a file of `other` is damaged.
+        """
+        if other.identity != self.identity:
+            keys = [key for key in self.manifest if key not in ("snapshots", "n_snapshots")]
+            different = [key for key in keys if self.manifest[key] != other.manifest[key]]
+            raise DataError(f"{other.path} and {self.path} differ in {', '.join(different)}: they cannot be merged")
+        manifest = {key: value for key, value in self.manifest.items() if key != "n_snapshots"}
+        mine = ActivationStore.create(
+            self.path,
+            other.n_snapshots,
+            self.d_model,
+            self.dtype,
+            shard_rows=manifest["shard_rows"],
+            snapshots=other.snapshot_names,
+            source=manifest["source"],
+        )
+        taken = 0
+        for shard in range(len(self.shard_rows)):
+            if other.token_path(shard).exists():
+                taken += _take(other._open_tokens(shard), mine.token_path(shard))
+            for k in range(other.n_snapshots):
+                if other.has_segment(shard, k) and not mine.has_segment(shard, k):
+                    taken += _take(other._open_segment(shard, k), mine.segment_path(shard, k))
+        return taken
+
+    def _of_snapshot(self, k: int) -> Iterator[_core.SegmentFile]:
+        return (self._open_segment(shard, k) for shard in range(len(self.shard_rows)))
+
+    def _shard_folder(self, shard: int) -> Path:
+        return self.path / f"shard-{shard:05d}"
+
+    def token_path(self, shard: int) -> Path:
+        return self._shard_folder(shard) / "tokens.seg"
+
+    def segment_path(self, shard: int, k: int) -> Path:
+        return self._shard_folder(shard) / f"snapshot-{self.numbers[k]:03d}.seg"
+
+    def _skip_path(self, k: int) -> Path:
+        return self.path / f"skipped-{self.numbers[k]:03d}.json"
 
     def _check_shape(self, shard: int, shape: Sequence[int], width: int) -> None:
         wanted = (self.shard_rows[shard], width)
@@ -317,22 +498,103 @@ class ActivationStore:
             raise DataError(f"{self.path}: shard {shard} needs rows of shape {wanted}, got {tuple(shape)}")
 
 
-def _check_manifest(file: Path, manifest: dict[str, Any]) -> None:
-    def counts(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".tmp-{path.name}")
 
-    rows, names = manifest.get("shard_rows"), manifest.get("snapshots")
-    problems = {
-        "n_snapshots": counts(manifest.get("n_snapshots")),
-        "d_model": counts(manifest.get("d_model")),
-        "dtype": manifest.get("dtype") in DTYPES,
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _take(source: _core.SegmentFile, target: Path) -> int:
+    """Link or copy a whole segment; 0 if `target` is there already."""
+    if target.exists():
+        return 0
+    damaged = source.damaged_blocks()
+    if damaged:
+        raise DataError(f"{source.path}: block {damaged[0]} is damaged; collect it again")
+    make_folder(target.parent)
+    temporary = _temporary(target)
+    with explained_write_errors(target):
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source.path, temporary)
+        except OSError:
+            shutil.copyfile(source.path, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(target)
+    return 1
+
+
+def _identity(manifest: dict[str, Any]) -> int:
+    """What ties segments to a store: a hash of all that its segments have in common."""
+    fixed = {key: manifest[key] for key in ("d_model", "dtype", "scale_group", "shard_rows", "source")}
+    return _core.xxh3_64(json.dumps(fixed, sort_keys=True).encode())
+
+
+def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    unsigned = json.dumps({**manifest, "checksum": _UNSIGNED}, indent=2, allow_nan=False) + "\n"
+    head, tail = unsigned.rsplit(_UNSIGNED, 1)
+    write_text(path / MANIFEST_FILE, f"{head}{_core.xxh3_64(unsigned.encode()):016x}{tail}")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The checked manifest, without its checksum. Raises `DataError` naming the file and what is wrong in it."""
+    file = path / MANIFEST_FILE
+    if not file.exists():
+        raise DataError(f"{path} is not an activation store: it has no {MANIFEST_FILE}")
+    manifest = read_json(file)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{file} is not the manifest of an activation store")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise DataError(
+            f"{file} has format version {version!r}, this release reads {FORMAT_VERSION}; "
+            f"{'collect the activations again' if version == 1 else 'upgrade crosscoder, or collect again'}"
+        )
+    problems = _problems(manifest)
+    if problems:
+        raise DataError(f"{file} is malformed: bad {', '.join(problems)}; restore it or collect again")
+    checksum = manifest.pop("checksum")
+    text = file.read_bytes()
+    at = text.rfind(checksum.encode())
+    unsigned = text[:at] + _UNSIGNED.encode() + text[at + len(_UNSIGNED) :]
+    if f"{_core.xxh3_64(unsigned):016x}" != checksum:
+        raise DataError(f"{file} is damaged (its checksum differs); restore it or collect again")
+    return manifest
+
+
+def _is_name(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and 0 < len(value.encode()) <= 948
+    except UnicodeEncodeError:
+        return False
+
+
+def _problems(manifest: dict[str, Any]) -> list[str]:
+    def counts(value: Any, most: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+
+    dtype, group = manifest.get("dtype"), manifest.get("scale_group")
+    rows, names, checksum = manifest.get("shard_rows"), manifest.get("snapshots"), manifest.get("checksum")
+    fine = {
         "byte_order": manifest.get("byte_order") == "little",
-        "shard_rows": isinstance(rows, list) and bool(rows) and all(counts(count) for count in rows),
+        "d_model": counts(manifest.get("d_model"), 1 << 22),
+        "dtype": isinstance(dtype, str) and dtype in BYTES_PER_VALUE,
+        "scale_group": counts(group, 1 << 22)
+        if dtype == "int8"
+        else isinstance(group, int) and not isinstance(group, bool) and group == 0,
+        "shard_rows": isinstance(rows, list) and bool(rows) and all(counts(count, 1 << 40) for count in rows),
         "snapshots": isinstance(names, list)
-        and len(names) == manifest.get("n_snapshots")
-        and all(isinstance(name, str) for name in names),
+        and 0 < len(names) < 1000
+        and all(_is_name(name) for name in names)
+        and len(set(names)) == len(names),
         "source": isinstance(manifest.get("source"), dict),
+        "checksum": isinstance(checksum, str) and len(checksum) == len(_UNSIGNED) and checksum.isascii(),
     }
-    wrong = [key for key, fine in problems.items() if not fine]
-    if wrong:
-        raise DataError(f"{file} is malformed: bad {', '.join(wrong)}; restore it or collect again")
+    unknown = sorted(set(manifest) - {*_KEYS, "source", "checksum"})
+    return [key for key, good in fine.items() if not good] + [f"key {key!r}" for key in unknown]

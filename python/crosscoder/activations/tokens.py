@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = 0
-"""Id of the end-of-text token, as in Pythia. Crosscoders never see activations at its positions."""
+"""Id of Pythia's end-of-text token: beginning, end and padding in one."""
 
 _FORMAT = "crosscoder-tokens"
 _VERSION = 1
@@ -47,6 +47,8 @@ class TokenSet:
     """Document names, in the order of packing (a document that fell into the dropped tail keeps its name)."""
     tokenizer: str
     """Folder or hub name of the tokenizer; for readers, not part of the fingerprint (folders may move)."""
+    end_of_text: int = END_OF_TEXT
+    """Id that begins each document and fills rows up. Crosscoders never see activations at its positions."""
 
     def __post_init__(self) -> None:
         for name in _ARRAYS:
@@ -84,7 +86,14 @@ class TokenSet:
         another corpus, tokenizer, split or context gives another fingerprint.
         """
         digest = hashlib.sha256()
-        settings = {"format": _FORMAT, "version": _VERSION, "shape": self.ids.shape, "names": self.names}
+        settings: dict[str, Any] = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "shape": self.ids.shape,
+            "names": self.names,
+        }
+        if self.end_of_text != END_OF_TEXT:
+            settings["end_of_text"] = self.end_of_text
         digest.update(json.dumps(settings, sort_keys=True).encode())
         for name in _ARRAYS:
             digest.update(np.ascontiguousarray(getattr(self, name), dtype="<i4").tobytes())
@@ -109,6 +118,7 @@ class TokenSet:
                     "n_sequences": self.n_sequences,
                     "context": self.context,
                     "tokenizer": self.tokenizer,
+                    "end_of_text": self.end_of_text,
                     "fingerprint": self.fingerprint,
                     "sha256": checksums,
                     "names": self.names,
@@ -143,10 +153,10 @@ class TokenSet:
                 if isinstance(error, DataError):
                     raise
                 raise DataError(f"{file} cannot be read ({error}); {remedy}") from error
-        names, tokenizer = header.get("names"), header.get("tokenizer")
-        if not isinstance(tokenizer, str) or not isinstance(names, list):
-            raise DataError(f"{path} is damaged (names or tokenizer is missing); {remedy}")
-        tokens = cls(arrays["ids"], arrays["document"], [str(name) for name in names], tokenizer)
+        names, tokenizer, end = header.get("names"), header.get("tokenizer"), header.get("end_of_text", END_OF_TEXT)
+        if not isinstance(tokenizer, str) or not isinstance(names, list) or not isinstance(end, int):
+            raise DataError(f"{path} is damaged (names, tokenizer or end_of_text is missing); {remedy}")
+        tokens = cls(arrays["ids"], arrays["document"], [str(name) for name in names], tokenizer, end)
         if tokens.fingerprint != header.get("fingerprint"):
             raise DataError(f"{path} is damaged (its fingerprint is not that of the arrays); {remedy}")
         return tokens
@@ -175,23 +185,25 @@ def pack(
     tokenizer: PreTrainedTokenizerBase,
     context: int,
     tokenizer_name: str | None = None,
+    *,
+    by_document: bool = False,
 ) -> TokenSet:
     """Tokenize `(name, text)` pairs and cut them into rows of `context` tokens.
 
     The stream is `[EOS] document 0 [EOS] document 1 …`; rows are cut from it without regard to documents, as
-    Pythia's data are, and the tail that is shorter than a row is dropped. `tokenizer_name` is what
+    Pythia's data are, and the tail that is shorter than a row is dropped. With `by_document` each document starts
+    a row of its own, goes on in as many as it needs, and the last is filled up with end-of-text. Where the
+    tokenizer has a token for the beginning of a text (Llama), that is the one. `tokenizer_name` is what
     `TokenSet.tokenizer` says (default: where the tokenizer was loaded from).
 
-    Raises `ConfigError` for a context under 2 or a tokenizer whose end-of-text token is not id 0, and
-    `DataError` where the text does not fill one row.
+    Raises `ConfigError` for a context under 2 or a tokenizer without such a token, and `DataError` where the text
+    does not fill one row.
     """
     if context < 2:
         raise ConfigError(f"context is {context} tokens; it must be at least 2")
-    if tokenizer.eos_token_id != END_OF_TEXT:
-        raise ConfigError(
-            f"the tokenizer's end-of-text token has id {tokenizer.eos_token_id}; only tokenizers where it is "
-            f"{END_OF_TEXT} (as Pythia's) are supported"
-        )
+    end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if end is None:
+        raise ConfigError("the tokenizer has neither a token for the beginning nor one for the end of a text")
     backend = _copy_of_backend(tokenizer)
     names: list[str] = []
     ids: list[np.ndarray] = []
@@ -199,7 +211,9 @@ def pack(
     for batch in _batches(documents):
         encoded = backend.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
         for (name, _), tokens in zip(batch, encoded, strict=True):
-            row = np.array([END_OF_TEXT, *tokens.ids], dtype=np.int32)
+            row = np.array([end, *tokens.ids], dtype=np.int32)
+            if by_document:
+                row = np.concatenate([row, np.full(-len(row) % context, end, dtype=np.int32)])
             ids.append(row)
             owners.append(np.full(len(row), len(names), dtype=np.int32))
             names.append(name)
@@ -213,6 +227,7 @@ def pack(
         document=np.concatenate(owners)[:kept].reshape(rows, context),
         names=names,
         tokenizer=tokenizer_name if tokenizer_name is not None else str(tokenizer.name_or_path),
+        end_of_text=int(end),
     )
 
 

@@ -70,7 +70,8 @@ class Study:
     @cached_property
     def snapshots(self) -> SnapshotSet:
         record = read_json(self.run.snapshots_file)
-        return SnapshotSet.open(self.run.absolute(record["model"]), record["layer"], tuple(record["revisions"]))
+        model, site = self.run.absolute(record["model"]), record.get("site", "residual")
+        return SnapshotSet.open(model, record["layer"], tuple(record["revisions"]), site)
 
     @cached_property
     def heldout(self) -> TokenSet:
@@ -127,7 +128,7 @@ class Study:
     # ------------------------------------------------------------------------------------------- analyses
 
     def examples(self) -> dict[str, Any]:
-        store = ActivationStore.open(self.run.activations("train"))
+        store = ActivationStore.open(self.run.activations("train")).without_skipped()
         config = self.folded.config
         with Progress("examples", store.n_tokens, "tokens") as progress:
 

@@ -7,6 +7,7 @@ In the run's `training/` folder: `checkpoints/step-*/`, `metrics.jsonl`. The fin
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from crosscoder import weights
+from crosscoder.activations.live import LiveSource
 from crosscoder.activations.loader import ActivationLoader
+from crosscoder.activations.source import Source
 from crosscoder.activations.store import ActivationStore
 from crosscoder.config import CrosscoderConfig, TrainConfig
 from crosscoder.errors import ConfigError, DataError
@@ -38,8 +41,10 @@ KEPT_CHECKPOINTS = 2
 RECORD_FILE = "training.json"
 
 
-def train(store: ActivationStore, config: CrosscoderConfig, train_config: TrainConfig, folder: Path) -> Crosscoder:
-    """Train on `store` and return the crosscoder for raw activations; `folder` is the run's.
+def train(
+    store: ActivationStore | LiveSource, config: CrosscoderConfig, train_config: TrainConfig, folder: Path
+) -> Crosscoder:
+    """Train on `store` (or live) and return the crosscoder for raw activations; `folder` is the run's.
 
     If `folder` holds a finished crosscoder of the same configuration it is returned at once; an interrupted run goes
     on from its last checkpoint, to the same bits as an uninterrupted one (on as many threads).
@@ -54,13 +59,12 @@ def train(store: ActivationStore, config: CrosscoderConfig, train_config: TrainC
     finished = _finished(folder, record)
     if finished is not None:
         return finished
-    loader = ActivationLoader(store, train_config.batch_size, train_config.seed)
+    loader = _source(store, train_config)
     trainer = Trainer(Crosscoder(config, seed=train_config.seed), train_config)
     trainer.snapshot_names = store.snapshot_names
     make_folder(folder / "training")
     if not _resume(trainer, loader, folder / "training" / "checkpoints"):
-        sample = next(iter(ActivationLoader(store, min(store.n_tokens, 512), train_config.seed)))
-        initialize(trainer.model, sample, train_config)
+        initialize(trainer.model, _sample(store, loader), train_config)
     _loop(trainer, loader, folder / "training")
     final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
     with new_folder(folder / "crosscoder") as temporary:
@@ -68,10 +72,26 @@ def train(store: ActivationStore, config: CrosscoderConfig, train_config: TrainC
         write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer)})
     for path in checkpoint.existing(folder / "training" / "checkpoints"):
         remove_folder(path)
+    for left_over in (folder / "training" / "checkpoints").glob(".tmp-*"):  # of a kill while one was removed
+        shutil.rmtree(left_over, ignore_errors=True)
     return final
 
 
-def _identity(store: ActivationStore) -> dict[str, Any]:
+def _source(store: ActivationStore | LiveSource, config: TrainConfig) -> Source:
+    return store if isinstance(store, LiveSource) else ActivationLoader(store, config.batch_size, config.seed)
+
+
+def _sample(store: ActivationStore | LiveSource, source: Source) -> Tensor:
+    """Scaled activations (n, K, D) of at most 512 tokens: rows of a shard are in random order."""
+    if isinstance(store, ActivationStore):
+        return store.read(0, slice(0, 512)) * torch.from_numpy(source.scale_K).float()[:, None]
+    begin = source.state_dict()
+    x_BKD = next(iter(source))
+    source.load_state_dict(begin)
+    return x_BKD[:512]
+
+
+def _identity(store: ActivationStore | LiveSource) -> dict[str, Any]:
     return {key: store.manifest[key] for key in ("snapshots", "d_model", "dtype", "shard_rows", "source")}
 
 
@@ -99,7 +119,7 @@ def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
     return model.eval()
 
 
-def _resume(trainer: Trainer, loader: ActivationLoader, root: Path) -> bool:
+def _resume(trainer: Trainer, loader: Source, root: Path) -> bool:
     """Load the newest good checkpoint. A damaged one is skipped with a warning; one of other settings is refused."""
     for path in checkpoint.existing(root):
         try:
@@ -111,11 +131,12 @@ def _resume(trainer: Trainer, loader: ActivationLoader, root: Path) -> bool:
     return False
 
 
-def _loop(trainer: Trainer, loader: ActivationLoader, folder: Path) -> None:
+def _loop(trainer: Trainer, loader: Source, folder: Path) -> None:
     config = trainer.config
     log = folder / "metrics.jsonl"
     _forget_after(log, trainer.step_number)
     started, first = time.monotonic(), trainer.step_number
+    waited, since = loader.wait_seconds, started
     with (
         explained_write_errors(log),
         log.open("a", encoding="utf-8") as lines,
@@ -129,7 +150,11 @@ def _loop(trainer: Trainer, loader: ActivationLoader, folder: Path) -> None:
                 if step % config.log_every == 0 or last:
                     row = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
                     rate = (step - first) * config.batch_size / (time.monotonic() - started)
-                    lines.write(json.dumps({**row, "tokens_per_second": round(rate, 1)}) + "\n")
+                    now = time.monotonic()
+                    wait = (loader.wait_seconds - waited) / (now - since)
+                    waited, since = loader.wait_seconds, now
+                    speed = {"tokens_per_second": round(rate, 1), "loader_wait_fraction": round(wait, 4)}
+                    lines.write(json.dumps({**row, **speed}) + "\n")
                     lines.flush()
                     progress.advance(0, _figures(row))
                 progress.advance(1)
@@ -138,7 +163,16 @@ def _loop(trainer: Trainer, loader: ActivationLoader, folder: Path) -> None:
                     for old in checkpoint.existing(folder / "checkpoints")[KEPT_CHECKPOINTS:]:
                         remove_folder(old)
                 if last:
+                    _tell_waits(loader, time.monotonic() - started)
                     return
+
+
+def _tell_waits(loader: Source, seconds: float) -> None:
+    if loader.wait_seconds > 0.05 * seconds:
+        warn(
+            f"training waited for activations during {loader.wait_seconds / seconds:.0%} of the time "
+            f"({loader.waits} batches): the disk is slower than the training; an int8 store takes half the reading"
+        )
 
 
 def _plain(value: Tensor | float) -> Any:

@@ -40,8 +40,7 @@ def run(config: EvalConfig) -> int:
     # Evaluated in units of scaled activations, so that every snapshot counts alike.
     folded: Crosscoder = Crosscoder.from_pretrained(weights)
     model, scale_K = folded.unfold_scales().eval(), folded.snapshot_scale
-    store = ActivationStore.open(folder)
-    store.verify()
+    store = ActivationStore.open(folder).without_skipped()
     loader = ActivationLoader(store, config.batch_size, shuffle=False, scale=scale_K.double().numpy(), drop_last=False)
     mean_KD = torch.from_numpy(store.means()).float() * scale_K[:, None]
     run.begin("eval", config)

@@ -1,61 +1,77 @@
-"""What a run will take: FLOPs, disk and memory, with the arithmetic shown. Nothing is downloaded or run."""
+"""What a run will take: FLOPs, disk, memory and hours, from a store and live, and whether it fits. Nothing is run.
+
+For Pythia nothing is downloaded; for another model only its configuration is read.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-EXAMPLE = "crosscoder plan --n-snapshots 32 --d-model 768 --n-features 98304 --n-tokens 800000000"
+EXAMPLE = "crosscoder plan --model EleutherAI/pythia-6.9b --features 32768 --tokens 800M --gpu h100 --gpus 1"
 
 
 @dataclass(frozen=True)
 class PlanConfig:
     """Options of `crosscoder plan`."""
 
-    n_snapshots: int
+    features: int
+    """F: size of the dictionary."""
+    tokens: str
+    """Tokens of training, each seen once: 800M, 2.5B, 100000."""
+    model: str = "EleutherAI/pythia-160m"
+    """A name on the hub, a folder with a config.json, or a preset of crosscoder collect (pythia-160m-paper, ...)."""
+    layer: int | None = None
+    """0-based block; the paper's for its two models, else the middle one."""
+    snapshots: int = 32
     """K."""
-    d_model: int
-    """D: width of one snapshot's activation."""
-    n_features: int
-    """F."""
-    n_tokens: int
-    """Tokens of training (and of the store: each is seen once)."""
     batch_size: int = 2_048
     """B."""
-    bytes_per_value: int = 2
-    """Size of a stored activation: 2 for bf16 and fp16, 4 for fp32."""
-
-
-def estimates(config: PlanConfig) -> dict[str, tuple[float, str, str]]:
-    """Name -> (value, unit, arithmetic)."""
-    K, D, F, B = config.n_snapshots, config.d_model, config.n_features, config.batch_size
-    parameters = 2.0 * F * K * D + 2 * F + K * D
-    product = 2.0 * B * K * D * F
-    steps = config.n_tokens / B
-    return {
-        "activations on disk": (
-            float(config.n_tokens) * K * D * config.bytes_per_value / 1e9,
-            "GB",
-            f"{config.n_tokens:,} tokens x {K} x {D} x {config.bytes_per_value} bytes",
-        ),
-        "parameters": (parameters / 1e6, "M", f"2 x {F:,} x {K} x {D} weights, biases and thresholds"),
-        "weights and optimiser": (16 * parameters / 1e9, "GB", "16 bytes a parameter: weight, gradient, two moments"),
-        "dense work space": (
-            (4.0 * B * F * 4 + 3.0 * B * K * D * 4) / 1e9,
-            "GB",
-            f"about 4 arrays of {B:,} x {F:,} and 3 of {B:,} x {K} x {D}, fp32",
-        ),
-        "steps": (steps, "", f"{config.n_tokens:,} tokens / {B:,}"),
-        "training": (5 * product * steps / 1e15, "PFLOP", f"5 products of 2 x {B:,} x {K} x {D} x {F:,} a step"),
-    }
+    context: int = 2_048
+    """Tokens in a sequence."""
+    dtype: Literal["bf16", "fp16", "fp32", "int8"] = "bf16"
+    """How activations are stored."""
+    l0: float = 40
+    """Active features a token, all snapshots together."""
+    gpu: str = "h100"
+    """a100-40, a100, h100, h200, b200, l40s or 4090."""
+    gpus: int = 1
+    """How many of them."""
 
 
 def run(config: PlanConfig) -> int:
-    """Print the estimates."""
-    from crosscoder.errors import ConfigError
+    """Print the plan."""
+    from crosscoder.activations.presets import PRESETS, REVISIONS
+    from crosscoder.activations.store import SCALE_GROUP
+    from crosscoder.planning import Plan, layer_of, parse_count, shape_of
 
-    for name in ("n_snapshots", "d_model", "n_features", "n_tokens", "batch_size", "bytes_per_value"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}")
-    for name, (value, unit, arithmetic) in estimates(config).items():
-        print(f"{name:<22} {value:>14,.1f} {unit:<6} {arithmetic}")
+    preset = PRESETS.get(config.model)
+    model = preset.model if preset else config.model
+    shape = shape_of(model)
+    layer = config.layer if config.layer is not None else preset.layer if preset else layer_of(model, shape)
+    stored = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1 + 2 / min(SCALE_GROUP, shape.d_model)}
+    plan = Plan(
+        shape=shape,
+        layer=layer,
+        n_snapshots=len(REVISIONS[preset.revisions]) if preset else config.snapshots,
+        n_features=config.features,
+        n_tokens=parse_count(config.tokens),
+        batch_size=config.batch_size,
+        context=config.context,
+        bytes_per_value=stored[config.dtype],
+        l0=config.l0,
+        gpu=config.gpu,
+        gpus=config.gpus,
+    )
+    print(
+        f"{model}, {plan.n_snapshots} snapshots, layer {layer} of 0 to {shape.n_layers - 1}, width {shape.d_model}; "
+        f"{config.gpus} x {config.gpu}\n"
+    )
+    for title, lines in plan.sections():
+        print(title)
+        for line in lines:
+            print(f"  {line.name:<20} {line.value:>14,.1f} {line.unit:<6} {line.arithmetic}")
+    print("\nmemory (92 % of it usable)")
+    for verdict in plan.verdicts():
+        print(f"  {verdict}")
     return 0

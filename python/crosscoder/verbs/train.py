@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from crosscoder.config import CrosscoderOptions, TrainConfig
+
+if TYPE_CHECKING:
+    from crosscoder.activations.live import LiveSource
+    from crosscoder.activations.store import ActivationStore
+    from crosscoder.runs import Run
 
 EXAMPLE = "crosscoder train runs/pythia --n-features 24576 --config paper"
 
@@ -25,13 +31,17 @@ class TrainVerbConfig:
     """F: size of the dictionary."""
     crosscoder: CrosscoderOptions = field(default_factory=CrosscoderOptions)
     train: TrainConfig = field(default_factory=TrainConfig)
+    live: bool = False
+    """Run the language model's snapshots while training instead of reading stored activations; needs the tokens and the
+    snapshots of the run, and memory for all of them (crosscoder plan says how much)."""
+    device: str = "cpu"
+    """With --live: where the language model runs."""
     resume: bool = True
     """Go on from the last checkpoint; with --no-resume, start again from nothing."""
 
 
 def run(config: TrainVerbConfig) -> int:
     """Train, or finish training, and write `crosscoder/`."""
-    from crosscoder.activations.store import ActivationStore
     from crosscoder.config import CrosscoderConfig
     from crosscoder.configfile import plain
     from crosscoder.files import read_json, remove_folder
@@ -39,9 +49,7 @@ def run(config: TrainVerbConfig) -> int:
     from crosscoder.train.run import RECORD_FILE, train
 
     run = Run(config.run)
-    folder = run.require(run.activations("train"), f"collect them first: crosscoder collect {config.run} --help")
-    store = ActivationStore.open(folder)
-    store.verify()
+    store = _live(config, run) if config.live else _stored(config, run)
     crosscoder = CrosscoderConfig(store.n_snapshots, store.d_model, config.n_features, **plain(config.crosscoder))
     run.begin("train", config)
     if not config.resume:
@@ -61,3 +69,25 @@ def run(config: TrainVerbConfig) -> int:
     )
     print(f"crosscoder: {run.crosscoder}")
     return 0
+
+
+def _stored(config: TrainVerbConfig, run: Run) -> ActivationStore:
+    from crosscoder.activations.store import ActivationStore
+
+    folder = run.require(run.activations("train"), f"collect them first: crosscoder collect {config.run} --help")
+    return ActivationStore.open(folder).without_skipped()
+
+
+def _live(config: TrainVerbConfig, run: Run) -> LiveSource:
+    from crosscoder.activations.live import LiveSource
+    from crosscoder.activations.snapshots import SnapshotSet
+    from crosscoder.activations.tokens import TokenSet
+    from crosscoder.files import read_json
+
+    remedy = f"make them: crosscoder collect {config.run} --tokens-only --help"
+    tokens = TokenSet.load(run.require(run.tokens("train"), remedy))
+    record = read_json(run.require(run.snapshots_file, remedy))
+    snapshots = SnapshotSet.open(
+        run.absolute(record["model"]), record["layer"], tuple(record["revisions"]), record.get("site", "residual")
+    )
+    return LiveSource(snapshots, tokens, config.train.batch_size, config.train.seed, device=config.device)

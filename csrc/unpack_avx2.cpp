@@ -1,0 +1,124 @@
+#include <immintrin.h>
+#include <string.h>
+
+#include "unpack_kernels.hpp"
+
+namespace crosscoder {
+namespace {
+
+struct Bf16 {
+    uint16_t bits;
+};
+struct Fp16 {
+    uint16_t bits;
+};
+
+constexpr size_t kWidth = 8;
+
+bool aligned(const void* pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 31U) == 0; }
+
+__m256 load(const float* src) { return _mm256_loadu_ps(src); }
+__m256 load(const Bf16* src) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+__m256 load(const Fp16* src) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src))); }
+
+// bfloat16 bits in the lower half of each lane.
+__m256i narrow(__m256 value) {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i tie = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), tie);
+    const __m256i exponent = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f800000));
+    const __m256i tiny = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
+    const __m256i sign = _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0x80000000U)));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, sign, tiny), 16);
+}
+
+void store_pair(float* dst, __m256 first, __m256 second, bool stream) {
+    if (stream) {
+        _mm256_stream_ps(dst, first);
+        _mm256_stream_ps(dst + kWidth, second);
+    } else {
+        _mm256_storeu_ps(dst, first);
+        _mm256_storeu_ps(dst + kWidth, second);
+    }
+}
+
+void store_pair(Bf16* dst, __m256 first, __m256 second, bool stream) {
+    const __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi32(narrow(first), narrow(second)), 0xd8);
+    __m256i* target = reinterpret_cast<__m256i*>(dst);
+    if (stream) {
+        _mm256_stream_si256(target, both);
+    } else {
+        _mm256_storeu_si256(target, both);
+    }
+}
+
+// The last n < 16 elements go through buffers, so that nothing beyond the arrays is touched.
+template <class From, class To>
+void scaled(const void* src, float scale, void* dst, size_t n, bool stream) {
+    const From* from = static_cast<const From*>(src);
+    To* to = static_cast<To*>(dst);
+    const __m256 factor = _mm256_set1_ps(scale);
+    const bool past_caches = stream && aligned(to);
+    size_t i = 0;
+    for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+        store_pair(to + i, _mm256_mul_ps(load(from + i), factor), _mm256_mul_ps(load(from + i + kWidth), factor),
+                   past_caches);
+    }
+    if (i < n) {
+        From in[2 * kWidth] = {};
+        To out[2 * kWidth];
+        memcpy(in, from + i, (n - i) * sizeof(From));
+        store_pair(out, _mm256_mul_ps(load(in), factor), _mm256_mul_ps(load(in + kWidth), factor), false);
+        memcpy(to + i, out, (n - i) * sizeof(To));
+    }
+}
+
+__m256 dequantised(const int8_t* src, __m256 scale, const float* gain, const float* offset) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(src));
+    const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    return _mm256_fmadd_ps(_mm256_mul_ps(value, scale), _mm256_loadu_ps(gain), _mm256_loadu_ps(offset));
+}
+
+template <class To>
+void int8(const int8_t* src, const uint16_t* scales, size_t group, const float* gain, const float* offset, void* dst,
+          size_t n, bool stream) {
+    To* to = static_cast<To*>(dst);
+    for (size_t begin = 0, g = 0; begin < n; begin += group, ++g) {
+        const size_t end = begin + group < n ? begin + group : n;
+        const uint32_t bits = static_cast<uint32_t>(scales[g]) << 16;
+        float factor = 0;
+        memcpy(&factor, &bits, sizeof factor);
+        const __m256 scale = _mm256_set1_ps(factor);
+        const bool past_caches = stream && aligned(to + begin);
+        size_t i = begin;
+        for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
+            const size_t j = i + kWidth;
+            store_pair(to + i, dequantised(src + i, scale, gain + i, offset + i),
+                       dequantised(src + j, scale, gain + j, offset + j), past_caches);
+        }
+        if (i < end) {
+            int8_t in[2 * kWidth] = {};
+            float gains[2 * kWidth] = {};
+            float offsets[2 * kWidth] = {};
+            To out[2 * kWidth];
+            memcpy(in, src + i, end - i);
+            memcpy(gains, gain + i, (end - i) * sizeof(float));
+            memcpy(offsets, offset + i, (end - i) * sizeof(float));
+            store_pair(out, dequantised(in, scale, gains, offsets),
+                       dequantised(in + kWidth, scale, gains + kWidth, offsets + kWidth), false);
+            memcpy(to + i, out, (end - i) * sizeof(To));
+        }
+    }
+}
+
+}  // namespace
+
+constinit const UnpackKernels unpack_avx2 = {{{scaled<float, float>, scaled<float, Bf16>},
+                                              {scaled<Bf16, float>, scaled<Bf16, Bf16>},
+                                              {scaled<Fp16, float>, scaled<Fp16, Bf16>}},
+                                             {int8<float>, int8<Bf16>}};
+
+}  // namespace crosscoder

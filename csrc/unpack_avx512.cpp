@@ -1,0 +1,157 @@
+#include <immintrin.h>
+#include <string.h>
+
+#include "unpack_kernels.hpp"
+
+namespace crosscoder {
+namespace {
+
+struct Bf16 {
+    uint16_t bits;
+};
+struct Fp16 {
+    uint16_t bits;
+};
+
+constexpr size_t kWidth = 16;
+
+__mmask16 tail_mask(size_t n) { return static_cast<__mmask16>((1U << n) - 1U); }
+
+bool aligned(const void* pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 63U) == 0; }
+
+__m512 load(const float* src, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, src); }
+__m512 load(const Bf16* src, __mmask16 mask) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, src)), 16));
+}
+__m512 load(const Fp16* src, __mmask16 mask) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, src)); }
+
+// Bits whose upper half is the bfloat16.
+__m512i rounded(__m512 value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i tie = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __mmask16 tiny = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), tie);
+    return _mm512_mask_and_epi32(sum, tiny, bits, _mm512_set1_epi32(static_cast<int>(0x80000000U)));
+}
+
+void store(float* dst, __m512 value, __mmask16 mask) { _mm512_mask_storeu_ps(dst, mask, value); }
+void store(Bf16* dst, __m512 value, __mmask16 mask) {
+    _mm256_mask_storeu_epi16(dst, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded(value), 16)));
+}
+
+void store_pair(float* dst, __m512 first, __m512 second, bool stream) {
+    if (stream) {
+        _mm512_stream_ps(dst, first);
+        _mm512_stream_ps(dst + kWidth, second);
+    } else {
+        _mm512_storeu_ps(dst, first);
+        _mm512_storeu_ps(dst + kWidth, second);
+    }
+}
+
+// The upper halves of 32 lanes, in order.
+void store_pair(Bf16* dst, __m512 first, __m512 second, bool stream) {
+#if defined(CROSSCODER_AVX512_BF16)
+    __m512i both;
+    const __m512bh narrowed = _mm512_cvtne2ps_pbh(second, first);
+    memcpy(&both, &narrowed, sizeof both);
+#else
+    const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                         23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    const __m512i both = _mm512_permutex2var_epi16(rounded(first), odd, rounded(second));
+#endif
+    if (stream) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(dst), both);
+    } else {
+        _mm512_storeu_si512(dst, both);
+    }
+}
+
+template <class From, class To>
+void scaled(const void* src, float scale, void* dst, size_t n, bool stream) {
+    const From* from = static_cast<const From*>(src);
+    To* to = static_cast<To*>(dst);
+    const __m512 factor = _mm512_set1_ps(scale);
+    const bool past_caches = stream && aligned(to);
+    size_t i = 0;
+    for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+        store_pair(to + i, _mm512_mul_ps(load(from + i, 0xffff), factor),
+                   _mm512_mul_ps(load(from + i + kWidth, 0xffff), factor), past_caches);
+    }
+    for (; i < n; i += kWidth) {
+        const __mmask16 mask = n - i < kWidth ? tail_mask(n - i) : __mmask16{0xffff};
+        store(to + i, _mm512_mul_ps(load(from + i, mask), factor), mask);
+    }
+}
+
+#if !defined(CROSSCODER_AVX512_BF16)
+// Even and odd elements apart: no lane has to move.
+void scaled_bf16(const void* src, float scale, void* dst, size_t n, bool stream) {
+    const Bf16* from = static_cast<const Bf16*>(src);
+    Bf16* to = static_cast<Bf16*>(dst);
+    const __m512 factor = _mm512_set1_ps(scale);
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
+    const bool past_caches = stream && aligned(to);
+    size_t i = 0;
+    for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+        const __m512i pair = _mm512_loadu_si512(from + i);
+        const __m512i even = rounded(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), factor));
+        const __m512i odd = rounded(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_and_si512(pair, upper)), factor));
+        const __m512i both = _mm512_ternarylogic_epi32(upper, odd, _mm512_srli_epi32(even, 16), 0xca);
+        if (past_caches) {
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), both);
+        } else {
+            _mm512_storeu_si512(to + i, both);
+        }
+    }
+    if (i < n) {
+        scaled<Bf16, Bf16>(from + i, scale, to + i, n - i, false);
+    }
+}
+#endif
+
+__m512 dequantised(const int8_t* src, __m512 scale, const float* gain, const float* offset, __mmask16 mask) {
+    const __m512 value = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, src)));
+    return _mm512_fmadd_ps(_mm512_mul_ps(value, scale), _mm512_maskz_loadu_ps(mask, gain),
+                           _mm512_maskz_loadu_ps(mask, offset));
+}
+
+template <class To>
+void int8(const int8_t* src, const uint16_t* scales, size_t group, const float* gain, const float* offset, void* dst,
+          size_t n, bool stream) {
+    To* to = static_cast<To*>(dst);
+    for (size_t begin = 0, g = 0; begin < n; begin += group, ++g) {
+        const size_t end = begin + group < n ? begin + group : n;
+        const uint32_t bits = static_cast<uint32_t>(scales[g]) << 16;
+        float factor = 0;
+        memcpy(&factor, &bits, sizeof factor);
+        const __m512 scale = _mm512_set1_ps(factor);
+        const bool past_caches = stream && aligned(to + begin);
+        size_t i = begin;
+        for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
+            const size_t j = i + kWidth;
+            store_pair(to + i, dequantised(src + i, scale, gain + i, offset + i, 0xffff),
+                       dequantised(src + j, scale, gain + j, offset + j, 0xffff), past_caches);
+        }
+        for (; i < end; i += kWidth) {
+            const __mmask16 mask = end - i < kWidth ? tail_mask(end - i) : __mmask16{0xffff};
+            store(to + i, dequantised(src + i, scale, gain + i, offset + i, mask), mask);
+        }
+    }
+}
+
+}  // namespace
+
+#if defined(CROSSCODER_AVX512_BF16)
+constinit const UnpackKernels unpack_avx512_bf16 = {{{scaled<float, float>, scaled<float, Bf16>},
+                                                     {scaled<Bf16, float>, scaled<Bf16, Bf16>},
+                                                     {scaled<Fp16, float>, scaled<Fp16, Bf16>}},
+                                                    {int8<float>, int8<Bf16>}};
+#else
+constinit const UnpackKernels unpack_avx512 = {{{scaled<float, float>, scaled<float, Bf16>},
+                                                {scaled<Bf16, float>, scaled_bf16},
+                                                {scaled<Fp16, float>, scaled<Fp16, Bf16>}},
+                                               {int8<float>, int8<Bf16>}};
+#endif
+
+}  // namespace crosscoder

@@ -1,0 +1,27 @@
+// One row of a store, widened or narrowed to what the trainer takes: the signatures that every instruction set
+// implements. The rules for the files unpack_<level>.cpp are those of convert_kernels.hpp: nothing of external linkage
+// but the table, no standard library.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace crosscoder {
+
+// All levels give the same bits. bfloat16 is rounded to nearest, ties to even; a result below 2^-126 becomes 0 in it.
+// Values are finite. `stream` writes past the caches where `dst` is aligned for that.
+struct UnpackKernels {
+    // dst[i] = T(float(src[i]) * scale); [source: fp32, bf16, fp16][T: fp32, bf16].
+    void (*scaled[3][2])(const void* src, float scale, void* dst, size_t n, bool stream);
+    // dst[i] = T(fma(src[i] * scales[i / group], gain[i], offset[i])): the product is rounded, then the fused multiply-
+    // add once. scales are bfloat16 bits; [T: fp32, bf16].
+    void (*int8[2])(const int8_t* src, const uint16_t* scales, size_t group, const float* gain, const float* offset,
+                    void* dst, size_t n, bool stream);
+};
+
+extern const UnpackKernels unpack_portable;
+extern const UnpackKernels unpack_avx2;         // AVX2, F16C, FMA
+extern const UnpackKernels unpack_avx512;       // AVX-512 F, BW, DQ, VL
+extern const UnpackKernels unpack_avx512_bf16;  // and BF16
+
+}  // namespace crosscoder
