@@ -62,7 +62,7 @@ def _trainer(request: dict[str, Any], shape: Shape) -> tuple[Any, list[Tensor]]:
 
 
 def state_bytes(trainer: Any) -> int:
-    """Weights, buffers and the optimiser's state, each storage once; not gradients, nor what is derived from weights."""
+    """Weights, buffers and the optimiser's state, each storage once; no gradients, nothing derived from weights."""
     storages: dict[int, int] = {}
     seen: set[int] = set()
 
