@@ -4,7 +4,7 @@ The host waits for nothing that the device has yet to compute. The number of pai
 while the step goes on; buffers hold four times the last number. If a batch has more than fits, its update is a
 no-op on the device, and the engine does the batch again before anything else: at the end of the step where the last
 number left less than a factor of two, else at the start of the next step (`settle`). A batch that is too dense for the
-sparse kernels goes through dense products (`tiles.py`). Which way a batch goes depends on the batch and the
+sparse kernels goes through dense products (`DensePass`). Which way a batch goes depends on the batch and the
 parameters alone, not on what came before: a resumed run repeats the same bits.
 
 Where a loss is not finite, this and all later updates are no-ops; `pending_error` tells.
