@@ -53,7 +53,8 @@ def encode(
         if max_pairs is not None and n_pairs > max_pairs:
             return None
     found = encoder.finish(array(norms_FK), array(theta_F), shared, n_threads())
-    return SparseCode(*map(torch.from_numpy, found), n_snapshots=norms_FK.shape[1], n_features=len(theta_F))
+    row_offsets, features, values, gates = map(torch.from_numpy, found)
+    return SparseCode(row_offsets, features, values, gates, norms_FK.shape[1], len(theta_F))
 
 
 def encode_ranked(

@@ -80,7 +80,7 @@ def prepare(x_BC: Tensor, rows: EncoderRows, scratch: Scratch) -> Batch:
         array_or_none(inverse),
         n_threads(),
     )
-    if int8 is not None and scale_B is not None and norm_B is not None:
+    if int8 is not None and scale_B is not None and norm_B is not None and rows.int8_norm_F is not None:
         deviation = INT8_DEVIATIONS / math.sqrt(12)
         return Batch(
             x_BC=x_BC,

@@ -186,3 +186,159 @@ class Prefetcher:
 
     @property
     def bytes_read(self) -> int: ...
+
+# The training step (csrc/bindings_step.cpp); its Python faces are kernels/*/native.py, which say what the arrays are.
+# bf16 numbers are uint16 bits; every array is C-contiguous. All raise `TypeError` or `ValueError` naming a wrong one.
+
+_Array = npt.NDArray[Any]
+_Code = tuple[_Array, _Array, _Array, _Array, int, int]
+_Order = tuple[_Array, _Array, _Array]
+_Penalty = tuple[float, bool, bool, float]
+
+class Encoder:
+    """The pairs of a sparse code from products, feature tile by feature tile."""
+
+    def __init__(self, x: _Array, weights: _Array, bias: _Array) -> None: ...
+    def add(
+        self,
+        products: _Array,
+        first: int,
+        rule: tuple[_Array | None, ...],
+        keep_scale: _Array,
+        keep_level: _Array,
+        keep_also: _Array | None,
+        n_threads: int,
+    ) -> int:
+        """Finds and scores a tile's candidates. Returns the number of pairs so far."""
+
+    @property
+    def n_candidates(self) -> int: ...
+    def finish(
+        self, norms: _Array, theta: _Array, shared: bool, n_threads: int
+    ) -> tuple[_Array, _Array, _Array, _Array]:
+        """row_offsets, features, values, gates."""
+
+class RankEncoder:
+    """The same for TopK and BatchTopK."""
+
+    def __init__(
+        self, x: _Array, weights: _Array, bias: _Array, largest_norm: _Array, top_k: int, whole_batch: bool
+    ) -> None: ...
+    def add(
+        self, products: _Array, first: int, rule: tuple[_Array | None, ...], relative: float, n_threads: int
+    ) -> None: ...
+    def finish(self, n_threads: int) -> tuple[_Array, _Array, _Array, float]:
+        """row_offsets, features, values, the smallest score kept."""
+
+def score_pairs(
+    x: _Array, weights: _Array, bias: _Array, tokens: _Array, features: _Array, n_threads: int
+) -> _Array: ...
+def transpose(code: _Code, n_threads: int) -> _Order: ...
+def feature_sums(
+    code: _Code, order: _Order, norms: _Array, theta: _Array, penalty: _Penalty, n_threads: int
+) -> tuple[_Array, ...]:
+    """activity (F,), slope (F, K), fired (F,), open (K,), above (F,), n_above (F,)."""
+
+def decode(
+    code: _Code,
+    W_dec: _Array,
+    b_dec: _Array,
+    target: _Array | None,
+    out: _Array,
+    error: _Array | None,
+    n_threads: int,
+) -> None: ...
+def code_grad(code: _Code, W_dec: _Array, g: _Array, out: _Array, n_threads: int) -> None: ...
+def decode_with_gradients(
+    code: _Code,
+    W_dec: _Array,
+    b_dec: _Array,
+    target: _Array,
+    gradient_scale: float,
+    weight: _Array,
+    norms: _Array,
+    theta: _Array,
+    penalty: _Penalty,
+    residual: _Array,
+    error: _Array,
+    dh: _Array,
+    threshold: _Array | None,
+    n_threads: int,
+) -> None: ...
+def threshold_tile(
+    h: _Array,
+    inner: _Array,
+    first: int,
+    bias: _Array,
+    unit: _Array,
+    theta: _Array,
+    closed_slope: _Array,
+    window: float,
+    gradient_scale: float,
+    sums: _Array,
+    n_threads: int,
+) -> None: ...
+def threshold_open_gates(
+    code: _Code,
+    order: _Order,
+    chosen: _Array,
+    weight: _Array,
+    norms: _Array,
+    theta: _Array,
+    penalty: _Penalty,
+    gradient: _Array,
+    n_threads: int,
+) -> None: ...
+def prefer_huge_pages(array: _Array) -> None:
+    """Ask the system to back the array with large pages; nothing but speed depends on it."""
+
+def prepare_batch(
+    x: _Array,
+    fourth: _Array,
+    bf16: _Array | None,
+    int8: _Array | None,
+    int8_scale: _Array | None,
+    int8_norm: _Array | None,
+    inverse_column_scale: _Array | None,
+    n_threads: int,
+) -> None: ...
+def column_sums(a: _Array, sums: _Array, n_threads: int) -> None: ...
+def squared_distances(x: _Array, mean: _Array, out: _Array, n_threads: int) -> None: ...
+def gradient_squares(code: _Code, order: _Order, parts: tuple[Any, ...], W_dec: _Array, n_threads: int) -> _Array: ...
+def gradient_rows(
+    code: _Code,
+    order: _Order,
+    parts: tuple[Any, ...],
+    W_dec: _Array,
+    dW_enc: _Array,
+    dW_dec: _Array,
+    n_threads: int,
+) -> None: ...
+def update_rows(
+    code: _Code,
+    order: _Order,
+    parts: tuple[Any, ...],
+    db_enc: _Array,
+    W_enc: tuple[Any, ...],
+    W_dec: tuple[Any, ...],
+    b_enc: tuple[Any, ...],
+    last_step: _Array,
+    derived: tuple[Any, ...],
+    options: tuple[Any, ...],
+    n_threads: int,
+) -> None: ...
+def update_dense_rows(
+    dW_enc: _Array,
+    dW_dec: _Array,
+    db_enc: _Array,
+    touched: _Array,
+    first: int,
+    W_enc: tuple[Any, ...],
+    W_dec: tuple[Any, ...],
+    b_enc: tuple[Any, ...],
+    last_step: _Array,
+    derived: tuple[Any, ...],
+    options: tuple[Any, ...],
+    n_threads: int,
+) -> None: ...
+def derive_rows(W_enc: _Array, W_dec: _Array, derived: tuple[Any, ...], n_threads: int) -> None: ...

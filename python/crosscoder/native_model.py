@@ -266,7 +266,7 @@ def _total(penalty: Penalty, p_F: Tensor) -> float:
 
 def _rows_times(W_FKD: Tensor, vector_KD: Tensor) -> Tensor:
     """W @ vector (F,) in float32, without a float32 copy of bf16 weights."""
-    parts = [some.flatten(1).float() @ vector_KD.flatten() for some in W_FKD.detach().split(1024)]
+    parts = [some.flatten(1).float() @ vector_KD.flatten() for some in torch.split(W_FKD.detach(), 1024)]
     return torch.cat(parts)
 
 

@@ -81,7 +81,7 @@ def test_closed_form_equals_autograd(
 def test_autograd_equals_the_formula_written_out() -> None:
     """The straight-through gradient against a direct transcription with Python loops."""
     for gate in ("snapshot", "shared"):
-        model, x = make((5, 3, 4, 6), gate=gate, threshold_window=2.0)
+        model, x = make((5, 3, 4, 6), gate=gate, threshold_mode="exact", threshold_window=2.0)
         actual = autograd(model, x)
         B, K, F, c, s, eps = 5, 3, 6, 4.0, 0.01, 2.0
         W, n, theta = model.W_dec.detach(), model.decoder_norms().detach(), model.threshold.detach()
@@ -127,7 +127,7 @@ def test_autograd_equals_finite_differences() -> None:
 @pytest.mark.parametrize("penalty", ["tanh-quad", "tanh", "l1"])
 def test_the_six_operations_compose_to_the_gradients(gate: str, penalty: str) -> None:
     """The sparse step of docs/method.md, operation by operation, gives what autograd gives."""
-    model, x = make((33, 3, 16, 101), gate=gate, penalty=penalty, threshold_window=2.0)
+    model, x = make((33, 3, 16, 101), gate=gate, penalty=penalty, threshold_mode="exact", threshold_window=2.0)
     expected = autograd(model, x)
     form, terms = Penalty.of(model.config), x.shape[0] * x.shape[1]
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_a_decoder_norm_of_exactly_zero(gate: str, penalty: str) -> None:
 
 def test_sampled_threshold_gradient_is_unbiased() -> None:
     model, x = make((64, 3, 8, 40), threshold_mode="sampled", threshold_window=4.0)
-    exact_model = Crosscoder(CrosscoderConfig(3, 8, 40, threshold_window=4.0)).double()
+    exact_model = Crosscoder(CrosscoderConfig(3, 8, 40, threshold_mode="exact", threshold_window=4.0)).double()
     exact_model.load_state_dict(model.state_dict())
     exact = loss_and_gradients(exact_model, x, sparsity_coefficient=LAMBDA).gradients.log_threshold
     generator = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from crosscoder.activations.snapshots import decoder_layers
+from crosscoder.activations.trunk import decoder_layers
 from crosscoder.errors import DataError
 
 

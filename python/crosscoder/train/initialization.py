@@ -7,6 +7,7 @@ d_f, the same at every snapshot. The searches below need one (B, F) x (F, D) pro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -84,7 +85,7 @@ def calibrate(model: Crosscoder, x_BKD: Tensor, l0: float) -> float:
     a = float((reconstruction_BD * sum_BD).sum() / squares.clamp_min(torch.finfo(squares.dtype).tiny))
     if not a > 0:
         raise DataError("a calibrated start needs activations that differ between tokens; these look constant")
-    norm = a**0.5
+    norm = math.sqrt(a)
     _set_norm(model, norm)
     unit = norm if model.config.gate == "shared" else a
     model.log_threshold.copy_((unit * torch.cat(quantiles)).log())

@@ -66,7 +66,7 @@ class AdamState:
             moments["m_scale"][rows] = 0
             total = moments["v"].new_zeros(moments["v"].shape[1:], dtype=torch.float32)
             live = live_F.nonzero().squeeze(1)
-            for some in live.split(1024):  # never a float32 copy of everything
+            for some in torch.split(live, 1024):  # never a float32 copy of everything
                 total += dequantize_v(moments["v"][some], moments["v_scale"][some]).sum(dim=0)
             q, scale = quantize_v((total / max(1, len(live)))[None])
             moments["v"][rows], moments["v_scale"][rows] = q, scale
@@ -91,8 +91,8 @@ def _spread(scale: Tensor, width: int) -> Tensor:
 
 def _largest(magnitude: Tensor) -> Tensor:
     """(..., blocks): the largest element of each block."""
-    padding = -magnitude.shape[-1] % BLOCK
-    return torch.nn.functional.pad(magnitude, (0, padding)).unflatten(-1, (-1, BLOCK)).amax(dim=-1)
+    padded = torch.nn.functional.pad(magnitude, (0, -magnitude.shape[-1] % BLOCK))
+    return padded.view(*magnitude.shape[:-1], padded.shape[-1] // BLOCK, BLOCK).amax(dim=-1)
 
 
 def dequantize_m(q: Tensor, scale: Tensor) -> Tensor:
