@@ -86,7 +86,7 @@ def native_parts(at: Inputs) -> tuple[Trainer, GradientParts]:
         sparsity_coefficient=SETTINGS.sparsity_coefficient,
         preactivation_coefficient=0.0,
         generator=None,
-        max_pairs=None,
+        max_density=None,
     )
     assert result is not None
     return trainer, result.parts

@@ -84,11 +84,8 @@ def state_bytes(trainer: Any) -> int:
         elif hasattr(thing, "__dict__"):
             visit(vars(thing))
 
-    visit([*trainer.model.parameters(), *trainer.model.buffers()])
-    if hasattr(trainer, "engine"):
-        visit([tensor for _, tensor in trainer.engine.tensors()])
-    else:
-        visit(trainer.optimizer)
+    state = [tensor for _, tensor in trainer.engine.tensors()] if hasattr(trainer, "engine") else trainer.optimizer
+    visit([*trainer.model.parameters(), *trainer.model.buffers(), state])
     return sum(storages.values())
 
 

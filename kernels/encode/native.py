@@ -31,12 +31,13 @@ def encode(
     shared: bool,
     window: float = 0.0,
     also_above_threshold: bool = False,
-    max_pairs: int | None = None,
+    max_density: float | None = None,
 ) -> SparseCode | None:
     """The pairs with h n > theta at the largest of the norms (`shared`: h > theta), and their gates.
 
     With a `window`, pairs down to theta - window / 2 are in the code too, with `also_above_threshold` all with
-    h >= theta; their gates may all be closed. None if there are more than `max_pairs` pairs.
+    h >= theta; their gates may all be closed. None as soon as more
+    than `max_density` of the pairs of all tokens with the features seen so far are in the code.
     """
     scale_F = torch.ones_like(theta_F) if shared else norms_FK.amax(dim=1)
     level_F = theta_F - window / 2
@@ -50,7 +51,8 @@ def encode(
     encoder = _core.Encoder(array(batch.x_BC), array(W_enc_FKD.detach().flatten(1)), array(b_enc_F))
     for first, products in tiles(batch, W_enc_FKD, rows, scratch):
         n_pairs = encoder.add(array(products), first, rule, *keep, n_threads())
-        if max_pairs is not None and n_pairs > max_pairs:
+        n_seen = len(batch.x_BC) * (first + products.shape[1])
+        if max_density is not None and n_pairs > max_density * n_seen:
             return None
     found = encoder.finish(array(norms_FK), array(theta_F), shared, n_threads())
     row_offsets, features, values, gates = map(torch.from_numpy, found)

@@ -72,7 +72,7 @@ def _code_of(
     *,
     window: float = 0.0,
     also_above: bool = False,
-    max_pairs: int | None = None,
+    max_density: float | None = None,
 ) -> tuple[SparseCode | None, Tensor | None]:
     config, bias_F = model.config, model.b_enc.float()
     theta_F, shared = model.threshold.float(), config.gate == "shared"
@@ -96,7 +96,7 @@ def _code_of(
         shared=shared,
         window=window,
         also_above_threshold=also_above,
-        max_pairs=max_pairs,
+        max_density=max_density,
     )
     return code_or_none, None
 
@@ -134,9 +134,9 @@ def sparse_pass(
     sparsity_coefficient: float,
     preactivation_coefficient: float,
     generator: torch.Generator | None,
-    max_pairs: int | None,
+    max_density: float | None,
 ) -> SparsePass | None:
-    """Loss and gradients of a batch (B, K, D) in float32; None if it has more than `max_pairs` pairs.
+    """Loss and gradients of a batch (B, K, D) in float32; None if it is denser than `max_density` (`encode`).
 
     The residual lies in `scratch`.
     """
@@ -156,7 +156,7 @@ def sparse_pass(
         scratch,
         window=window,
         also_above=preactivation_coefficient > 0,
-        max_pairs=max_pairs,
+        max_density=max_density,
     )
     if code is None:
         return None
@@ -286,7 +286,7 @@ def loss(
         sparsity_coefficient=sparsity_coefficient,
         preactivation_coefficient=preactivation_coefficient,
         generator=generator,
-        max_pairs=None,
+        max_density=None,
     )
     assert result is not None
     if result.smallest_score is not None:

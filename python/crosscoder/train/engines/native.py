@@ -28,14 +28,14 @@ from crosscoder.train.engines.base import StepSettings, StepStatistics
 from crosscoder.train.engines.recall import REQUIRED_RECALL, TOKENS, RecallAudit
 from crosscoder.train.engines.reference import (
     clip_factor,
+    dense_clipping,
     dense_statistics,
-    tile_squares,
     update_vector,
     with_norm,
 )
 from crosscoder.train.state import AdamState
 
-DENSE_ABOVE = 0.1
+DENSE_ABOVE = 0.3
 """Density (share of all pairs of token and feature) above which the dense way is faster: docs/performance.md."""
 DENSE_TILE = 1024
 
@@ -94,7 +94,7 @@ class NativeEngine:
             sparsity_coefficient=settings.sparsity_coefficient,
             preactivation_coefficient=settings.preactivation_coefficient,
             generator=torch.Generator().manual_seed(settings.seed),
-            max_pairs=int(self.dense_above * len(x_BKD) * model.config.n_features),
+            max_density=self.dense_above,
         )
         if sparse is None:
             return self._dense_step(x_BKD, settings)
@@ -157,11 +157,7 @@ class NativeEngine:
         statistics = dense_statistics(dense)
         if not bool(torch.isfinite(dense.loss.total)):
             return statistics
-        factor, norm = 1.0, None
-        if self._config.clip_norm is not None:
-            squares = [tile_squares(gradients) for _, gradients in dense.gradients()]
-            norm = (torch.stack(squares).sum() + dense.db_dec_KD.double().square().sum()).sqrt()
-            factor = clip_factor(norm, self._config.clip_norm)
+        factor, norm = dense_clipping(dense, self._config.clip_norm)
         options = self._options(settings, factor)
         all_touched = settings.preactivation_coefficient > 0
         for features, gradients in dense.gradients():

@@ -61,11 +61,7 @@ class ReferenceEngine:
         if not bool(torch.isfinite(dense.loss.total)):
             return statistics
         # The update needs all gradients at the old weights only within a tile: its loss is already computed.
-        factor, norm = 1.0, None
-        if self._config.clip_norm is not None:
-            squares = [tile_squares(gradients) for _, gradients in dense.gradients()]
-            norm = (torch.stack(squares).sum() + dense.db_dec_KD.double().square().sum()).sqrt()
-            factor = clip_factor(norm, self._config.clip_norm)
+        factor, norm = dense_clipping(dense, self._config.clip_norm)
         generator = torch.Generator().manual_seed(settings.seed)
         for features, gradients in dense.gradients():
             touched = dense.fired_F[features] > 0
@@ -137,6 +133,15 @@ def tile_squares(gradients: Gradients) -> Tensor:
     """(): squared norm of a tile's gradients, without b_dec's."""
     parts = (gradients.W_enc, gradients.W_dec, gradients.b_enc, gradients.log_threshold)
     return torch.stack([part.double().square().sum() for part in parts]).sum()
+
+
+def dense_clipping(dense: DensePass, limit: float | None) -> tuple[float, Tensor | None]:
+    """What a dense pass's gradient is multiplied by, and its norm (None without a limit)."""
+    if limit is None:
+        return 1.0, None
+    squares = [tile_squares(gradients) for _, gradients in dense.gradients()]
+    norm = (torch.stack(squares).sum() + dense.db_dec_KD.double().square().sum()).sqrt()
+    return clip_factor(norm, limit), norm
 
 
 def clip_factor(norm: Tensor, limit: float) -> float:
