@@ -17,7 +17,7 @@ from harness.measure import compare, gemms
 from harness.peer import PeerVariant
 from harness.results import Recorder
 from harness.situation import Shape, make
-from harness.variants import DEFAULT
+from harness.variants import DEFAULT, Variant
 
 QUICK = [Shape(n_snapshots=4, d_model=64, n_features=1_024, batch=256)]
 FULL = [Shape()]
@@ -39,8 +39,14 @@ def test_peer(benchmark: Any, case: Shape, opponent: PeerVariant, rounds: int, r
     situation = make(case)
     feed = situation.feed()
     trainer = DEFAULT.trainer(situation.model)
+    int8 = Variant("step, int8", {"candidates": "int8"}).trainer(situation.model)
     with peer.running(situation.model, situation.batches, opponent) as process:
-        contenders = {**gemms(case), "step": lambda: trainer.step(next(feed)), str(opponent): process.step}
+        contenders = {
+            **gemms(case),
+            "step": lambda: trainer.step(next(feed)),
+            "step, int8": lambda: int8.step(next(feed)),
+            str(opponent): process.step,
+        }
         timings = compare(benchmark, str(opponent), contenders, rounds)
     ratio = timings[str(opponent)].median / timings["step"].median
     recorder.add(

@@ -28,13 +28,20 @@ struct Job {
     }
 };
 
+// Is this thread working on a job? What it calls then runs on it alone.
+thread_local bool within_job = false;
+
 class Pool {
   public:
     // Runs the job on `n_threads` threads, the calling one included; `job.run` must not throw.
     void run(Job& job, unsigned n_threads) {
+        if (n_threads < 2 || within_job) {
+            job.take_part();
+            return;
+        }
         const std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-        if (!turn.owns_lock() || n_threads < 2) {
-            job.take_part();  // the pool is busy with another caller's job, or this is called from within one
+        if (!turn.owns_lock()) {
+            job.take_part();  // the pool is busy with another caller's job
             return;
         }
         const unsigned helpers = grow(n_threads - 1);
@@ -46,7 +53,9 @@ class Pool {
             ++generation_;
         }
         start_.notify_all();
+        within_job = true;
         job.take_part();
+        within_job = false;
         std::unique_lock<std::mutex> lock(mutex_);
         done_.wait(lock, [this] { return active_ == 0; });
         job_ = nullptr;
@@ -90,7 +99,9 @@ class Pool {
             }
             Job* job = job_;
             lock.unlock();
+            within_job = true;
             job->take_part();
+            within_job = false;
             lock.lock();
             if (--active_ == 0) {
                 done_.notify_one();
