@@ -1,6 +1,6 @@
 """How exact integrated gradients are by number of steps, and what a study of one task costs.
 
-    python benchmarks/attribution.py runs/quickstart --task induction
+    python benchmarks/attribute.py runs/quickstart --task induction
 
 Prints JSON lines: the completeness error at every snapshot above chance for 5, 10, 20 and 50 steps, then the seconds of
 wall clock and of processor time of the whole study, computed anew.
