@@ -106,7 +106,7 @@ def measure(name: str, size: tuple[int, int, int, int, str], repeats: int) -> li
     """One row an operation."""
     B, K, D, F, state = size
     active = min(40.0, F / 8)
-    model, x = model_and_batch(B, K, D, F, state, active, threshold_mode="sampled")
+    model, x = model_and_batch(B, K, D, F, state, active, threshold_mode="sampled", threshold_window=4.0)
     engine = engine_of(model, state, B)
     numbers = iter(range(10**9))
     engine.step(x, settings(next(numbers)))
@@ -167,7 +167,7 @@ def crossover(size: tuple[int, int, int, int, str], densities: tuple[float, ...]
     B, K, D, F, state = size
     rows = []
     for density in densities:
-        model, x = model_and_batch(B, K, D, F, state, density * F, threshold_mode="sampled")
+        model, x = model_and_batch(B, K, D, F, state, density * F, threshold_mode="sampled", threshold_window=4.0)
         row: dict[str, Any] = {"density": density, "chosen": None}
         for way, share in (("sparse", 1.0), ("dense", 0.0)):
             engine = engine_of(model, state, B)

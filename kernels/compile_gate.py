@@ -40,12 +40,13 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 WITH_PRODUCT = ("threshold_tiles",)
 PAIRS = 82_000
 """Pairs of a batch, as a step has them at 40 active features a token."""
+EXACT: dict[str, Any] = {"threshold_mode": "exact", "threshold_window": 4.0}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "exact-adam": {"optimizer_mode": "exact", "x": torch.float32},
-    "all-options": {"clip_norm": 1.0, "decoder_norm_limit": 1.0, "preactivation": 0.01, "penalty": "tanh"},
+    "plain": EXACT,
+    "exact-adam": {"optimizer_mode": "exact", "x": torch.float32, **EXACT},
+    "all-options": {"clip_norm": 1.0, "decoder_norm_limit": 1.0, "preactivation": 0.01, "penalty": "tanh", **EXACT},
     "shared-narrow": {"gate": "shared", "threshold_mode": "narrow", "threshold_window": 0.1, "penalty": "l1"},
-    "sampled": {"threshold_mode": "sampled", "x": torch.float16},
+    "sampled": {"threshold_mode": "sampled", "threshold_window": 4.0, "x": torch.float16},
     "topk": {"gate": "topk", "top_k": 40},
     "dense": {"dense": True},
 }

@@ -53,7 +53,8 @@ def test_a_layer_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_nothing_ablated_is_the_clean_model_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_nothing_ablated_is_the_clean_model(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Within the rounding of a product that torch may split otherwise; what is put back is what was there."""
     snapshots, task, crosscoder = coded(tmp_path, dtype)
     for k in range(K):
         model = snapshots.load(k, dtype)
@@ -62,8 +63,10 @@ def test_nothing_ablated_is_the_clean_model_bit_for_bit(tmp_path: Path, dtype: t
         with torch.no_grad():
             whole = model(prompts.ids_PT).logits[torch.arange(len(prompts)), prompts.last_P].float()
             kept = splice.logits(prompts, prompts.pairs.values_N.clone(), splice.error(prompts).clone())
-        assert torch.equal(splice.logits(prompts), whole)
-        assert torch.equal(kept, whole)
+        spliced = splice.logits(prompts)
+        assert torch.equal(kept, spliced)
+        scale = float(whole.abs().max())
+        assert float((spliced - whole).abs().max()) <= 8 * torch.finfo(dtype).eps * scale
         tolerance = 1e-5 if dtype == torch.float32 else 0.2  # padding and batching change the order of sums
         alone = clean_logits(model, prompts.ids_PT, prompts.last_P)
         torch.testing.assert_close(whole, alone, atol=tolerance, rtol=tolerance)

@@ -154,5 +154,5 @@ def test_peak_memory_sees_what_the_dense_step_takes() -> None:
     dense_tensor = 4 * shape.batch * shape.n_snapshots * shape.n_features
     dense = memory.measure(shape, memory.DENSE, threads=1)
     assert dense["state"] == pytest.approx(12 * dense["parameters"], rel=0.01)
-    assert 3 * dense_tensor < dense["beyond"] < 12 * dense_tensor
+    assert 3 * dense_tensor < dense["beyond"] < 16 * dense_tensor
     assert 12 < dense["at_rest_a_parameter"] < 24

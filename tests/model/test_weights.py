@@ -106,7 +106,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         ({"gate": "soft"}, "gate must be one of snapshot, shared, topk, batchtopk, not 'soft'"),
         ({"penalty": "l0"}, "penalty must be one of"),
         ({"threshold_mode": "none"}, "threshold_mode must be one of"),
-        ({"threshold_mode": "narrow"}, "at most 0.1"),
+        ({"threshold_mode": "narrow", "threshold_window": 0.2}, "at most 0.1"),
         ({"threshold_window": 0}, "threshold_window must be positive"),
         ({"threshold_init": -1.0}, "threshold_init must be 0 or more"),
         ({"threshold_sample": 0.0}, "threshold_sample"),
