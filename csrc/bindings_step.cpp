@@ -190,7 +190,6 @@ void bind_encoders(py::module_& m) {
             },
             py::arg("products"), py::arg("first"), py::arg("rule"), py::arg("keep_scale"), py::arg("keep_level"),
             py::arg("keep_also"), py::arg("n_threads"))
-        .def_property_readonly("n_candidates", [](const EncoderHolder& self) { return self.encoder->n_candidates(); })
         .def(
             "finish",
             [](EncoderHolder& self, const py::object& norms, const py::object& theta, bool shared, int n_threads) {
@@ -265,31 +264,6 @@ void bind_encoders(py::module_& m) {
 }
 
 void bind_code(py::module_& m) {
-    m.def(
-        "score_pairs",
-        [](const py::object& x, const py::object& weights, const py::object& bias, const py::object& tokens,
-           const py::object& features, int n_threads) {
-            const EncoderInputs inputs = encoder_inputs(x, weights, bias);
-            const std::size_t n = length(tokens, "tokens", 0, 1);
-            const auto* rows = in<std::int32_t>(tokens, "tokens", {n});
-            const auto* columns = in<std::int32_t>(features, "features", {n});
-            for (std::size_t i = 0; i < n; ++i) {
-                if (static_cast<std::uint64_t>(rows[i]) >= inputs.n_tokens ||
-                    static_cast<std::uint64_t>(columns[i]) >= inputs.n_features) {
-                    throw py::index_error("pair " + std::to_string(i) + " is out of range");
-                }
-            }
-            auto h = make<float>({n});
-            float* values = h.mutable_data();
-            const unsigned threads = arrays::threads(n_threads);
-            {
-                const py::gil_scoped_release release;
-                score_pairs(kernels(), inputs.x, inputs.weights, inputs.bias, rows, columns, n, values, threads);
-            }
-            return h;
-        },
-        py::arg("x"), py::arg("weights"), py::arg("bias"), py::arg("tokens"), py::arg("features"),
-        py::arg("n_threads"));
     m.def(
         "transpose",
         [](const CodeTuple& code, int n_threads) {

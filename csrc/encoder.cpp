@@ -72,7 +72,6 @@ std::size_t Encoder::add(const StepKernels& kernels, const ProductTile& tile, co
         float h[kBatch];
         for (std::size_t b = begin; b < end; ++b) {
             const std::size_t count = collect_candidates(kernels, tile, candidates, candidates.cut_F + tile.first, b, found.data());
-            chunk.n_candidates += count;
             for (std::size_t i = 0; i < count; ++i) {
                 found[i] += static_cast<std::uint32_t>(tile.first);
             }
@@ -97,14 +96,6 @@ std::size_t Encoder::n_pairs() const {
     std::size_t n = 0;
     for (const Chunk& chunk : chunks_) {
         n += chunk.entries.size();
-    }
-    return n;
-}
-
-std::size_t Encoder::n_candidates() const {
-    std::size_t n = 0;
-    for (const Chunk& chunk : chunks_) {
-        n += chunk.n_candidates;
     }
     return n;
 }

@@ -61,7 +61,6 @@ class Encoder {
                     const KeepRule& keep, unsigned n_threads);
 
     std::size_t n_pairs() const;
-    std::size_t n_candidates() const;
 
     // Fills row_offsets (B + 1), features, values, gates (n_pairs()). The gate at k: h norms > theta (`shared`:
     // h > theta at all). Frees the memory.
@@ -77,7 +76,6 @@ class Encoder {
     };
     struct Chunk {
         std::vector<Entry> entries;
-        std::size_t n_candidates = 0;
     };
 
     const float* x_;

@@ -211,8 +211,6 @@ class Encoder:
     ) -> int:
         """Finds and scores a tile's candidates. Returns the number of pairs so far."""
 
-    @property
-    def n_candidates(self) -> int: ...
     def finish(
         self, norms: _Array, theta: _Array, shared: bool, n_threads: int
     ) -> tuple[_Array, _Array, _Array, _Array]:
@@ -230,9 +228,6 @@ class RankEncoder:
     def finish(self, n_threads: int) -> tuple[_Array, _Array, _Array, float]:
         """row_offsets, features, values, the smallest score kept."""
 
-def score_pairs(
-    x: _Array, weights: _Array, bias: _Array, tokens: _Array, features: _Array, n_threads: int
-) -> _Array: ...
 def transpose(code: _Code, n_threads: int) -> _Order: ...
 def feature_sums(
     code: _Code, order: _Order, norms: _Array, theta: _Array, penalty: _Penalty, n_threads: int

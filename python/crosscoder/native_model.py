@@ -117,11 +117,6 @@ class SparsePass:
     smallest_score: Tensor | None
     db_dec_KD: Tensor
     dlog_threshold_F: Tensor
-    n_candidates: int
-
-    def touched(self) -> Tensor:
-        """(F,) bool: features whose rows have a gradient."""
-        return self.parts.order.feature_offsets.diff() > 0
 
 
 @torch.no_grad()
@@ -242,7 +237,6 @@ def sparse_pass(
         smallest_score=smallest,
         db_dec_KD=column_sums(decoded.residual_BKD.flatten(1)).view(K, D) * (2 / terms),
         dlog_threshold_F=dlog_threshold_F,
-        n_candidates=0,
     )
 
 

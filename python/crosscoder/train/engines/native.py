@@ -23,12 +23,12 @@ from crosscoder.kernels.update.reference import BETA1, BETA2, EPSILON
 from crosscoder.model import Crosscoder
 from crosscoder.native_model import SparsePass, encode, rows_of, sparse_pass
 from crosscoder.progress import warn
-from crosscoder.step import DensePass
 from crosscoder.train.engines.base import StepSettings, StepStatistics
 from crosscoder.train.engines.recall import REQUIRED_RECALL, TOKENS, RecallAudit
 from crosscoder.train.engines.reference import (
     clip_factor,
     dense_clipping,
+    dense_pass,
     dense_statistics,
     update_vector,
     with_norm,
@@ -146,14 +146,7 @@ class NativeEngine:
 
     def _dense_step(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:
         model = self._model
-        dense = DensePass(
-            model,
-            x_BKD,
-            sparsity_coefficient=settings.sparsity_coefficient,
-            preactivation_coefficient=settings.preactivation_coefficient,
-            generator=torch.Generator().manual_seed(settings.seed),
-            tile=DENSE_TILE,
-        )
+        dense = dense_pass(model, x_BKD, settings, DENSE_TILE)
         statistics = dense_statistics(dense)
         if not bool(torch.isfinite(dense.loss.total)):
             return statistics

@@ -49,14 +49,7 @@ class ReferenceEngine:
     @torch.no_grad()
     def step(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:
         """Loss, gradients and update for one batch."""
-        dense = DensePass(
-            self._model,
-            x_BKD,
-            sparsity_coefficient=settings.sparsity_coefficient,
-            preactivation_coefficient=settings.preactivation_coefficient,
-            generator=torch.Generator().manual_seed(settings.seed),
-            tile=TILE,
-        )
+        dense = dense_pass(self._model, x_BKD, settings, TILE)
         statistics = dense_statistics(dense)
         if not bool(torch.isfinite(dense.loss.total)):
             return statistics
@@ -117,6 +110,18 @@ def _round_stochastically(w: Tensor, generator: torch.Generator) -> Tensor:
     """bfloat16, up or down so that the mean is `w`."""
     low = torch.randint(0, 1 << 16, w.shape, generator=generator, dtype=torch.int32).to(w.device)
     return ((w.float().view(torch.int32) + low) & ~0xFFFF).view(torch.float32).bfloat16()
+
+
+def dense_pass(model: Crosscoder, x_BKD: Tensor, settings: StepSettings, tile: int) -> DensePass:
+    """The dense pass that a step's settings ask for."""
+    return DensePass(
+        model,
+        x_BKD,
+        sparsity_coefficient=settings.sparsity_coefficient,
+        preactivation_coefficient=settings.preactivation_coefficient,
+        generator=torch.Generator().manual_seed(settings.seed),
+        tile=tile,
+    )
 
 
 def dense_statistics(dense: DensePass) -> StepStatistics:

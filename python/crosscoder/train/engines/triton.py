@@ -44,9 +44,8 @@ from crosscoder.kernels.update.triton import (
 )
 from crosscoder.model import Crosscoder
 from crosscoder.penalty import LossTerms, Penalty
-from crosscoder.step import DensePass
 from crosscoder.train.engines.base import StepSettings, StepStatistics
-from crosscoder.train.engines.reference import dense_statistics, tile_squares, with_norm
+from crosscoder.train.engines.reference import dense_pass, dense_statistics, tile_squares, with_norm
 from crosscoder.train.state import AdamState
 
 DENSE_ABOVE = 0.04
@@ -261,14 +260,7 @@ class TritonEngine:
 
     def _dense(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:
         tile = max(1, DENSE_TILE_BYTES // (4 * max(1, len(x_BKD))))
-        dense = DensePass(
-            self.model,
-            x_BKD,
-            sparsity_coefficient=settings.sparsity_coefficient,
-            preactivation_coefficient=settings.preactivation_coefficient,
-            generator=torch.Generator().manual_seed(settings.seed),
-            tile=tile,
-        )
+        dense = dense_pass(self.model, x_BKD, settings, tile)
         allowed = self._allow(dense.loss.total, settings.number, None)
         lazy = self.config.optimizer_mode == "lazy"
         skip = lazy and not settings.preactivation_coefficient
