@@ -29,8 +29,8 @@ from crosscoder.attribution.task import Task
 from crosscoder.attribution.tasks import make_task
 from crosscoder.config import AttributionSettings
 from crosscoder.errors import DataError
+from crosscoder.evolution.arrays import Arrays, load_arrays, save_arrays
 from crosscoder.evolution.strength import life_cycles
-from crosscoder.evolution.study import Arrays, load_arrays, save_arrays
 from crosscoder.files import make_folder, read_json, remove_folder, write_json
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress, warn

@@ -13,8 +13,9 @@ from crosscoder.attribution.study import finished_tasks, load_circuit
 from crosscoder.attribution.tables import read_table
 from crosscoder.configfile import read_config
 from crosscoder.errors import DataError
+from crosscoder.evolution.arrays import Arrays
 from crosscoder.evolution.strength import KIND_NAMES
-from crosscoder.evolution.study import Arrays, Study
+from crosscoder.evolution.study import Study
 from crosscoder.files import read_json
 from crosscoder.report.data import Contexts, Cosines, Fact, Features, Figures, PageData, TaskResult, TurningPoint
 from crosscoder.report.findings import findings, task_finding

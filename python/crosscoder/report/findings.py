@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscoder.evolution.study import Arrays
+from crosscoder.evolution.arrays import Arrays
 
 
 def findings(summary: Mapping[str, Any], results: Mapping[str, Arrays], steps_K: np.ndarray) -> list[str]:

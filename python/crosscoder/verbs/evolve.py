@@ -28,7 +28,8 @@ class EvolveConfig:
 
 def run(config: EvolveConfig) -> int:
     """Compute the analyses and write the main figures to `summary.json`."""
-    from crosscoder.evolution.study import ANALYSES, Study
+    from crosscoder.evolution.analyses import ANALYSES
+    from crosscoder.evolution.study import Study
     from crosscoder.evolution.summary import main_figures
     from crosscoder.runs import Run
 

@@ -1,0 +1,47 @@
+"""Results as named arrays: flattened from dataclasses, saved as `.npz`."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crosscoder.errors import DataError
+from crosscoder.files import write_bytes
+
+Arrays = dict[str, np.ndarray]
+
+
+def flatten(result: Any, prefix: str = "") -> Arrays:
+    """Nested dataclasses, mappings and arrays as one mapping, names joined by points."""
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        result = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    if isinstance(result, Mapping):
+        arrays: Arrays = {}
+        for name, value in result.items():
+            arrays.update(flatten(value, f"{prefix}.{name}" if prefix else str(name)))
+        return arrays
+    value = result.numpy() if isinstance(result, torch.Tensor) else np.asarray(result)
+    return {} if value.dtype == object else {prefix: value}
+
+
+def save_arrays(path: Path, arrays: Arrays) -> None:
+    """Write a compressed `.npz`, atomically. Raises `StorageError`."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_arrays(path: Path) -> Arrays:
+    """Read what `save_arrays` wrote. Raises `DataError` naming a damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from error
