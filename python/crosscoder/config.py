@@ -140,6 +140,9 @@ class TrainConfig:
     """Steps between two revivals, during the first 70 % of training."""
     revival_rate: float = 1e-3
     """A feature that fires on a smaller share of the tokens (mean over about 100 steps) is revived."""
+    joining_cosine: float | None = 0.95
+    """Before each revival, two features whose activations have at least this cosine over tokens are joined to one: a
+    feature that turns is otherwise easily learned as two, and seems to be born at the turn. None: never (the paper)."""
     dead_after_tokens: int = 10_000_000
     """A feature that has not fired for so many tokens counts as dead in the metrics."""
     seed: int = 0
@@ -156,6 +159,10 @@ class TrainConfig:
     candidates: Literal["exact", "int8"] = "exact"
     """How the active pairs are looked for: "exact" finds them all; "int8" is faster and is audited while training (the
     metric candidate_recall, at least 0.9999, or the run falls back to "exact" with a warning)."""
+    whitening: Literal["snapshots", "none"] = "snapshots"
+    """What the encoder reads while it is trained: activations whitened over the snapshots, in which small differences
+    between snapshots are learned as fast as what they share ("snapshots"), or as they are ("none", the paper's). The
+    trained crosscoder reads them as they are."""
     start: Literal["search", "calibrated"] = "search"
     """Thresholds and decoder norm at the start: "search", the paper's (threshold_init, the norm that reconstructs
     best: half of all features fire at first); "calibrated", thresholds at which about start_l0 fire."""
@@ -186,13 +193,15 @@ class TrainConfig:
         for name in ("sparsity_coefficient", "preactivation_coefficient", "warmup_steps", "revival_rate"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, f"{name} must be 0 or more, not {value}")
+        cosine = self.joining_cosine
+        _require(cosine is None or 0 < cosine <= 1, f"joining_cosine must lie in (0, 1], not {cosine}")
         for name in ("cooldown_fraction", "sparsity_warmup_fraction"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} must be between 0 and 1, not {value}")
         for name in ("clip_norm", "decoder_norm_limit"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value > 0), f"{name} must be positive, not {value}")
-        for name in ("revival", "backend", "optimizer_mode", "state", "candidates", "start"):
+        for name in ("revival", "backend", "optimizer_mode", "state", "candidates", "whitening", "start"):
             allowed = typing.get_args(typing.get_type_hints(TrainConfig)[name])
             value = getattr(self, name)
             _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -32,8 +32,9 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     """A crosscoder with parameters `W_enc`, `W_dec` (F, K, D), `b_enc` (F,), `b_dec` (K, D), `log_threshold` (F,).
 
     It reads activations scaled so that their mean norm is sqrt(D) at every snapshot; `fold_scales` gives the
-    equal model for raw activations. Floating dtypes: float32, float64, bfloat16 or float16 (`log_threshold` never
-    drops under float32: in 16 bits it would stop learning).
+    equal model for raw activations. While it is trained, the encoder may read them mixed over the snapshots
+    (`set_snapshot_mix`): `W_enc` is then in those coordinates, until `fold_scales` or saving takes them out.
+    Floating dtypes: float32, float64, bfloat16 or float16 (`log_threshold` never drops under float32: in 16 bits it would stop learning).
     """
 
     W_enc: nn.Parameter
@@ -42,6 +43,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     b_dec: nn.Parameter
     log_threshold: nn.Parameter
     snapshot_scale: Tensor
+    snapshot_mix: Tensor
     batch_threshold: Tensor
 
     def __init__(self, config: CrosscoderConfig, seed: int = 0) -> None:
@@ -64,16 +66,34 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         theta = torch.full(shape[:1], config.threshold_init)
         self.log_threshold = nn.Parameter(theta.log(), requires_grad=not config.selects_by_rank)
         self.register_buffer("snapshot_scale", torch.ones(shape[1]))
+        self.register_buffer("snapshot_mix", torch.eye(shape[1]))
+        """(K, K), symmetric: the encoder reads sum_l mix[k, l] x_l at snapshot k. The identity once trained."""
+        self.is_mixed = False
+        """Whether `snapshot_mix` is anything but the identity."""
         self.register_buffer("batch_threshold", torch.zeros(()))
         self.derived_rows: dict[str, EncoderRows] = {}
         """What the CPU kernels keep in step with the weights, by the type of the products; made when first needed."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Crosscoder:
-        log_threshold = self.log_threshold.detach()
+        log_threshold, mix_KK = self.log_threshold.detach(), self.snapshot_mix
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.snapshot_mix.dtype in (torch.bfloat16, torch.float16):
+            self.snapshot_mix = mix_KK.to(self.snapshot_mix.device, torch.float32)
         if self.log_threshold.dtype in (torch.bfloat16, torch.float16):
             self.log_threshold.data = log_threshold.to(self.log_threshold.device, torch.float32)
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Finished crosscoders are stored without the mix, which is the identity then.
+        state_dict.setdefault(f"{prefix}snapshot_mix", torch.eye(self.config.n_snapshots))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._note_mix()
+
+    def _note_mix(self) -> None:
+        self.is_mixed = not torch.equal(
+            self.snapshot_mix.cpu(), torch.eye(self.config.n_snapshots).to(self.snapshot_mix.dtype)
+        )
+        self.weights_changed()
 
     # ------------------------------------------------------------------------------------------- reading
 
@@ -100,9 +120,13 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
             raise DataError(f"activations must be floating point, not {x_BKD.dtype}")
         return x_BKD.to(self.W_enc.device, torch.promote_types(self.W_enc.dtype, torch.float32))
 
+    def encoder_input(self, x_BKD: Tensor) -> Tensor:
+        """What the encoder reads for activations (B, K, D): themselves, unless they are mixed over the snapshots."""
+        return mixed(self.snapshot_mix, x_BKD) if self.is_mixed else x_BKD
+
     def preactivations(self, x_BKD: Tensor) -> Tensor:
         """h (B, F), densely."""
-        x_BKD = self.check_input(x_BKD)
+        x_BKD = self.encoder_input(self.check_input(x_BKD))
         return encode_reference.preactivations(x_BKD, self.W_enc.to(x_BKD.dtype), self.b_enc.to(x_BKD.dtype))
 
     def ranked_gates(self, h_BF: Tensor, norms_FK: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -236,7 +260,19 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         dtype = f_BKF.dtype
         return torch.einsum("bkf,fkd->bkd", f_BKF, self.W_dec.to(dtype)) + self.b_dec.to(dtype)
 
-    # ------------------------------------------------------------------------------------------- scales
+    # ------------------------------------------------------------------------------------------- coordinates
+
+    @torch.no_grad()
+    def set_snapshot_mix(self, mix_KK: Tensor) -> None:
+        """Let the encoder read activations mixed by `mix_KK` (symmetric, invertible), without changing what it
+        computes: `W_enc` is rewritten."""
+        dtype = torch.promote_types(self.W_enc.dtype, torch.float32)
+        old_KK, new_KK = self.snapshot_mix.double(), mix_KK.to(self.snapshot_mix.device, torch.float64)
+        change_KK = torch.linalg.solve(new_KK, old_KK).to(dtype)
+        for rows in self.W_enc.detach().split(4096):
+            rows.copy_(mixed(change_KK, rows.to(dtype)))
+        self.snapshot_mix.copy_(new_KK)
+        self._note_mix()
 
     @torch.no_grad()
     def fold_scales(self, scale_K: Tensor) -> Crosscoder:
@@ -249,7 +285,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         if scale_K.shape != (self.config.n_snapshots,) or not bool((scale_K > 0).all()):
             raise DataError(f"scales must be {self.config.n_snapshots} positive numbers, got {scale_K.tolist()}")
         folded = Crosscoder(self.config).to(self.W_dec)
-        folded.load_state_dict(self.state_dict())
+        folded.load_state_dict(self.unmixed_state())
         folded.W_enc.mul_(scale_K[:, None])
         folded.W_dec.div_(scale_K[:, None])
         folded.b_dec.div_(scale_K[:, None])
@@ -264,8 +300,18 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
 
     # ------------------------------------------------------------------------------------------- files
 
+    def unmixed_state(self) -> dict[str, Tensor]:
+        """The state dict of the equal crosscoder whose encoder reads activations as they are."""
+        state: dict[str, Tensor] = self.state_dict()
+        if self.is_mixed:
+            dtype = torch.promote_types(self.W_enc.dtype, torch.float32)
+            parts = [mixed(self.snapshot_mix.T, rows.to(dtype)) for rows in self.W_enc.detach().split(4096)]
+            state["W_enc"] = torch.cat(parts).to(self.W_enc.dtype)
+        del state["snapshot_mix"]
+        return state
+
     def _save_pretrained(self, save_directory: Any) -> None:
-        weights.save(self.config, self.state_dict(), save_directory)
+        weights.save(self.config, self.unmixed_state(), save_directory)
 
     @classmethod
     def from_pretrained(
@@ -279,6 +325,11 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         model = cls(config)
         model.load_state_dict(tensors, assign=True)
         return model.to(map_location)
+
+
+def mixed(mix_KK: Tensor, x_BKD: Tensor) -> Tensor:
+    """sum_l mix[k, l] x[b, l, d] (B, K, D), in the dtype of `x_BKD`."""
+    return torch.einsum("kl,bld->bkd", mix_KK.to(x_BKD), x_BKD)
 
 
 class _Gated(torch.autograd.Function):

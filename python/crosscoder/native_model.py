@@ -54,7 +54,7 @@ def rows_of(model: Crosscoder, products: Products | None = None, scale: Tensor |
 def encode(model: Crosscoder, x_BKD: Tensor, products: Products | None = None) -> SparseCode:
     """The code of a batch (B, K, D) in float32."""
     rows = rows_of(model, products)
-    x_BC = x_BKD.flatten(1).contiguous()
+    x_BC = model.encoder_input(x_BKD).flatten(1).contiguous()
     if rows.unscaled() and len(x_BC):
         rows = rows_of(model, products, column_scale(x_BC))
     scratch = NoScratch()
@@ -142,7 +142,8 @@ def sparse_pass(
     window = config.threshold_window if config.threshold_mode == "narrow" and not config.selects_by_rank else 0.0
     norms_FK, theta_F = rows.norms_FK, model.threshold.float()
     x_BKD = x_BKD.contiguous()
-    batch = prepare(x_BKD.flatten(1), rows, scratch)
+    read_BKD = model.encoder_input(x_BKD).contiguous()
+    batch = prepare(read_BKD.flatten(1), rows, scratch)
     code, smallest = _code_of(
         model,
         batch,
@@ -184,7 +185,7 @@ def sparse_pass(
         # The exact mode is exact; a sample's noise is far above bf16's rounding.
         sampled_dtype = torch.float32 if rows.products == "fp32" else torch.bfloat16
         dlog_threshold_F = factor * threshold_gradient(
-            x_BKD,
+            read_BKD,
             decoded.residual_BKD,
             code,
             order,
@@ -207,7 +208,7 @@ def sparse_pass(
     every_F = x_sum_KD = None
     if preactivation_coefficient:
         weight = preactivation_coefficient / terms
-        x_sum_KD = column_sums(x_BKD.flatten(1)).view(K, D)
+        x_sum_KD = column_sums(read_BKD.flatten(1)).view(K, D)
         norm_sum_F = norms_FK.sum(dim=1)
         h_sum_F = _rows_times(model.W_enc, x_sum_KD) + B * model.b_enc.float()
         gap_F = B * theta_F - h_sum_F - above_F
@@ -219,7 +220,7 @@ def sparse_pass(
         code=code,
         order=order,
         dh_N=decoded.dh_N,
-        x_BKD=x_BKD,
+        x_BKD=read_BKD,
         residual_BKD=decoded.residual_BKD,
         residual_scale=2 / terms,
         dnorm_FK=dnorm_FK,

@@ -75,7 +75,7 @@ class DensePass:
         self._model, self._penalty = model, Penalty.of(config)
         # bf16 and fp16 weights are widened tile by tile: sums in 16 bits would be of no use.
         self._dtype = dtype = torch.promote_types(model.W_enc.dtype, torch.float32)
-        self._x_BKD = x_BKD = model.check_input(x_BKD).to(dtype)
+        x_BKD = model.check_input(x_BKD).to(dtype)
         B, K, _ = x_BKD.shape
         self._terms = terms = max(1, B * K)
         size = tile or F
@@ -89,7 +89,7 @@ class DensePass:
             tokens, self._sample_factor = sample_tokens(B, config.threshold_sample, generator)
             self._tokens = tokens.to(x_BKD.device)
 
-        flat_BC = x_BKD.flatten(1)
+        self._read_BC = flat_BC = model.encoder_input(x_BKD).flatten(1)
         self._h = [
             torch.addmm(model.b_enc[t].to(dtype), flat_BC, model.W_enc[t].flatten(1).to(dtype).T) for t in self._tiles
         ]
@@ -191,7 +191,7 @@ class DensePass:
         # dl/dn times W / n, 0 where the norm is exactly 0.
         dW_dec_TKD += (dn_TK / torch.where(norms_TK > 0, norms_TK, 1.0))[:, :, None] * W_dec_TKD
         return Gradients(
-            W_enc=(dh_BT.T @ self._x_BKD.flatten(1)).view_as(dW_dec_TKD),
+            W_enc=(dh_BT.T @ self._read_BC).view_as(dW_dec_TKD),
             W_dec=dW_dec_TKD,
             b_enc=dh_BT.sum(dim=0),
             b_dec=self.db_dec_KD,

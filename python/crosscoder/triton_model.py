@@ -23,7 +23,7 @@ def encode(model: Crosscoder, x_BKD: Tensor) -> SparseCode:
         kind, theta_F = "scaled", model.batch_threshold.float().expand(config.n_features).contiguous()  # type: ignore[assignment]
     norms_FK = model.decoder_norms().float()
     weights = encoder_weights(model.W_enc, model.b_enc.float(), norms_FK, theta_F)
-    return triton_encode(x_BKD, weights, Gate(kind, top_k=config.top_k or 0))[0]
+    return triton_encode(model.encoder_input(x_BKD), weights, Gate(kind, top_k=config.top_k or 0))[0]
 
 
 def decode(model: Crosscoder, code: SparseCode) -> Tensor:

@@ -114,6 +114,8 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
         "snapshot_scale": (K,),
         "batch_threshold": (),
     }
+    if "snapshot_mix" in tensors:  # of an unfinished crosscoder
+        shapes["snapshot_mix"] = (K, K)
     if set(tensors) != set(shapes):
         raise DataError(f"{path}: tensors {sorted(set(tensors) ^ set(shapes))} are missing or unexpected")
     checksums = record.get("checksums", {})

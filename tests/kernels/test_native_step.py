@@ -82,7 +82,9 @@ def test_lazy_moments_decay_over_the_steps_that_were_skipped() -> None:
 
 def test_clipping_is_torchs() -> None:
     model, x = make(SHAPE)
-    config = TrainConfig(n_steps=100, batch_size=64, clip_norm=0.01, optimizer_mode="exact", sparsity_coefficient=0.1)
+    config = TrainConfig(
+        n_steps=100, batch_size=64, clip_norm=0.01, optimizer_mode="exact", sparsity_coefficient=0.1, whitening="none"
+    )
     twin = Crosscoder(model.config)
     twin.load_state_dict(model.state_dict())
     metrics = Trainer(model, config).step(x)

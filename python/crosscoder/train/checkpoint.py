@@ -18,7 +18,7 @@ from crosscoder.files import new_folder, read_json, write_json
 if TYPE_CHECKING:
     from crosscoder.train.trainer import Trainer
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STATE_FILE = "trainer.safetensors"
 RECORD_FILE = "trainer.json"
 _FREE_OPTIONS = (
@@ -31,6 +31,7 @@ _FREE_OPTIONS = (
 def _state_tensors(trainer: Trainer) -> dict[str, Tensor]:
     tensors = {"firing_average": trainer.firing.average_F, "silent_tokens": trainer.silent_tokens_F}
     tensors.update(trainer.engine.tensors())
+    tensors.update(trainer.recent.tensors())
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -55,6 +56,7 @@ def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
                 "step": trainer.step_number,
                 "firing_steps": trainer.firing.n_steps,
                 "revived": trainer.n_revived,
+                "joined": trainer.n_joined,
                 "train_config": trainer.config.to_dict(),
                 "checksums": {name: weights.checksum(tensor) for name, tensor in tensors.items()},
                 "extra": extra,
@@ -94,7 +96,8 @@ def load(trainer: Trainer, folder: Path) -> dict[str, Any]:
     trainer.firing.n_steps = record["firing_steps"]
     trainer.silent_tokens_F.copy_(tensors["silent_tokens"])
     trainer.step_number = record["step"]
-    trainer.n_revived = record["revived"]
+    trainer.n_revived, trainer.n_joined = record["revived"], record["joined"]
+    trainer.recent.load(tensors)
     for name, tensor in trainer.engine.tensors():
         tensor.copy_(tensors[name])
     trainer.engine.parameters_changed()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crosscoder.model import Crosscoder
 from crosscoder.train.state import AdamState
+from crosscoder.train.whitening import matched_encoder
 
 LAST_SHARE_OF_STEPS = 0.7
 RATE_DECAY = 0.99
@@ -61,7 +62,7 @@ def revive(
     norm = torch.linalg.vector_norm(norms_FK, dim=1)[live_F].median()
     vectors *= (norm / torch.linalg.vector_norm(vectors.flatten(1), dim=1))[:, None, None]
     model.W_dec[rows] = vectors.to(model.W_dec.dtype)
-    model.W_enc[rows] = vectors.to(model.W_enc.dtype)
+    model.W_enc[rows] = matched_encoder(model, vectors).to(model.W_enc.dtype)
     model.b_enc[rows] = 0
     model.log_threshold[rows] = model.log_threshold[live_F].median()
     state.restart_rows(rows, live_F, step)

@@ -68,7 +68,7 @@ def train(
     _loop(trainer, loader, folder / "training")
     final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
     with new_folder(folder / "crosscoder") as temporary:
-        weights.save(config, final.state_dict(), temporary)
+        weights.save(config, final.unmixed_state(), temporary)
         write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer)})
     for path in checkpoint.existing(folder / "training" / "checkpoints"):
         remove_folder(path)

@@ -16,8 +16,10 @@ from crosscoder.model import Crosscoder
 from crosscoder.train import checkpoint
 from crosscoder.train.engines import make_engine
 from crosscoder.train.engines.base import StepSettings, StepStatistics
+from crosscoder.train.recoupling import N_BATCHES, RecentCodes, join_proportional
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
+from crosscoder.train.whitening import whiten
 
 _SAMPLING, _REVIVAL = 0, 1
 
@@ -53,6 +55,9 @@ class Trainer:
         self.silent_tokens_F = torch.zeros(model.config.n_features, dtype=torch.int64, device=device)
         """(F,): tokens seen since each feature last fired."""
         self.n_revived = 0
+        self.n_joined = 0
+        self.recent = RecentCodes(device)
+        """Activations of the batches just before a revival."""
         self._recent: list[tuple[int, Tensor, StepStatistics]] = []
 
     def step(self, x_BKD: Tensor) -> dict[str, Tensor | float]:
@@ -64,6 +69,9 @@ class Trainer:
         if self.step_number >= self.config.n_steps:
             raise DataError(f"training is over: all {self.config.n_steps} steps are done")
         self.model.train()
+        if self.step_number == 0 and self.config.whitening == "snapshots" and not self.model.is_mixed:
+            whiten(self.model, x_BKD)
+            self.engine.parameters_changed()
         factor = lr_factor(self.config, self.step_number)
         lr = self.config.lr * factor
         result = self.engine.step(
@@ -84,7 +92,7 @@ class Trainer:
         self.firing.update(result.fired_F, n_tokens)
         self.silent_tokens_F = torch.where(result.fired_F > 0, 0, self.silent_tokens_F + n_tokens)
         self.step_number += 1
-        self._revive(result)
+        self._revive(x_BKD, result)
         return self._metrics(x_BKD, result, factor)
 
     def _check_finite(self, x_BKD: Tensor, result: StepStatistics) -> None:
@@ -107,12 +115,24 @@ class Trainer:
                 raise NonFiniteError(self._explain_non_finite(bad, x_BKD, result))
         raise NonFiniteError(f"step {bad}: the loss is not finite; the weights are untouched since")
 
-    def _revive(self, result: StepStatistics) -> None:
+    def _revive(self, x_BKD: Tensor, result: StepStatistics) -> None:
         config = self.config
-        due = self.step_number % config.revival_every == 0
-        early = self.step_number <= LAST_SHARE_OF_STEPS * config.n_steps
-        if config.revival == "residual" and due and early:
+        steps_left = -self.step_number % config.revival_every
+        if config.revival == "none" or self.step_number + steps_left > LAST_SHARE_OF_STEPS * config.n_steps:
+            return
+        if config.joining_cosine is not None and steps_left < N_BATCHES:
             self.engine.settle()
+            self.recent.add(self.model.encode(x_BKD))
+        if steps_left == 0:
+            self.engine.settle()
+            joined = 0
+            if config.joining_cosine is not None:
+                given_up = join_proportional(
+                    self.model, self.recent.take(self.model.config.n_features), config.joining_cosine
+                )
+                self.firing.average_F[given_up] = 0
+                joined = len(given_up)
+                self.n_joined += joined
             revived = revive(
                 self.model,
                 self.state,
@@ -122,8 +142,8 @@ class Trainer:
                 self.step_number,
                 torch.Generator().manual_seed(self._seed(_REVIVAL)),
             )
-            if revived:
-                self.n_revived += revived
+            self.n_revived += revived
+            if revived or joined:
                 self.engine.parameters_changed()
 
     def _metrics(self, x_BKD: Tensor, result: StepStatistics, factor: float) -> dict[str, Tensor | float]:
@@ -140,6 +160,7 @@ class Trainer:
             "l0_union": result.fired_F.sum() / n_tokens,
             "dead": (self.silent_tokens_F >= self.config.dead_after_tokens).sum(),
             "revived": float(self.n_revived),
+            "joined": float(self.n_joined),
             "lr": self.config.lr * factor,
         }
         for name in ("gradient_norm", "candidate_recall"):

@@ -108,7 +108,7 @@ class NativeEngine:
         if self._config.candidates != "int8" or self._audit.given_up:
             return rows_of(model, default_products())
         if not bool(self._column_scale.any()) and len(x_BKD):
-            self._column_scale.copy_(column_scale(x_BKD.flatten(1)))
+            self._column_scale.copy_(column_scale(model.encoder_input(x_BKD).flatten(1)))
         return rows_of(model, "int8", self._column_scale)
 
     def _check_recall(self, x_BKD: Tensor, code: SparseCode) -> None:

@@ -199,7 +199,8 @@ class TritonEngine:
         model = self.model
         weights = self._weights()
         gate = self._gate(settings)
-        candidates = find_candidates(x_BKD, weights, gate)
+        read_BKD = model.encoder_input(x_BKD)
+        candidates = find_candidates(read_BKD, weights, gate)
         self._count.send(candidates.count)
         limit = self._limit(len(x_BKD))
         if self._last_count is None or self._last_count > min(self.capacity, limit):
@@ -209,7 +210,7 @@ class TritonEngine:
             self.capacity = max(self.capacity, self._room(count))
         capacity = min(self.capacity, limit)
         fits = candidates.count <= capacity
-        encoded = list_pairs(x_BKD, weights, gate, candidates, capacity)
+        encoded = list_pairs(read_BKD, weights, gate, candidates, capacity)
         code, order = encoded.code, transpose(encoded.code)
         config, penalty = model.config, Penalty.of(model.config)
         narrow = config.threshold_mode == "narrow" and not config.selects_by_rank
@@ -217,7 +218,7 @@ class TritonEngine:
         B, K, _ = x_BKD.shape
         terms = max(1, B * K)
         preactivation = settings.preactivation_coefficient
-        x_sum_KD = x_BKD.sum(dim=0, dtype=torch.float32) if preactivation else None
+        x_sum_KD = read_BKD.sum(dim=0, dtype=torch.float32) if preactivation else None
         pairs = gradients_of_pairs(
             code, order, result.dots_NPK, weights.norms_FK, weights.theta_F,
             None if x_sum_KD is None else self._score_sums(x_sum_KD, B),
@@ -237,13 +238,13 @@ class TritonEngine:
             b_enc=pairs.db_enc_F,
             b_dec=result.residual_BKD.sum(dim=0) * (2 / terms),
             log_threshold=pairs.dlog_threshold_F
-            + self._threshold_gradient(x_BKD, result.residual_BKD, weights, pairs, settings),
+            + self._threshold_gradient(read_BKD, result.residual_BKD, weights, pairs, settings),
         )
         lazy = self.config.optimizer_mode == "lazy"
         rows = _RowArguments(self, allowed, settings, pairs.fired_F, lazy=lazy, skip=lazy and not preactivation)
         gradient_norm, clip = None, None
         sparse = (
-            order.feature_offsets, order.tokens, order.order, pairs.dh_N, code.values, code.gates, x_BKD,
+            order.feature_offsets, order.tokens, order.order, pairs.dh_N, code.values, code.gates, read_BKD,
             result.residual_BKD,
         )  # fmt: skip
         extra = (pairs.pull_FK, pairs.pull_FK if pairs.lift_F is None else pairs.lift_F, x_sum_KD)

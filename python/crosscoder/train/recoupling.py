@@ -1,0 +1,124 @@
+"""One concept in two features: found by their activations, and joined again.
+
+The penalty counts each snapshot for itself, so a feature that turns can as well be two: one for the snapshots before
+the turn, one for those after (its quadratic part even prefers two rare features to a common one). Either half then
+looks born, or dead, at the turn ("latent decoupling", Minder et al. 2025). Two features whose activations are
+proportional over all tokens are one: f_i W_i + f_j W_j = f_i (W_i + a W_j) with f_j = a f_i.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from crosscoder.code import SparseCode
+from crosscoder.model import Crosscoder
+
+N_BATCHES = 8
+"""Batches, just before a revival, whose activations are compared."""
+MIN_TOGETHER = 6
+"""Tokens on which both must be active: fewer say little about being proportional."""
+_MAX_PAIRS = 40_000_000
+"""Pairs of features active on one token, summed over tokens, that are looked at; later tokens are left out."""
+
+
+class RecentCodes:
+    """Activations of the last batches, as triples (token, feature, value); part of a checkpoint."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._tokens = torch.zeros(0, dtype=torch.int64, device=device)
+        self._features = torch.zeros(0, dtype=torch.int64, device=device)
+        self._values = torch.zeros(0, device=device)
+
+    def add(self, code: SparseCode) -> None:
+        """The activations of one more batch."""
+        first = self._tokens[-1] + 1 if len(self._tokens) else 0
+        counts_B = code.row_offsets.diff()
+        kept_N = ((counts_B**2).cumsum(0) <= _MAX_PAIRS // N_BATCHES)[code.rows()]
+        self._tokens = torch.cat([self._tokens, code.rows()[kept_N] + first])
+        self._features = torch.cat([self._features, code.features[kept_N].long()])
+        self._values = torch.cat([self._values, code.values[kept_N].float()])
+
+    def take(self, n_features: int) -> Tensor:
+        """The activations as a sparse (tokens, F) matrix; forgets them."""
+        n_tokens = int(self._tokens[-1]) + 1 if len(self._tokens) else 1
+        places = torch.stack([self._tokens, self._features])
+        matrix = _sparse(places, self._values, torch.Size((n_tokens, n_features)))
+        self.__init__(self._values.device)  # type: ignore[misc]
+        return matrix
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What a checkpoint holds."""
+        yield "recent_tokens", self._tokens
+        yield "recent_features", self._features
+        yield "recent_values", self._values
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        device = self._values.device
+        self._tokens, self._features = tensors["recent_tokens"].to(device), tensors["recent_features"].to(device)
+        self._values = tensors["recent_values"].to(device)
+
+
+@torch.no_grad()
+def join_proportional(model: Crosscoder, f_TF: Tensor, cosine: float) -> Tensor:
+    """Join pairs of features whose activations `f_TF` (sparse, tokens by features) have at least this cosine.
+
+    The one that explains more takes the other's decoder (times the ratio of their activations) and the mean of both
+    encoders and thresholds; the other's decoder becomes 0. A feature takes part in one pair at most, the closest
+    first. Returns the features that were given up, (n,).
+    """
+    kept, dropped, ratio_n = _pairs(model, f_TF, cosine)
+    if len(kept):
+        dtype = torch.promote_types(model.W_dec.dtype, torch.float32)
+        a = ratio_n.to(dtype)
+        joined = model.W_dec[kept].to(dtype) + a[:, None, None] * model.W_dec[dropped].to(dtype)
+        encoder = (model.W_enc[kept].to(dtype) + model.W_enc[dropped].to(dtype) / a[:, None, None]) / 2
+        model.b_enc[kept] = ((model.b_enc[kept].to(dtype) + model.b_enc[dropped].to(dtype) / a) / 2).to(model.b_enc)
+        model.log_threshold[kept] = (model.log_threshold[kept] + model.log_threshold[dropped]) / 2
+        model.W_dec[kept], model.W_enc[kept] = joined.to(model.W_dec), encoder.to(model.W_enc)
+        model.W_dec[dropped] = 0
+    return dropped
+
+
+def _pairs(model: Crosscoder, f_TF: Tensor, cosine: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Features to keep, features to drop, and f_drop / f_keep, (n,) each."""
+    none = torch.zeros(0, dtype=torch.int64, device=f_TF.device)
+    if not f_TF._nnz():
+        return none, none, torch.zeros(0, device=f_TF.device)
+    products = _gram(f_TF)
+    together = _gram(_sparse(f_TF.indices(), torch.ones_like(f_TF.values()), f_TF.shape))
+    first, second = products.indices()
+    product_n = products.values()
+    squares_F = torch.zeros(f_TF.shape[1], device=f_TF.device)
+    same = first == second
+    squares_F[first[same]] = product_n[same]
+    cosine_n = product_n / (squares_F[first] * squares_F[second]).sqrt()
+    close = (first < second) & (cosine_n >= cosine) & (together.values() >= MIN_TOGETHER)
+    order = cosine_n[close].argsort(descending=True, stable=True)
+    first, second, product_n = first[close][order], second[close][order], product_n[close][order]
+    taken: set[int] = set()
+    chosen = []
+    for n, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+        if i not in taken and j not in taken:
+            taken |= {i, j}
+            chosen.append(n)
+    first, second, product_n = first[chosen], second[chosen], product_n[chosen]
+    norms_F = torch.linalg.vector_norm(model.decoder_norms(), dim=1)
+    swap = squares_F[second] * norms_F[second] ** 2 > squares_F[first] * norms_F[first] ** 2
+    kept, dropped = torch.where(swap, second, first), torch.where(swap, first, second)
+    return kept, dropped, product_n / squares_F[kept]
+
+
+def _sparse(places: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    return torch.sparse_coo_tensor(places, values, shape, check_invariants=False).coalesce()
+
+
+def _gram(f_TF: Tensor) -> Tensor:
+    """f^T f, sparse."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse.mm(f_TF.t(), f_TF).coalesce()

@@ -1,0 +1,124 @@
+"""One concept in two features is joined, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
+from crosscoder.errors import ConfigError
+from crosscoder.train.recoupling import MIN_TOGETHER, RecentCodes, join_proportional
+
+K, D, F = 4, 8, 6
+
+
+def halves() -> tuple[Crosscoder, torch.Tensor]:
+    """Feature 0 is a concept at snapshots 0 and 1, feature 1 the same concept at 2 and 3, twice as active; the others
+    are different."""
+    model = Crosscoder(CrosscoderConfig(K, D, F, gate="snapshot"))
+    with torch.no_grad():
+        model.W_dec[0, 2:] = 0
+        model.W_dec[1, :2] = 0
+        model.W_dec[1, 2:] = torch.randn(2, D, generator=torch.Generator().manual_seed(0))
+        model.W_enc[1] = 2 * model.W_enc[0]
+        model.b_enc[:2] = torch.tensor([0.1, 0.2])
+    g = torch.Generator().manual_seed(1)
+    f = torch.rand(40, F, generator=g) * (torch.rand(40, F, generator=g) < 0.5)
+    f[:, 1] = 2 * f[:, 0]
+    return model, f
+
+
+def reconstruction(model: Crosscoder, f: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("bf,fkd->bkd", f, model.W_dec.detach())
+
+
+def test_two_halves_become_one_feature_that_reconstructs_the_same() -> None:
+    model, f = halves()
+    expected, encoder = reconstruction(model, f), model.W_enc[0].detach().clone()
+    others = model.W_dec[2:].detach().clone()
+    dropped = join_proportional(model, f.to_sparse(), 0.95)
+    kept = 1 - int(dropped)
+    assert dropped.tolist() in ([0], [1])
+    assert (model.decoder_norms()[kept] > 0).all() and (model.decoder_norms()[dropped] == 0).all()
+    f[:, dropped] = 0
+    assert torch.allclose(reconstruction(model, f), expected, atol=1e-5)
+    assert torch.allclose(model.W_enc[kept], encoder * (1 + kept), atol=1e-6)  # both encoders said the same
+    assert torch.allclose(model.b_enc[kept], torch.tensor(0.1 * (1 + kept)))
+    assert torch.equal(model.W_dec[2:], others)
+
+
+def test_different_features_stay_two() -> None:
+    model, f = halves()
+    f[:, 1] = f[:, 0] * (1 + 2 * torch.rand(40, generator=torch.Generator().manual_seed(2)))
+    f[:20, 1] = 0
+    assert not len(join_proportional(model, f.to_sparse(), 0.95))
+
+
+def test_a_few_tokens_prove_nothing() -> None:
+    model, f = halves()
+    rare = f.clone()
+    rare[f[:, 0].nonzero().squeeze(1)[MIN_TOGETHER - 1 :], :2] = 0
+    assert not len(join_proportional(model, rare.to_sparse(), 0.95))
+    assert not len(join_proportional(model, torch.zeros(4, F).to_sparse(), 0.95))
+
+
+def test_a_feature_is_joined_to_one_other_at_a_time() -> None:
+    model, f = halves()
+    f[:, 2] = 3 * f[:, 0]
+    assert len(join_proportional(model, f.to_sparse(), 0.95)) == 1
+
+
+def test_recent_codes_are_those_of_the_batches() -> None:
+    model, _ = halves()
+    x = torch.randn(30, K, D, generator=torch.Generator().manual_seed(3))
+    codes = [model.encode(part, backend="reference") for part in x.split(10)]
+    recent, other = RecentCodes(torch.device("cpu")), RecentCodes(torch.device("cpu"))
+    for code in codes[:2]:
+        recent.add(code)
+    other.load(dict(recent.tensors()))  # as a resumed run has it
+    for one in (recent, other):
+        one.add(codes[2])
+        matrix = one.take(F).to_dense()
+        dense = torch.cat([code.to_dense().amax(dim=1) for code in codes])
+        assert torch.equal(matrix, dense[: len(matrix)]) and not dense[len(matrix) :].any()
+        assert not one.take(F)._nnz()
+
+
+DIRECTIONS = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(7)))[0].view(8, 2, 16)
+
+
+def two_sided(n_tokens: int, seed: int) -> torch.Tensor:
+    """Eight concepts, each in one direction before the turn and in another after it."""
+    g = torch.Generator().manual_seed(seed)
+    f = torch.rand(n_tokens, 8, generator=g) * (torch.rand(n_tokens, 8, generator=g) < 0.2)
+    before, after = torch.einsum("bf,fsd->sbd", 6 * f, DIRECTIONS)
+    return torch.stack([before, before, after, after], dim=1)
+
+
+def trained(cosine: float | None) -> tuple[int, int]:
+    """A crosscoder that starts with all concepts in halves: how many it joined, and how many it has whole in the end."""
+    model = Crosscoder(CrosscoderConfig(K, 16, 16, gate="snapshot"))
+    with torch.no_grad():
+        model.W_dec[:8, :2], model.W_dec[:8, 2:] = DIRECTIONS[:, :1], 0
+        model.W_dec[8:, 2:], model.W_dec[8:, :2] = DIRECTIONS[:, 1:], 0
+        model.W_enc.copy_(model.W_dec)
+    config = TrainConfig(
+        n_steps=200, batch_size=256, lr=1e-3, warmup_steps=1, sparsity_coefficient=0.05, revival_every=50,
+        joining_cosine=cosine,
+    )  # fmt: skip
+    trainer = Trainer(model, config)
+    for step in range(140):
+        trainer.step(two_sided(256, step))
+    norms = model.decoder_norms()
+    return trainer.n_joined, int(((norms[:, 0] > 0.3) & (norms[:, 3] > 0.3)).sum())
+
+
+def test_training_joins_what_turns() -> None:
+    assert trained(None) == (0, 0)
+    joined, whole = trained(0.95)
+    assert joined == 8 and whole >= 8
+
+
+def test_the_cosine_is_checked() -> None:
+    with pytest.raises(ConfigError, match="joining_cosine"):
+        TrainConfig(joining_cosine=1.5)
