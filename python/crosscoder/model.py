@@ -34,7 +34,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     It reads activations scaled so that their mean norm is sqrt(D) at every snapshot; `fold_scales` gives the
     equal model for raw activations. While it is trained, the encoder may read them mixed over the snapshots
     (`set_snapshot_mix`): `W_enc` is then in those coordinates, until `fold_scales` or saving takes them out.
-    Floating dtypes: float32, float64, bfloat16 or float16 (`log_threshold` never drops under float32: in 16 bits it would stop learning).
+    Floating dtypes: float32, float64, bfloat16 or float16 (`log_threshold` never drops under float32: in 16 bits it
+    would stop learning).
     """
 
     W_enc: nn.Parameter

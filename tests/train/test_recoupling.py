@@ -96,7 +96,7 @@ def two_sided(n_tokens: int, seed: int) -> torch.Tensor:
 
 
 def trained(cosine: float | None) -> tuple[int, int]:
-    """A crosscoder that starts with all concepts in halves: how many it joined, and how many it has whole in the end."""
+    """Of a crosscoder that starts with all concepts in halves: how many it joined, how many it has whole in the end."""
     model = Crosscoder(CrosscoderConfig(K, 16, 16, gate="snapshot"))
     with torch.no_grad():
         model.W_dec[:8, :2], model.W_dec[:8, 2:] = DIRECTIONS[:, :1], 0

@@ -4,7 +4,8 @@ Letters: n tokens, K snapshots, D width, T true features, F learned features.
 
 All of it is ours. A true feature has a direction that turns once, at a turning point common to all, a
 strength at each snapshot (0 before it emerges and after it dies), a firing rate (Zipf-like over features) and
-log-normal magnitudes; features fire independently, with the same magnitude at all snapshots:
+log-normal magnitudes, the same at all snapshots. Features fire independently, but for pairs that fire together and
+pairs that exclude each other; a few are dense:
 
     x[b, k] = sum_t a[b, t] * strengths[t, k] * directions[t, k] + noise
 
@@ -52,7 +53,15 @@ class PlantedConfig:
     vanishing_share: float = 0.2
     """Share of the features that emerge early enough (two snapshots of life) to vanish before the end."""
     zipf_offset: float = 10.0
-    """The firing rate of the feature of rank r is proportional to 1 / (r + offset)."""
+    """The firing rate of the feature of rank r is proportional to 1 / (r + offset), but for the dense ones."""
+    n_dense: int = 4
+    """Features, the first in rank, that fire at a rate of `dense_rate`."""
+    dense_rate: float = 0.3
+    """Firing rate of the dense features."""
+    correlated_share: float = 0.1
+    """Share of features in pairs of which one fires, at half of the tokens, exactly where the other does."""
+    anticorrelated_share: float = 0.1
+    """Share of features in pairs of which one never fires where the other does."""
     magnitude_sigma: float = 0.5
     """Of the log-normal magnitudes, whose mean is 1."""
     noise: float = 0.02
@@ -72,6 +81,10 @@ class PlantedDictionary:
     """(T, K) float32 in [0, 1]; 0 where the feature is absent, else at least 0.6."""
     rates: NDArray[np.float64]
     """(T,) probability of firing at a token."""
+    correlated: NDArray[np.int64]
+    """(n, 2) pairs that fire together: the second does as the first does on half of the tokens."""
+    anticorrelated: NDArray[np.int64]
+    """(n, 2) pairs of which the second never fires where the first does."""
     emergence: NDArray[np.int64]
     """(T,) index of the first snapshot where the feature is there."""
     peak: NDArray[np.int64]
@@ -92,6 +105,13 @@ class PlantedDictionary:
         before_TD, other_TD = _unit(rng.standard_normal((2, n_true, config.d_model)))
         ranks = rng.permutation(n_true)
         self.rates = _rates(ranks, config)
+        self.correlated, self.anticorrelated = _pairs(ranks, config)
+        # What the first of a pair does, the second follows: this is then how often it fires.
+        leader, follower = self.correlated.T
+        self._own_rates = self.rates.copy()
+        self.rates[follower] = (self.rates[leader] + self.rates[follower]) / 2
+        leader, follower = self.anticorrelated.T
+        self.rates[follower] *= 1 - self.rates[leader]
         aside_TD = _unit(other_TD - (other_TD * before_TD).sum(axis=1, keepdims=True) * before_TD)
         cosine = config.turned_cosine
         after_TD = cosine * before_TD + np.sqrt(1 - cosine**2) * aside_TD
@@ -150,7 +170,12 @@ class PlantedDictionary:
         config = self.config
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         shape = (n_tokens, config.n_features)
-        fires = torch.rand(shape, generator=generator) < torch.from_numpy(self.rates).float()
+        fires = torch.rand(shape, generator=generator) < torch.from_numpy(self._own_rates).float()
+        leader, follower = torch.from_numpy(self.correlated).T
+        follows = torch.rand(n_tokens, len(leader), generator=generator) < 0.5
+        fires[:, follower] = torch.where(follows, fires[:, leader], fires[:, follower])
+        leader, follower = torch.from_numpy(self.anticorrelated).T
+        fires[:, follower] &= ~fires[:, leader]
         sigma = config.magnitude_sigma
         magnitude = (torch.randn(shape, generator=generator) * sigma - sigma**2 / 2).exp()
         x = (magnitude * fires) @ self.decoders().flatten(1)
@@ -280,10 +305,27 @@ def _greedy(similar_TF: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray
 
 def _rates(ranks: NDArray[np.int64], config: PlantedConfig) -> NDArray[np.float64]:
     weight = 1 / (ranks + 1 + config.zipf_offset)
-    rates = config.l0 * weight / weight.sum()
+    dense = ranks < config.n_dense
+    rates = (config.l0 - config.dense_rate * dense.sum()) * weight / max(weight[~dense].sum(), 1e-12)
+    rates[dense] = config.dense_rate
+    if rates.min() < 0:
+        raise ConfigError(f"l0 {config.l0:g} is less than {config.n_dense} dense features take; raise it")
     if rates.max() > 1:
         raise ConfigError(f"l0 {config.l0:g} needs a firing rate of {rates.max():.2f}; raise zipf_offset or n_features")
     return np.asarray(rates)
+
+
+def _pairs(ranks: NDArray[np.int64], config: PlantedConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of neighbours in rank, spread evenly over the ranks behind the dense ones."""
+    order = np.argsort(ranks)[config.n_dense :]
+    pairs = order[: len(order) // 2 * 2].reshape(-1, 2)
+    n_correlated, n_anticorrelated = (
+        round(share * config.n_features / 2) for share in (config.correlated_share, config.anticorrelated_share)
+    )
+    chosen = np.linspace(0, len(pairs), n_correlated + n_anticorrelated, endpoint=False).astype(np.int64)
+    rng = np.random.default_rng([config.seed, 1])
+    correlated = rng.permutation(len(chosen)) < n_correlated
+    return pairs[chosen[correlated]], pairs[chosen[~correlated]]
 
 
 def _profile(
@@ -310,8 +352,11 @@ def _check(config: PlantedConfig) -> None:
         raise ConfigError("a planted dictionary needs at least 3 snapshots, 1 feature and 2 dimensions")
     if not 0 < config.turning_point < config.n_snapshots:
         raise ConfigError(f"turning_point must lie in 1 .. {config.n_snapshots - 1}, got {config.turning_point}")
-    for name in ("initialization_share", "vanishing_share"):
+    for name in ("initialization_share", "vanishing_share", "correlated_share", "anticorrelated_share", "dense_rate"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"{name} must lie in [0, 1], got {getattr(config, name):g}")
+    in_pairs = config.correlated_share + config.anticorrelated_share
+    if in_pairs > 1 - config.n_dense / config.n_features or config.n_dense < 0:
+        raise ConfigError(f"{config.n_dense} dense features and a share of {in_pairs:g} in pairs do not fit together")
     if not -1 <= config.turned_cosine <= 1:
         raise ConfigError(f"turned_cosine must lie in [-1, 1], got {config.turned_cosine:g}")
