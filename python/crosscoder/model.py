@@ -330,7 +330,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
 
 def mixed(mix_KK: Tensor, x_BKD: Tensor) -> Tensor:
     """sum_l mix[k, l] x[b, l, d] (B, K, D), in the dtype of `x_BKD`."""
-    return torch.einsum("kl,bld->bkd", mix_KK.to(x_BKD), x_BKD)
+    return mix_KK.to(x_BKD) @ x_BKD
 
 
 class _Gated(torch.autograd.Function):
