@@ -11,13 +11,22 @@ const Axis = (() => {
     return ticks.length > 1 ? ticks : [first, last];
   }
 
+  // Between powers of ten a zoomed log axis needs ticks of its own: round steps, evenly spread over the width.
+  function zoomedTicks([first, last], width) {
+    const most = Math.max(2, Math.min(7, Math.floor(width / 80)));
+    if (mode === "linear" || Math.log1p(last) - Math.log1p(Math.max(first, 0)) < 1.5) return d3.ticks(first, last, most);
+    const round = [0, ...d3.range(0, 8).flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power))].filter((tick) => tick >= first && tick <= last);
+    return round.length <= most + 2 ? round : round.filter((tick) => /^[01]0*$/.test(tick));
+  }
+
   // x scale and x axis of a Plot whose x is a training step
   function scale(steps) {
     const [first, last] = [steps[0], steps.at(-1)];
     const domain = [first, last === first ? first + 1 : last];
     return mode === "linear" ? { type: "linear", domain } : { type: "symlog", constant: 1, domain };
   }
-  const marks = (steps, width) => Plot.axisX(ticksFor(steps[0], steps.at(-1), width), {
+  // the x axis of a figure, or of the part [first, last] of it that is shown
+  const marks = (steps, width, shown = null) => Plot.axisX(shown ? zoomedTicks(shown, width) : ticksFor(steps[0], steps.at(-1), width), {
     tickFormat: Format.compactStep, label: "training step →", labelArrow: false, stroke: null, color: "var(--axis)",
   });
 
