@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis as DrawnAxis
     from matplotlib.figure import Figure
 
-KIND_COLOURS = {"initialization": "#0072b2", "emergent": "#bf4d0a", "dead": "#83868c", "other": "#00795f"}
+KIND_COLOURS = {
+    "initialization": "#0072b2",
+    "emergent": "#bf4d0a",
+    "dead": "#83868c",
+    "other": "#00795f",
+    "all": "#1b1d22",
+}
 LISTED = 20
 """Rows of a listing that its bars show."""
 Mark = Mapping[str, Any]

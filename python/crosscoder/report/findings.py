@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from crosscoder.evolution.arrays import Arrays
+from crosscoder.report.sections import CROSSCODER, DIMENSIONALITY, NGRAMS, ROTATION, STRENGTH
 
 
-def findings(summary: Mapping[str, Any], results: Mapping[str, Arrays], steps_K: np.ndarray) -> list[str]:
-    """Five sentences: the model, the crosscoder, the features' births, the turning point, induction and dimension."""
+@dataclass(frozen=True)
+class Finding:
+    """A sentence, and the section of the page that it stands in."""
+
+    section: str
+    sentence: str
+
+
+def findings(summary: Mapping[str, Any], results: Mapping[str, Arrays], steps_K: np.ndarray) -> list[Finding]:
+    """What was found, in the order of the page: births, the turning point, dimensions, the model, the crosscoder."""
     return [
-        _model(summary, results["ngrams"], steps_K),
-        _crosscoder(summary),
-        _births(summary, results["life"], steps_K),
-        _turning_point(results["rotation"]),
-        _late(results["induction"]["gap"], results["dimensionality"]["rate"], steps_K),
+        Finding(STRENGTH, _births(summary, results["life"], steps_K)),
+        Finding(ROTATION, _turning_point(results["rotation"])),
+        Finding(DIMENSIONALITY, _dimensions(results["dimensionality"]["rate"], steps_K)),
+        Finding(NGRAMS, _model(summary, results["ngrams"], steps_K)),
+        Finding(NGRAMS, _induction(results["induction"]["gap"], steps_K)),
+        Finding(CROSSCODER, _crosscoder(summary)),
     ]
+
+
+def leads(found: Sequence[Finding]) -> dict[str, str]:
+    """Section -> its sentences, one after the other."""
+    sections = dict.fromkeys(finding.section for finding in found)
+    return {name: " ".join(one.sentence for one in found if one.section == name) for name in sections}
 
 
 def task_finding(record: Mapping[str, Any]) -> str:
@@ -110,18 +127,21 @@ def _turning_point(rotation: Arrays) -> str:
     )
 
 
-def _late(gap_K: np.ndarray, rate_K: np.ndarray, steps_K: np.ndarray) -> str:
+def _dimensions(rate_K: np.ndarray, steps_K: np.ndarray) -> str:
     low = int(np.argmin(rate_K))
-    dimension = (
-        f"total feature dimensionality goes from {rate_K[0]:.0%} of the width at step {steps_K[0]:,} over a minimum of "
-        f"{rate_K[low]:.0%} at step {steps_K[low]:,} to {rate_K[-1]:.0%}"
+    return (
+        f"Total feature dimensionality goes from {rate_K[0]:.0%} of the width at step {steps_K[0]:,} over a minimum of "
+        f"{rate_K[low]:.0%} at step {steps_K[low]:,} to {rate_K[-1]:.0%}."
     )
+
+
+def _induction(gap_K: np.ndarray, steps_K: np.ndarray) -> str:
     rise = int(np.argmax(np.diff(gap_K)))
     if gap_K[-1] < 0.1:
-        return f"Induction does not form (gap {gap_K[-1]:.2f} nats), and {dimension}."
+        return f"Induction does not form (gap {gap_K[-1]:.2f} nats)."
     return (
         f"Induction forms: repeated random tokens are {gap_K[-1]:.2f} nats cheaper at the end, the steepest rise lies "
-        f"between steps {steps_K[rise]:,} and {steps_K[rise + 1]:,}; {dimension}."
+        f"between steps {steps_K[rise]:,} and {steps_K[rise + 1]:,}."
     )
 
 

@@ -38,7 +38,7 @@ class Series:
     low: str | None = None
     high: str | None = None
     colour: str | None = None
-    """The name of a feature kind, which has its own colour; else colours are given in order."""
+    """The name of a feature kind, or "all" of them, which have their own colours; else colours are given in order."""
 
 
 @dataclass(frozen=True)

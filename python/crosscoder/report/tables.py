@@ -367,7 +367,7 @@ _MAKERS: dict[str, Callable[[PageData], FigureTable | None]] = {
         "stream's dimensions that the decoders of a snapshot take up (the paper's). By kind (ours): the part of the "
         "sum that a kind's features have; the denominators run over all features.",
         Axis("share of D", "percent", domain=(0, 1)),
-        lambda data: {"rate": data.figures.dimensionality, **data.figures.dimensionality_by_kind},
+        lambda data: {"all": data.figures.dimensionality, **data.figures.dimensionality_by_kind},
     ),
     "loss": _loss,
     "kl": _kl,

@@ -56,9 +56,11 @@ const Kinds = (() => {
       }
       const at = place(mark.step, x);
       if (!(at >= left && at <= right)) continue;
-      const atLeft = at > left + 80;
-      node.append(svg("line", { class: "step-mark", x1: at, x2: at, y1: top, y2: bottom }, svg("title", {}, `${mark.label}: step ${Format.count(Math.round(mark.step))}`)),
-        svg("text", { class: "step-label", "text-anchor": "start", transform: `translate(${at + (atLeft ? -4 : 9)} ${bottom - 5}) rotate(-90)` }, mark.label));
+      const label = { x: at > left + 30 ? at - 4 : at + 9, y: bottom - 5 };
+      // under the data: their first group
+      const first = node.querySelector("g");
+      for (const part of [svg("line", { class: "step-mark", x1: at, x2: at, y1: top, y2: bottom }, svg("title", {}, `${mark.label}: step ${Format.count(Math.round(mark.step))}`)),
+        svg("text", { class: "step-label", "text-anchor": "start", transform: `translate(${label.x} ${label.y}) rotate(-90)` }, mark.label)]) node.insertBefore(part, first);
     }
     return drawing;
   }

@@ -1,6 +1,6 @@
 // Drawing habits shared by all figures: frame, colours, tooltips, redrawing, and the crosshair that links step axes.
 const Plots = (() => {
-  const KIND_COLOURS = { initialization: "var(--c1)", emergent: "var(--c2)", dead: "var(--c-dead)", other: "var(--c3)" };
+  const KIND_COLOURS = { initialization: "var(--c1)", emergent: "var(--c2)", dead: "var(--c-dead)", other: "var(--c3)", all: "var(--ink)" };
   const COLOURS = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)"];
   const MORE_COLOURS = ["var(--c4)", "var(--c5)", "var(--c3)"];
   const SERIES = [
