@@ -213,6 +213,10 @@ class StudySettings:
     """Neighbours kept for each feature."""
     induction_length: int = 50
     """Random tokens in a sequence that is repeated once, to measure induction."""
+    positions: int = 64
+    """Strongest positions, and randomly chosen active ones, kept for each feature, to tell types and entropies."""
+    complexity_features: int = 200
+    """Features whose need of context is measured, evenly over the snapshots of emergence."""
     seed: int = 0
     """Seed of bootstrap, nulls and random sequences."""
 

@@ -181,6 +181,11 @@ def test_bad_snapshots_are_skipped_on_demand(models: Path, tokens: TokenSet, tmp
         store.require_complete()
 
 
+def test_a_model_that_is_loaded_in_part_says_nothing_of_it(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    SnapshotSet.open(str(models), 1).load_trunk(0)
+    assert caplog.messages == []
+
+
 def test_a_snapshot_that_lacks_weights_is_not_filled_with_random_ones(
     models: Path, tokens: TokenSet, tmp_path: Path
 ) -> None:

@@ -50,6 +50,8 @@ def test_the_summary_has_every_promised_figure(quickstart: Run) -> None:
         assert np.isfinite(summary[name]), name
     assert {"step", "step_low", "step_high", "p_shuffled"} <= set(summary["turning_point"])
     assert summary["n_initialization"] + summary["n_emergent"] <= summary["n_features"] == 96
+    assert sum(summary["features_by_type"]["counts"].values()) == summary["n_features"]
+    assert set(summary["complexity"]["correlation_with_emergence"]) == {"all", "emergent"}
     assert len(summary["findings"]) == 5
     losses = list(summary["model_loss_by_snapshot"].values())
     assert losses[-1] < losses[0] - 1, "the language model learned"
@@ -64,7 +66,7 @@ def test_the_run_explains_itself(quickstart: Run) -> None:
     model = Crosscoder.from_pretrained(quickstart.crosscoder)
     assert model.config.n_snapshots == 8
     definitions = [json.loads(path.read_text())["definition"] for path in quickstart.evolution.glob("*.json")]
-    assert len(definitions) == 7 and all(definitions)
+    assert len(definitions) == 10 and all(definitions)
 
 
 def test_the_parts_of_the_text_are_disjoint(quickstart: Run) -> None:

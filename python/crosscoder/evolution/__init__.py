@@ -7,6 +7,7 @@ plain arrays or tensors and return frozen dataclasses of numpy arrays.
 from __future__ import annotations
 
 from crosscoder.evolution import planted
+from crosscoder.evolution.complexity import ContextNeeded, TokenEntropy, context_needed, token_entropy
 from crosscoder.evolution.dimensionality import Dimensionality, feature_dimensionality
 from crosscoder.evolution.examples import (
     ContextWindows,
@@ -31,6 +32,8 @@ from crosscoder.evolution.ngrams import (
     ngram_targets,
     phase_curves,
 )
+from crosscoder.evolution.positions import Places, PositionCollector, Positions, collect_positions
+from crosscoder.evolution.reading import snapshot_reader
 from crosscoder.evolution.rotation import (
     CosineSummary,
     Rotation,
@@ -39,14 +42,26 @@ from crosscoder.evolution.rotation import (
     turning_point,
 )
 from crosscoder.evolution.strength import LifeCycles, ThresholdSweep, life_cycles, threshold_sweep
+from crosscoder.evolution.types import (
+    EmergenceByType,
+    FeatureTypes,
+    InductionResponse,
+    emergence_by_type,
+    feature_types,
+    induction_responses,
+)
 
 __all__ = [
+    "ContextNeeded",
     "ContextWindows",
     "CosineSummary",
     "Dimensionality",
+    "EmergenceByType",
     "EntropyLines",
     "ExampleCollector",
     "Examples",
+    "FeatureTypes",
+    "InductionResponse",
     "KneserNey",
     "LifeCycles",
     "Neighbours",
@@ -55,22 +70,33 @@ __all__ = [
     "NgramMeter",
     "NgramPhase",
     "NgramTargets",
+    "Places",
+    "PositionCollector",
+    "Positions",
     "Rotation",
     "ThresholdSweep",
+    "TokenEntropy",
     "TurningPoint",
     "collect_examples",
+    "collect_positions",
+    "context_needed",
     "contexts",
     "count_ngrams",
     "decoder_cosines",
     "density_histogram",
+    "emergence_by_type",
     "entropy_lines",
     "feature_dimensionality",
+    "feature_types",
+    "induction_responses",
     "life_cycles",
     "measure_phase",
     "nearest_neighbours",
     "ngram_targets",
     "phase_curves",
     "planted",
+    "snapshot_reader",
     "threshold_sweep",
+    "token_entropy",
     "turning_point",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from crosscoder.code import SparseCode
+from crosscoder.evolution.complexity import choose_features, context_needed, correlations, token_entropy
 from crosscoder.evolution.dimensionality import feature_dimensionality
 from crosscoder.evolution.examples import collect_examples, contexts
 from crosscoder.evolution.induction import induction_gap
@@ -23,9 +24,12 @@ from crosscoder.evolution.ngrams import (
     ngram_targets,
     phase_curves,
 )
+from crosscoder.evolution.positions import Places, Positions, collect_positions
+from crosscoder.evolution.reading import snapshot_reader
 from crosscoder.evolution.rotation import decoder_cosines, turning_point
-from crosscoder.evolution.strength import KIND_NAMES, life_cycles, threshold_sweep
+from crosscoder.evolution.strength import EMERGENT, KIND_NAMES, life_cycles, threshold_sweep
 from crosscoder.evolution.study import Study
+from crosscoder.evolution.types import MIN_EXAMPLES, emergence_by_type, feature_types, induction_responses
 from crosscoder.progress import Progress
 
 
@@ -120,6 +124,79 @@ def induction(study: Study) -> dict[str, Any]:
     return {"gap": np.array(gaps)}
 
 
+def positions(study: Study) -> Any:
+    store = study.store
+    with Progress("positions", store.n_tokens, "tokens") as progress:
+
+        def batches() -> Iterator[tuple[SparseCode, np.ndarray, np.ndarray]]:
+            for x_BKD, sequence_B, position_B in store.in_text_order(1024):
+                yield study.folded.encode(x_BKD), sequence_B, position_B
+                progress.advance(len(x_BKD))
+
+        return collect_positions(
+            batches(),
+            study.folded.config.n_features,
+            study.train,
+            n_positions=study.settings.positions,
+            seed=study.settings.seed,
+        )
+
+
+def types(study: Study) -> dict[str, Any]:
+    seed, life = study.settings.seed, study.result("life")
+    repeated, unrelated = induction_responses(
+        snapshot_reader(study.snapshots, study.folded, title="types"),
+        study.folded.config.n_features,
+        len(study.snapshots.load_tokenizer()),
+        length=study.settings.induction_length,
+        end_of_text=study.train.end_of_text,
+        seed=seed,
+    )
+    found = feature_types(_positions(study), study.train, repeated, unrelated, seed=seed)
+    emergence_F, emergent_F = life["cycles.emergence"], life["cycles.kind"] == EMERGENT
+    return {
+        "features": found,
+        "all": emergence_by_type(found.type, emergence_F, study.steps, seed=seed),
+        "emergent": emergence_by_type(found.type, np.where(emergent_F, emergence_F, -1), study.steps, seed=seed),
+    }
+
+
+def complexity(study: Study) -> dict[str, Any]:
+    seed, life, places = study.settings.seed, study.result("life"), _positions(study)
+    emergence_F, emergent_F = life["cycles.emergence"], life["cycles.kind"] == EMERGENT
+    entropy = token_entropy(places, study.train)
+    eligible_F = places.fired >= MIN_EXAMPLES
+    features = choose_features(emergence_F, eligible_F, study.settings.complexity_features, seed=seed)
+    read = snapshot_reader(study.snapshots, study.folded, title="complexity")
+    context = context_needed(read, study.train, places.strongest, features)
+    needed_F = np.full(places.fired.size, np.nan)
+    needed_F[features] = np.log2(context.needed)
+    measures = {"entropy": entropy.here, "entropy_before": entropy.before, "context": needed_F}
+    return {
+        "entropy": entropy,
+        "context": context,
+        "all": correlations(measures, emergence_F, study.steps, seed=seed),
+        "emergent": correlations(measures, np.where(emergent_F, emergence_F, -1), study.steps, seed=seed),
+    }
+
+
+def _positions(study: Study) -> Positions:
+    arrays = study.result("positions")
+
+    def places(name: str) -> Places:
+        return Places(*(arrays[f"{name}.{field}"] for field in ("value", "sequence", "position")))
+
+    return Positions(
+        n_tokens=int(arrays["n_tokens"]),
+        fired=arrays["fired"],
+        strongest=places("strongest"),
+        sampled=places("sampled"),
+        passages=arrays["passages"],
+        most_in_passage=arrays["most_in_passage"],
+        passage_sizes=arrays["passage_sizes"],
+    )
+
+
 def _norms(study: Study) -> np.ndarray:
     norms: np.ndarray = study.model.decoder_norms().detach().double().numpy()
     return norms
@@ -169,5 +246,26 @@ ANALYSES: dict[str, Analysis] = {
         induction,
         "loss on random tokens minus loss on their repetition",
         settings=("induction_length", "seed"),
+    ),
+    "positions": Analysis(
+        positions,
+        "the strongest positions of each feature, a uniform sample of its active ones, and how they cluster in "
+        "passages, on the training tokens",
+        settings=("positions", "seed"),
+    ),
+    "types": Analysis(
+        types,
+        "type of each feature: single-token, previous-token, induction, context-sensitive (the paper's names) by rules "
+        "over its strongest positions and random sequences said twice, with controls, and whether types differ in "
+        "emergence (ours)",
+        settings=("induction_length", "seed"),
+        needs=("positions", "life"),
+    ),
+    "complexity": Analysis(
+        complexity,
+        "complexity without a language model's marks: entropy of the tokens at and before active positions, the "
+        "context that the activation needs, and their correlations with emergence (ours)",
+        settings=("complexity_features", "seed"),
+        needs=("positions", "life"),
     ),
 }
