@@ -203,6 +203,28 @@ _DRAW: dict[str, Callable[[Figure, FigureTable], None]] = {
 }
 
 
+def draw_svg(title: str, draw: Callable[..., None], *arguments: Any) -> bytes:
+    """What `draw(figure, *arguments)` draws, in the common style, as SVG: the same bytes for the same numbers.
+
+    Raises `MissingDependencyError` without matplotlib.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("figures need matplotlib: pip install matplotlib") from error
+    # the object interface: no global backend or state is touched
+    with rc_context(_STYLE):
+        figure = Figure()
+        FigureCanvasSVG(figure)
+        draw(figure, *arguments)
+        figure.suptitle(title, fontsize=10.5, fontweight="bold")
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
 def save_figures(data: PageData, folder: Path) -> list[Path]:
     """Write `KEY.svg` and `KEY.csv` for each figure that `data` has numbers for; returns the SVG files.
 
@@ -210,25 +232,11 @@ def save_figures(data: PageData, folder: Path) -> list[Path]:
     `StorageError` where the folder cannot be written.
     """
     check(data)
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("figures need matplotlib: pip install matplotlib") from error
     written = []
     draw = {**_DRAW, **DRAW_TASK}
     for table in figure_tables(data):
-        # the object interface: no global backend or state is touched
-        with rc_context(_STYLE):
-            figure = Figure()
-            FigureCanvasSVG(figure)
-            draw[kind_of(table.key)](figure, table)
-            figure.suptitle(table.title, fontsize=10.5, fontweight="bold")
-            out = io.BytesIO()
-            figure.savefig(out, format="svg", metadata={"Date": None})
         path = folder / f"{table.key}.svg"
-        write_bytes(path, out.getvalue())
+        write_bytes(path, draw_svg(table.title, draw[kind_of(table.key)], table))
         write_text(folder / f"{table.key}.csv", csv_text(table.columns))
         written.append(path)
     return written

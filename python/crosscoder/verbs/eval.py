@@ -25,32 +25,18 @@ class EvalConfig:
 
 def run(config: EvalConfig) -> int:
     """Evaluate and write the figures to `summary.json`."""
-    import torch
-
-    from crosscoder.activations.loader import ActivationLoader
     from crosscoder.activations.store import ActivationStore
-    from crosscoder.metrics import Evaluator
+    from crosscoder.evaluation import evaluate
     from crosscoder.model import Crosscoder
-    from crosscoder.progress import Progress
     from crosscoder.runs import Run
 
     run = Run(config.run)
     weights = run.require(run.crosscoder, f"train it first: crosscoder train {config.run} --help")
     folder = run.require(run.activations("heldout"), f"collect first: crosscoder collect {config.run} --help")
-    # Evaluated in units of scaled activations, so that every snapshot counts alike.
-    folded: Crosscoder = Crosscoder.from_pretrained(weights)
-    model, scale_K = folded.unfold_scales().eval(), folded.snapshot_scale
+    model: Crosscoder = Crosscoder.from_pretrained(weights)
     store = ActivationStore.open(folder).without_skipped()
-    loader = ActivationLoader(store, config.batch_size, shuffle=False, scale=scale_K.double().numpy(), drop_last=False)
-    mean_KD = torch.from_numpy(store.means()).float() * scale_K[:, None]
     run.begin("eval", config)
-    evaluator = Evaluator(mean_KD, model.config.n_features)
-    with Progress("evaluation", store.n_tokens, "tokens") as progress:
-        for x_BKD in loader:
-            code = model.encode(x_BKD)
-            evaluator.add(x_BKD, model.decode(code), code)
-            progress.advance(len(x_BKD))
-    result = evaluator.result()
+    result = evaluate(model, store, config.batch_size)
     run.update_summary(
         {
             "n_heldout_tokens": result.n_tokens,
