@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from crosscoder.errors import ConfigError
 from crosscoder.sweep.points import Method
 
+FIRST_FACTOR = 2
+"""Steps of the chain's first SAE, as a multiple of a later one's."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -40,7 +43,7 @@ def chain_steps(n_steps: int, n_snapshots: int) -> list[int]:
     Raises `ConfigError` if the later ones would have none.
     """
     total = n_steps * n_snapshots
-    later = total // (n_snapshots + 1)
+    later = total // (n_snapshots - 1 + FIRST_FACTOR)
     if later < 1:
         raise ConfigError(f"n_steps = {n_steps} leaves no steps for the chain's later SAEs; train longer")
     return [total - (n_snapshots - 1) * later, *[later] * (n_snapshots - 1)]

@@ -19,7 +19,7 @@ BATCH = 512
 
 
 def measure(models: list[Crosscoder], parts: list[Part], heldout: ActivationStore) -> dict[str, Any]:
-    """The figures of a point, from the crosscoders of its parts: one over all K snapshots, or SAEs of one snapshot each.
+    """The figures of a point, from the crosscoders of its parts: one over all snapshots, or SAEs of one snapshot each.
 
     `explained_variance` and `l0` are over all snapshots that the point reads (sums over them in scaled units; mean),
     `_last` those of the last snapshot. `dead` is the share of features that are off on every held-out token (at every

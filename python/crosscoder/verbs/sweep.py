@@ -63,11 +63,10 @@ def run(config: SweepConfig) -> int:
     from crosscoder.sweep import tables
 
     table = tables.results(sweep.records())
-    common = tables.at_common_l0(table)
     if config.out is None:
-        run.update_summary({"sweep": {"results": _rows(table), "at_common_l0": _rows(common)}})
+        run.update_summary({"sweep": {"results": _rows(table), "at_common_l0": _rows(tables.at_common_l0(table))}})
     print(describe_results(table))
-    print(describe_comparison(common, sweep))
+    print(describe_comparison(table))
     print(f"results: {sweep.folder}")
     return 0
 
@@ -174,26 +173,22 @@ def describe_results(table: Columns) -> str:
     return "\n".join(lines)
 
 
-def describe_comparison(common: Columns, sweep: Sweep) -> str:
-    """Explained variance at common L0, with the range where the frontiers overlap."""
-    rows = _rows(common)
-    if len({point.method for point in sweep.points}) < 2:
-        return ""
-    if not rows:
-        return "\nthe frontiers do not overlap in L0: choose other or more values of lambda"
+def describe_comparison(table: Columns) -> str:
+    """Explained variance at common L0 (`table` is that of all points), with the range where the frontiers overlap."""
+    from crosscoder.sweep import tables
+
+    rows = _rows(tables.at_common_l0(table))
     lines = []
-    for scope, F in dict.fromkeys((row["scope"], row["n_features"]) for row in rows):
+    for (scope, F), comparison in tables.comparisons(table).items():
+        where = f"{'the last snapshot' if scope == 'last' else 'all snapshots'}, F {F:,}"
+        if not len(comparison.l0_G):
+            lines.append(f"\n{where}: the frontiers do not overlap in L0; add values of lambda")
+            continue
         some = [row for row in rows if (row["scope"], row["n_features"]) == (scope, F)]
-        low, high = min(row["l0"] for row in some), max(row["l0"] for row in some)
-        where = "the last snapshot" if scope == "last" else "all snapshots"
-        lines.append(
-            f"\n{where}, F {F:,}: frontiers overlap for L0 {low:.1f} to {high:.1f}, {some[0]['seeds']} seed(s)"
-        )
-        for l0 in dict.fromkeys(row["l0"] for row in some):
-            cells = []
-            for row in some:
-                if row["l0"] == l0:
-                    cells.append(f"{row['method']} {row['explained_variance']:.4f}{_lead(row)}")
+        low, high = comparison.l0_G[[0, -1]]
+        lines.append(f"\n{where}: the frontiers overlap for L0 {low:.1f} to {high:.1f}; seeds: {some[0]['seeds']}")
+        for l0 in comparison.l0_G.tolist():
+            cells = [f"{row['method']} {row['explained_variance']:.4f}{_lead(row)}" for row in some if row["l0"] == l0]
             lines.append(f"  L0 {l0:>6.1f}: " + ", ".join(cells))
     return "\n".join(lines)
 
