@@ -18,6 +18,11 @@ def test_interpolation_is_linear_in_log_l0_and_never_beyond_the_points() -> None
             frontier.at(np.array([2.0, outside]))
 
 
+def test_points_that_another_dominates_are_not_of_the_frontier() -> None:
+    frontier = Frontier.of([4, 2, 3, 8, 8, 16], [0.6, 0.5, 0.4, 0.7, 0.8, 0.8])
+    assert frontier.l0_P.tolist() == [2, 4, 8] and frontier.explained_P.tolist() == [0.5, 0.6, 0.8]
+
+
 def test_a_point_without_active_features_is_left_out() -> None:
     frontier = Frontier.of([0.0, 8.0, 2.0], [0.0, 0.8, 0.6])
     assert frontier.l0_P.tolist() == [2.0, 8.0] and frontier.explained_P.tolist() == [0.6, 0.8]

@@ -27,8 +27,10 @@ from crosscoder.sweep.methods import parts_of, train_config
 from crosscoder.sweep.points import METHODS, Point, grid
 from crosscoder.train.run import train, training_seconds
 
-K, D, F = 3, 8, 32
-TRAIN = ["--n-features", F, "--n-steps", 30, "--batch-size", 64, "--lr", 3e-3, "--warmup-steps", 3, "--log-every", 5]
+K, D, F, LR = 3, 8, 32, 3e-3
+TRAIN = ["--n-features", F, "--n-steps", 30, "--batch-size", 64, "--lr", LR, "--warmup-steps", 3, "--log-every", 5]
+
+POINTS = ["--sparsity", 0.01, 0.3, "--n-features", 24, F, "--baseline-lr", LR]
 
 
 def make_run(folder: Path, n_tokens: int = 700) -> Path:
@@ -59,7 +61,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a finished sweep of all methods, two values of lambda and two of F."""
     folder = make_run(tmp_path_factory.mktemp("swept") / "run")
     assert run("train", folder, *TRAIN) == 0
-    assert run("sweep", folder, "--sparsity", 0.01, 0.3, "--n-features", 24, F) == 0
+    assert run("sweep", folder, *POINTS) == 0
     return folder
 
 
@@ -100,9 +102,10 @@ def test_a_chain_without_steps_for_the_later_ones_is_refused() -> None:
 
 
 def test_every_combination_comes_once() -> None:
-    points = grid(METHODS, [8, 16, 8], [0.1, 0.2], [0, 1, 0])
+    points = grid({"crosscoder": [1e-3], "sae": [1e-3, 4e-3, 1e-3]}, [8, 16, 8], [0.1, 0.2], [0, 1, 0])
     assert len(points) == len(set(points)) == len({point.name for point in points}) == 24
-    assert [point.method for point in points[:3]] == list(METHODS)
+    first = [("crosscoder", 1e-3), ("sae", 1e-3), ("sae", 4e-3), ("crosscoder", 1e-3)]
+    assert [(point.method, point.lr) for point in points[:4]] == first
 
 
 # ----------------------------------------------------------------------------------------------- methods
@@ -121,7 +124,7 @@ def test_the_sae_is_a_crosscoder_of_the_last_snapshot_trained_directly(swept: Pa
     store = ActivationStore.open(swept / "activations" / "train").select(["snapshot2"])
     config = dataclasses.replace(base(swept), sparsity_coefficient=0.3)
     train(store, CrosscoderConfig(1, D, F), config, tmp_path)
-    point = swept / "sweep" / "points" / Point("sae", F, 0.3, 0).name
+    point = swept / "sweep" / "points" / Point("sae", F, 0.3, LR, 0).name
     assert weights_of(tmp_path) == weights_of(point)
 
 
@@ -129,7 +132,7 @@ def test_the_crosscoder_is_the_runs_training_at_another_lambda(swept: Path, tmp_
     store = ActivationStore.open(swept / "activations" / "train")
     config = dataclasses.replace(base(swept), sparsity_coefficient=0.01)
     train(store, CrosscoderConfig(K, D, F), config, tmp_path)
-    assert weights_of(tmp_path) == weights_of(swept / "sweep" / "points" / Point("crosscoder", F, 0.01, 0).name)
+    assert weights_of(tmp_path) == weights_of(swept / "sweep" / "points" / Point("crosscoder", F, 0.01, LR, 0).name)
 
 
 def test_a_start_is_taken_over_to_the_bit(tmp_path: Path) -> None:
@@ -152,7 +155,7 @@ def test_each_sae_of_the_chain_starts_with_the_weights_of_the_one_before(swept: 
     """The record of each training holds the checksums of what it started from."""
     from crosscoder.weights import checksum
 
-    folder = swept / "sweep" / "points" / Point("chain", F, 0.01, 0).name
+    folder = swept / "sweep" / "points" / Point("chain", F, 0.01, LR, 0).name
     records = [json.loads((folder / f"snapshot-{k:02d}/crosscoder/training.json").read_text()) for k in range(K)]
     assert [record["store"]["snapshots"] for record in records] == [[f"snapshot{k}"] for k in range(K)]
     assert records[0]["start"] is None
@@ -165,9 +168,9 @@ def test_each_sae_of_the_chain_starts_with_the_weights_of_the_one_before(swept: 
 
 
 def test_parts_differ_from_the_runs_settings_in_nothing_else() -> None:
-    point, settings = Point("chain", F, 0.7, 3), TrainConfig(lr=1e-3, n_steps=100)
+    point, settings = Point("chain", F, 0.7, 1e-3, 3), TrainConfig(n_steps=100)
     first, second = parts_of("chain", ["a", "b"], 100)[:2]
-    changed = {"n_steps": first.n_steps, "sparsity_coefficient": 0.7, "seed": 3}
+    changed = {"n_steps": first.n_steps, "sparsity_coefficient": 0.7, "lr": 1e-3, "seed": 3}
     assert train_config(point, first, settings) == dataclasses.replace(settings, **changed)
     changed = {**changed, "n_steps": second.n_steps, "sparsity_warmup_fraction": 0.0}
     assert train_config(point, second, settings) == dataclasses.replace(settings, **changed)
@@ -195,7 +198,7 @@ def dense_figures(folder: Path, names: list[str], heldout: ActivationStore) -> t
 
 @pytest.mark.parametrize("method", METHODS)
 def test_figures_are_those_of_the_definition(swept: Path, method: str) -> None:
-    folder = swept / "sweep" / "points" / Point(method, F, 0.01, 0).name  # type: ignore[arg-type]
+    folder = swept / "sweep" / "points" / Point(method, F, 0.01, LR, 0).name  # type: ignore[arg-type]
     figures = json.loads((folder / "result.json").read_text())["figures"]
     names = ["snapshot2"] if method == "sae" else [f"snapshot{k}" for k in range(K)]
     error_K, deviation_K, l0_K = dense_figures(folder, names, ActivationStore.open(swept / "activations" / "heldout"))
@@ -254,8 +257,8 @@ def test_results_are_there_and_agree(swept: Path, capsys: pytest.CaptureFixture[
     folder = swept / "sweep"
     table = pyarrow.parquet.read_table(folder / "results.parquet").to_pydict()
     assert list(table) == [
-        "method", "n_features", "sparsity", "seed", "explained_variance_last", "l0_last", "explained_variance", "l0",
-        "dead", "steps", "tokens", "activations", "n_heldout_tokens", "seconds",
+        "method", "n_features", "sparsity", "lr", "seed", "explained_variance_last", "l0_last", "explained_variance",
+        "l0", "dead", "steps", "tokens", "activations", "n_heldout_tokens", "seconds",
     ]  # fmt: skip
     assert len(table["method"]) == 12 and table["method"][::4] == list(METHODS)
     assert [value is None for value in table["l0"]] == [method == "sae" for method in table["method"]]
@@ -268,7 +271,7 @@ def test_results_are_there_and_agree(swept: Path, capsys: pytest.CaptureFixture[
     summary = json.loads((swept / "summary.json").read_text())["sweep"]
     assert len(summary["results"]) == 12
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
-    assert run("sweep", swept, "--sparsity", 0.01, 0.3, "--n-features", 24, F) == 0
+    assert run("sweep", swept, *POINTS) == 0
     printed = capsys.readouterr().out
     assert "12 done, 0 to do" in printed and "results: " in printed
     assert printed.count("\ncrosscoder ") == 4 and printed.count("\nsae ") == 4 and printed.count("\nchain ") == 4
@@ -289,17 +292,21 @@ def test_the_figure_has_a_line_a_frontier_and_the_same_bytes_each_time(swept: Pa
     assert [len(lines) for lines in drawn] == [6, 4]
     rows = [row for row in range(12) if (table["method"][row], table["n_features"][row]) == ("sae", F)]
     points = sorted((table["l0_last"][row], table["explained_variance_last"][row]) for row in rows)
-    assert points in [sorted(zip(*line.get_data(), strict=True)) for line in drawn[0]]
+    assert points in [list(zip(*line.get_data(), strict=True)) for line in drawn[0]]
+    assert points in [sorted(map(tuple, some.get_offsets().tolist())) for some in last.collections]
     svg = (swept / "sweep" / "frontier.svg").read_bytes()
     assert svg == draw_svg("Explained variance against L0", draw_frontier, table)
     xml.etree.ElementTree.fromstring(svg)
 
 
 def test_a_sweep_is_extended(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["sweep", swept, "--out", tmp_path / "other", "--n-features", F]
+    options = ["sweep", swept, "--out", tmp_path / "other", "--baseline-lr", LR]
     assert run(*options, "--sparsity", 0.1, "--baselines", "sae") == 0
     assert run(*options, "--sparsity", 0.3, "--baselines", "chain", "--seeds", 4) == 0
-    assert "sweep: 2 points (2 methods x 1 lambda x 1 F x 1 seeds), 0 done, 2 to do" in capsys.readouterr().out
+    assert (
+        "sweep: 2 points (2 methods and learning rates x 1 lambda x 1 F x 1 seeds), 0 done, 2 to do"
+        in capsys.readouterr().out
+    )
     table = pyarrow.parquet.read_table(tmp_path / "other" / "results.parquet").to_pydict()
     found = list(zip(table["method"], table["sparsity"], table["seed"], strict=True))
     assert found == [("crosscoder", 0.1, 0), ("crosscoder", 0.3, 4), ("sae", 0.1, 0), ("chain", 0.3, 4)]
@@ -308,7 +315,7 @@ def test_a_sweep_is_extended(swept: Path, tmp_path: Path, capsys: pytest.Capture
 def test_a_plan_alone_writes_nothing(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("sweep", swept, "--out", tmp_path / "other", "--plan") == 0
     printed = capsys.readouterr().out
-    assert "12 points (3 methods x 4 lambda x 1 F x 1 seeds), 0 done, 12 to do" in printed
+    assert "20 points (5 methods and learning rates x 4 lambda x 1 F x 1 seeds), 0 done, 20 to do" in printed
     assert "chain              90 steps,         5,760 activations a point" in printed
     assert "in all about" in printed and not (tmp_path / "other").exists()
 
@@ -322,8 +329,8 @@ def test_a_point_that_fails_does_not_stop_the_others(
         return methods.train_point(point, *arguments)
 
     monkeypatch.setattr(study, "train_point", failing)
-    assert run("sweep", swept, "--out", tmp_path / "other", "--sparsity", 0.1) == 4
-    assert "1 of 3 points failed (sae, F 32, lambda 0.1, seed 0)" in error(capsys)
+    assert run("sweep", swept, "--out", tmp_path / "other", "--sparsity", 0.1, "--baseline-lr", LR) == 4
+    assert "1 of 3 points failed (sae, F 32, lambda 0.1, lr 0.003, seed 0)" in error(capsys)
     table = pyarrow.parquet.read_table(tmp_path / "other" / "results.parquet").to_pydict()
     assert table["method"] == ["crosscoder", "chain"]
 
@@ -332,11 +339,11 @@ def test_a_sweep_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.Mo
     """The same weights and figures in the end, and no left-overs. SWEEP_KILLS=20 tries more moments."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     file = tmp_path / "settings.yaml"
-    options = {"n_steps": 250, "batch_size": 64, "lr": 3e-3, "checkpoint_every": 20}
+    options = {"n_steps": 150, "batch_size": 64, "lr": LR, "checkpoint_every": 20}
     file.write_text(json.dumps({"n_features": 128, "train": options}))
     for name in ("whole", "killed"):
         make_run(tmp_path / name / "run", 2000)
-    command = crosscoder("sweep", "run", "--settings", file, "--sparsity", 0.05, 0.3)
+    command = crosscoder("sweep", "run", "--settings", file, "--sparsity", 0.05, 0.3, "--baseline-lr", LR)
     run_command(command, tmp_path / "whole")
     kills = int(os.environ.get("SWEEP_KILLS", "3"))
     seed = int(os.environ.get("KILL_SEED", "0"))
@@ -360,6 +367,7 @@ def test_a_sweep_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_wrong_options_are_refused_in_one_line(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, code, message in (
+        (["--lr", "0"], 2, "lr must be positive, not 0.0"),
         (["--sparsity", "-1"], 2, "sparsity_coefficient must be 0 or more, not -1.0"),
         (["--n-features", "0"], 2, "n_features must be 1 to"),
         (["--n-steps", "0"], 2, "n_steps must be at least 1, not 0"),
@@ -393,16 +401,16 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path: Path, capsys: pytest
 
 def test_settings_are_compared_by_name(tmp_path: Path) -> None:
     store = ActivationStore.open(make_run(tmp_path / "run") / "activations" / "train")
-    points = grid(METHODS, [16], [0.1], [0])
+    points = grid({key: [LR] for key in METHODS}, [16], [0.1], [0])
     settings = TrainConfig(n_steps=10, batch_size=64)
     study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(), settings, points)
     (tmp_path / "s").mkdir()
     sweep = study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(), settings, points)
     (tmp_path / "s" / "settings.json").write_text(json.dumps(sweep.settings))
-    other = dataclasses.replace(settings, sparsity_coefficient=9.0, seed=9)
+    other = dataclasses.replace(settings, sparsity_coefficient=9.0, lr=9.0, seed=9)
     study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(), other, points)  # these are the points'
-    with pytest.raises(ConfigError, match=r"crosscoder.penalty, train.lr"):
-        changed = dataclasses.replace(settings, lr=1.0)
+    with pytest.raises(ConfigError, match=r"crosscoder.penalty, train.batch_size"):
+        changed = dataclasses.replace(settings, batch_size=32)
         study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(penalty="l1"), changed, points)
     with pytest.raises(ConfigError, match="at least one"):
         study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(), settings, [])

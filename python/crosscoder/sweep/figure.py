@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crosscoder.report.svg import COLOURS
+from crosscoder.sweep.frontier import Frontier
 from crosscoder.sweep.points import METHODS
 from crosscoder.sweep.tables import SCOPES, Columns
 
@@ -18,7 +19,10 @@ _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)), (0, (2, 2)))
 
 
 def draw_frontier(figure: Figure, table: Columns) -> None:
-    """`table` is that of `tables.results`: a line a method, F and seed; a colour a method, a marker and dash an F."""
+    """`table` is that of `tables.results`: a line a method, F and seed; a colour a method, a marker and dash an F.
+
+    The line goes through the points that none of the same method, F and seed dominates; the others are pale.
+    """
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     figure.set_size_inches(8.8, 4.0)
@@ -29,18 +33,22 @@ def draw_frontier(figure: Figure, table: Columns) -> None:
             label: str | None = _LABELS[method]
             for place, F in enumerate(sizes):
                 for seed in sorted(set(table["seed"])):
-                    rows = sorted(
+                    rows = [
                         (table[l0][row], table[explained][row])
                         for row in range(len(table["method"]))
                         if (table["method"][row], table["n_features"][row], table["seed"][row]) == (method, F, seed)
                         and table[l0][row]
-                    )
+                    ]
                     if not rows:
                         continue
+                    frontier = Frontier.of(*zip(*rows, strict=True))
+                    colour, marker = COLOURS[METHODS.index(method)], _MARKERS[place % len(_MARKERS)]
+                    axes.scatter(*zip(*rows, strict=True), color=colour, marker=marker, s=10, alpha=0.3, linewidths=0)
                     axes.plot(
-                        *zip(*rows, strict=True),
-                        color=COLOURS[METHODS.index(method)],
-                        marker=_MARKERS[place % len(_MARKERS)],
+                        frontier.l0_P,
+                        frontier.explained_P,
+                        color=colour,
+                        marker=marker,
                         linestyle=_DASHES[place % len(_DASHES)],
                         markersize=4,
                         linewidth=1.2,

@@ -1,8 +1,9 @@
 """Frontiers of explained variance against L0, compared where they overlap.
 
-The same lambda gives other methods another L0, so methods are compared at a common L0: each frontier (one method, F and
-seed over all lambdas) is interpolated linearly in log L0 between its own points, never beyond them. Letters: P points
-of a frontier, G common L0 values, S seeds.
+A frontier is what one method reaches with one F and seed over all values of lambda and of the learning rate: the points
+that no other of these dominates (as sparse, and explaining as much). The same lambda gives other methods another L0, so
+methods are compared at a common L0: frontiers are interpolated linearly in log L0 between their points, never beyond
+them. Letters: P points of a frontier, G common L0 values, S seeds.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ GRID = 5
 
 @dataclass(frozen=True)
 class Frontier:
-    """A method's frontier at one F and one seed, sorted by L0."""
+    """A method's frontier at one F and one seed."""
 
     l0_P: NDArray[np.float64]
-    """Above 0."""
+    """Rising, above 0."""
     explained_P: NDArray[np.float64]
+    """Rising."""
 
     @classmethod
     def of(cls, l0: Sequence[float], explained: Sequence[float]) -> Frontier:
         """From points in any order; those without any active feature have no place on a log axis and are left out."""
-        pairs = sorted((a, b) for a, b in zip(l0, explained, strict=True) if a > 0)
-        return cls(np.array([a for a, _ in pairs]), np.array([b for _, b in pairs]))
+        kept: list[tuple[float, float]] = []
+        for a, b in sorted(zip(l0, explained, strict=True), key=lambda pair: (pair[0], -pair[1])):
+            if a > 0 and (not kept or b > kept[-1][1]):
+                kept.append((a, b))
+        return cls(np.array([a for a, _ in kept]), np.array([b for _, b in kept]))
 
     def at(self, l0_G: NDArray[np.float64]) -> NDArray[np.float64]:
         """(G,) explained variance at other values of L0. Raises `DataError` for values outside of the frontier."""

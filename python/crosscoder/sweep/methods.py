@@ -40,7 +40,7 @@ def parts_of(method: Method, snapshots: list[str], n_steps: int) -> list[Part]:
 
 
 def train_config(point: Point, part: Part, base: TrainConfig) -> TrainConfig:
-    """`base` with the point's lambda and seed and the part's steps.
+    """`base` with the point's lambda, learning rate and seed and the part's steps.
 
     A warm-started SAE is sparse already, so lambda does not rise from 0 again; all else is as for a fresh one.
     """
@@ -48,6 +48,7 @@ def train_config(point: Point, part: Part, base: TrainConfig) -> TrainConfig:
     return dataclasses.replace(
         base,
         n_steps=part.n_steps,
+        lr=point.lr,
         sparsity_coefficient=point.sparsity,
         seed=point.seed,
         sparsity_warmup_fraction=ramp,

@@ -1,8 +1,8 @@
-"""The points of a sweep: a method at one lambda, one F and one seed."""
+"""The points of a sweep: a method at one lambda, F, learning rate and seed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,26 +20,30 @@ class Point:
     """F."""
     sparsity: float
     """lambda."""
+    lr: float
+    """Adam's learning rate."""
     seed: int
 
     @property
     def name(self) -> str:
         """A folder's name."""
-        return f"{self.method}-F{self.n_features}-lambda{self.sparsity!r}-seed{self.seed}"
+        return f"{self.method}-F{self.n_features}-lambda{self.sparsity!r}-lr{self.lr!r}-seed{self.seed}"
 
     def __str__(self) -> str:
-        return f"{self.method}, F {self.n_features:,}, lambda {self.sparsity:g}, seed {self.seed}"
+        return f"{self.method}, F {self.n_features:,}, lambda {self.sparsity:g}, lr {self.lr:g}, seed {self.seed}"
 
 
 def grid(
-    methods: Sequence[Method], n_features: Sequence[int], sparsity: Sequence[float], seeds: Sequence[int]
+    rates: Mapping[Method, Sequence[float]], n_features: Sequence[int], sparsity: Sequence[float], seeds: Sequence[int]
 ) -> list[Point]:
-    """Every combination once; the methods of one (seed, F, lambda) follow each other."""
+    """Every combination once, each method with its learning rates; the methods of one (seed, F, lambda) follow each
+    other."""
     points = (
-        Point(method, F, float(coefficient), seed)
+        Point(method, F, float(coefficient), float(lr), seed)
         for seed in seeds
         for F in n_features
         for coefficient in sparsity
-        for method in methods
+        for method, of_method in rates.items()
+        for lr in of_method
     )
     return list(dict.fromkeys(points))

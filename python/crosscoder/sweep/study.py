@@ -45,12 +45,12 @@ class Sweep:
         train: TrainConfig,
         points: Sequence[Point],
     ) -> None:
-        """`heldout` has the snapshots of `store`. Of `train`, lambda and seed are the points'.
+        """`heldout` has the snapshots of `store`. Of `train`, lambda, learning rate and seed are the points'.
 
         Raises `ConfigError` where a point cannot be trained, and where `folder` holds a sweep with other settings.
         """
         if not points:
-            raise ConfigError("a sweep needs at least one lambda, one F and one seed")
+            raise ConfigError("a sweep needs at least one lambda, F, learning rate and seed")
         if options.gate in ("topk", "batchtopk"):
             raise ConfigError(f'gate "{options.gate}" fixes L0, lambda does not move it; sweep another gate')
         self.folder = folder
@@ -69,7 +69,7 @@ class Sweep:
     def settings(self) -> dict[str, Any]:
         """What all points of a folder share."""
         shared = plain(self.train)
-        del shared["sparsity_coefficient"], shared["seed"]
+        del shared["sparsity_coefficient"], shared["lr"], shared["seed"]
         return {
             "format_version": FORMAT_VERSION,
             "crosscoder": plain(self.options),
@@ -149,7 +149,7 @@ class Sweep:
         if failed:
             raise NonFiniteError(
                 f"{len(failed)} of {len(self.points)} points failed ({'; '.join(map(str, failed[:3]))}"
-                f"{'; ...' if len(failed) > 3 else ''}); the others are in {self.folder}; lower the learning rate"
+                f"{'; ...' if len(failed) > 3 else ''}); the others are in {self.folder}; lower their learning rate"
             )
 
     def _compute(self, point: Point) -> None:

@@ -17,7 +17,7 @@ Columns = dict[str, list[Any]]
 Record = Mapping[str, Any]
 """What `result.json` of a point holds."""
 
-POINT = ("method", "n_features", "sparsity", "seed")
+POINT = ("method", "n_features", "sparsity", "lr", "seed")
 FIGURES = (
     "explained_variance_last",
     "l0_last",
@@ -60,7 +60,7 @@ def by_snapshot(records: Sequence[Record]) -> Columns:
 
 def _order(record: Record) -> tuple[Any, ...]:
     point = record["point"]
-    return METHODS.index(point["method"]), point["n_features"], point["seed"], point["sparsity"]
+    return METHODS.index(point["method"]), point["n_features"], point["seed"], point["lr"], point["sparsity"]
 
 
 def comparisons(table: Columns) -> dict[tuple[str, int], Comparison]:

@@ -18,18 +18,23 @@ from crosscoder.model import Crosscoder
 from crosscoder.train.initialization import initialize
 from crosscoder.train.trainer import Trainer
 
-WARM, TIMED = 2, 6
+WARM, TIMED = 10, 6
+"""The first steps touch memory for the first time."""
+TYPICAL_L0 = 32.0
 
 
 def seconds_per_step(store: ActivationStore, config: CrosscoderConfig, train_config: TrainConfig) -> float:
     """The median of a few steps on the store's first batches.
 
-    The start is calibrated, so that about as many features fire as during most of a training. (With the default start
-    half of them fire in the first steps, which take several times as long: a point's real time is a little above the
-    estimate.) Raises what training raises.
+    The start is calibrated, so that about as many features fire as during most of a training; with the default start
+    half of them fire at first. Raises what training raises.
     """
     train_config = dataclasses.replace(
-        train_config, n_steps=max(WARM + TIMED, train_config.n_steps), start="calibrated", revival="none"
+        train_config,
+        n_steps=max(WARM + TIMED, train_config.n_steps),
+        start="calibrated",
+        start_l0=TYPICAL_L0,
+        revival="none",
     )
     loader = ActivationLoader(store, train_config.batch_size, train_config.seed)
     model = Crosscoder(config, seed=train_config.seed)

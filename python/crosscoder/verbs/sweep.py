@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = "crosscoder sweep runs/quickstart --sparsity 0.05 0.1 0.2 0.4 --n-features 1024 2048 --seeds 0 1"
 FACTORS = (0.5, 1.0, 2.0, 4.0)
+BASELINE_RATES = (1.0, 4.0)
+"""An SAE's preactivation sums over one snapshot, the crosscoder's over K: with the same rate, one step of Adam moves it
+less, and within the same steps it gets less far."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class SweepConfig:
     """Values of F; by default the run's."""
     baselines: tuple[Literal["sae", "chain"], ...] = ("sae", "chain")
     """What is trained beside the crosscoder: sae, chain, both or (no value) neither."""
+    lr: tuple[float, ...] = ()
+    """Learning rates; by default the run's. A method's frontier is the best of all its learning rates."""
+    baseline_lr: tuple[float, ...] = ()
+    """Learning rates of the baselines; by default 1 and 4 times those of --lr: what suits K snapshots is too slow for
+    one."""
     seeds: tuple[int, ...] = ()
     """Seeds, for the spread; by default the run's."""
     n_steps: int | None = None
@@ -90,8 +98,14 @@ def _sweep(config: SweepConfig, run: Run) -> Sweep:
     sizes = config.n_features or n_features
     if not sizes:
         raise ConfigError("the settings do not give F; name it: --n-features 2048")
+    rates = config.lr or (train.lr,)
+    baseline_rates = config.baseline_lr or tuple(factor * lr for factor in BASELINE_RATES for lr in rates)
     points = grid(
-        [method for method in METHODS if method == "crosscoder" or method in config.baselines],
+        {
+            method: rates if method == "crosscoder" else baseline_rates
+            for method in METHODS
+            if method == "crosscoder" or method in config.baselines
+        },
         sizes,
         config.sparsity or [factor * train.sparsity_coefficient for factor in FACTORS],
         config.seeds or [train.seed],
@@ -120,8 +134,8 @@ def describe_plan(sweep: Sweep) -> str:
     from crosscoder.hardware import cpu_name
 
     points, pending, K = sweep.points, sweep.pending, sweep.store.n_snapshots
-    counts = {
-        "methods": {point.method for point in points},
+    counts: dict[str, set[Any]] = {
+        "methods and learning rates": {(point.method, point.lr) for point in points},
         "lambda": {point.sparsity for point in points},
         "F": {point.n_features for point in points},
         "seeds": {point.seed for point in points},
@@ -160,13 +174,13 @@ def describe_results(table: Columns) -> str:
     """A row a point."""
     lines = [
         "",
-        "                                          last snapshot       all snapshots",
-        "method              F    lambda  seed       EV      L0         EV      L0     dead   seconds",
+        "                                                    last snapshot       all snapshots",
+        "method              F    lambda        lr  seed       EV      L0         EV      L0     dead   seconds",
     ]
     for row in _rows(table):
         over_all = f"{'-':>8}{'-':>8}" if row["l0"] is None else f"{row['explained_variance']:>8.4f}{row['l0']:>8.1f}"
         lines.append(
-            f"{row['method']:<11}{row['n_features']:>10,}{row['sparsity']:>10g}{row['seed']:>6}"
+            f"{row['method']:<11}{row['n_features']:>10,}{row['sparsity']:>10g}{row['lr']:>10g}{row['seed']:>6}"
             f"{row['explained_variance_last']:>9.4f}{row['l0_last']:>8.1f}   {over_all}"
             f"{row['dead']:>9.2%}{row['seconds']:>10.1f}"
         )
@@ -178,7 +192,7 @@ def describe_comparison(table: Columns) -> str:
     from crosscoder.sweep import tables
 
     rows = _rows(tables.at_common_l0(table))
-    lines = []
+    lines: list[str] = []
     for (scope, F), comparison in tables.comparisons(table).items():
         where = f"{'the last snapshot' if scope == 'last' else 'all snapshots'}, F {F:,}"
         if not len(comparison.l0_G):
