@@ -172,7 +172,7 @@ def test_parts_differ_from_the_runs_settings_in_nothing_else() -> None:
     first, second = parts_of("chain", ["a", "b"], 100)[:2]
     changed = {"n_steps": first.n_steps, "sparsity_coefficient": 0.7, "lr": 1e-3, "seed": 3}
     assert train_config(point, first, settings) == dataclasses.replace(settings, **changed)
-    changed = {**changed, "n_steps": second.n_steps, "sparsity_warmup_fraction": 0.0}
+    changed = {**changed, "n_steps": second.n_steps, "sparsity_warmup_fraction": 0.0, "revival": "none"}
     assert train_config(point, second, settings) == dataclasses.replace(settings, **changed)
 
 

@@ -42,17 +42,14 @@ def parts_of(method: Method, snapshots: list[str], n_steps: int) -> list[Part]:
 def train_config(point: Point, part: Part, base: TrainConfig) -> TrainConfig:
     """`base` with the point's lambda, learning rate and seed and the part's steps.
 
-    A warm-started SAE is sparse already, so lambda does not rise from 0 again; all else is as for a fresh one.
+    A warm-started SAE is sparse already, so lambda does not rise from 0 again, and it keeps its features: reviving one
+    would put another feature under the index that the chain follows (and in so few steps it costs explained variance).
+    All else is as for a fresh one.
     """
-    ramp = 0.0 if part.warm else base.sparsity_warmup_fraction
-    return dataclasses.replace(
-        base,
-        n_steps=part.n_steps,
-        lr=point.lr,
-        sparsity_coefficient=point.sparsity,
-        seed=point.seed,
-        sparsity_warmup_fraction=ramp,
+    config = dataclasses.replace(
+        base, n_steps=part.n_steps, lr=point.lr, sparsity_coefficient=point.sparsity, seed=point.seed
     )
+    return dataclasses.replace(config, sparsity_warmup_fraction=0.0, revival="none") if part.warm else config
 
 
 def train_point(
