@@ -24,6 +24,7 @@ VERBS = {
     "store": "look at stored activations, verify every byte, merge stores",
     "train": "train a crosscoder on stored activations",
     "eval": "explained variance, L0 and dead features on held-out text",
+    "sweep": "explained variance against L0, beside SAEs, over lambda and F",
     "evolve": "when features are born, turn and die; n-gram phase; examples",
     "attribute": "which features carry a task: attribution and ablation at every snapshot",
     "report": "make the page and the figures of a run",

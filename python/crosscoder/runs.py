@@ -27,6 +27,7 @@ Open `report.html` in a browser: it needs no network.
 | `crosscoder/` | the crosscoder, for raw activations: `crosscoder.Crosscoder.from_pretrained(...)` |
 | `evolution/` | the results of the analyses as arrays (`.npz`) |
 | `attribution/TASK/` | which features carry a task (`.parquet`): prompts, metric, attributions, ablation curves |
+| `sweep/` | explained variance against L0 beside SAEs: `results.parquet`, `frontier.svg`, every trained point |
 | `figures/` | every figure as SVG, its data as CSV |
 
 Files appear complete or not at all. Any command that was killed goes on when it is run again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,28 @@ def csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
     return out.getvalue()
 
 
+def draw_svg(title: str, draw: Callable[..., None], *arguments: Any) -> bytes:
+    """What `draw(figure, *arguments)` draws, in the common style, as SVG: the same bytes for the same numbers.
+
+    Raises `MissingDependencyError` without matplotlib.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("figures need matplotlib: pip install matplotlib") from error
+    # the object interface: no global backend or state is touched
+    with rc_context(_STYLE):
+        figure = Figure()
+        FigureCanvasSVG(figure)
+        draw(figure, *arguments)
+        figure.suptitle(title, fontsize=10.5, fontweight="bold")
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
 def save_figures(data: PageData, folder: Path) -> list[Path]:
     """Write `KEY.svg` and `KEY.csv` for each figure that `data` has numbers for; returns the SVG files.
 
@@ -61,28 +83,15 @@ def save_figures(data: PageData, folder: Path) -> list[Path]:
     `StorageError` where the folder cannot be written.
     """
     check(data)
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("figures need matplotlib: pip install matplotlib") from error
-    written = []
     marks = [{"step": mark.step, "label": mark.label} for mark in data.marks]
+    written = []
     for table in figure_tables(data):
-        # the object interface: no global backend or state is touched
-        with rc_context(_STYLE):
-            figure = Figure()
-            FigureCanvasSVG(figure)
-            if table.spec is None:
-                DRAW_OWN[kind_of(table.key)](figure, table)
-            else:
-                draw(figure, table, marks)
-            figure.suptitle(table.title, fontsize=10.5, fontweight="bold")
-            out = io.BytesIO()
-            figure.savefig(out, format="svg", metadata={"Date": None})
         path = folder / f"{table.key}.svg"
-        write_bytes(path, out.getvalue())
+        if table.spec is None:
+            image = draw_svg(table.title, DRAW_OWN[kind_of(table.key)], table)
+        else:
+            image = draw_svg(table.title, draw, table, marks)
+        write_bytes(path, image)
         write_text(folder / f"{table.key}.csv", csv_text(table.columns))
         written.append(path)
     return written
