@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from crosscoder.report.findings import findings, leads
+from crosscoder.report.findings import Finding, findings, leads
+from crosscoder.report.results import Results
 from crosscoder.report.sections import CROSSCODER, DIMENSIONALITY, NGRAMS, ROTATION, STRENGTH
 
 STEPS = np.array([0, 1, 10, 100])
@@ -53,8 +54,12 @@ def results(**changes: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     return summary, arrays
 
 
-def sentences(summary: dict[str, Any], arrays: dict[str, dict[str, Any]]) -> list[str]:
-    return [found.sentence for found in findings(summary, arrays, STEPS)]
+def found_in(summary: dict[str, Any], arrays: dict[str, dict[str, Any]], **tables: Any) -> list[Finding]:
+    return findings(summary, Results(STEPS, arrays, tables))
+
+
+def sentences(summary: dict[str, Any], arrays: dict[str, dict[str, Any]], **tables: Any) -> list[str]:
+    return [found.sentence for found in found_in(summary, arrays, **tables)]
 
 
 def test_sentences_with_the_numbers() -> None:
@@ -70,7 +75,7 @@ def test_sentences_with_the_numbers() -> None:
 
 
 def test_each_section_begins_with_its_sentences() -> None:
-    found = findings(*results(), STEPS)
+    found = found_in(*results())
     begun = leads(found)
     assert list(begun) == [STRENGTH, ROTATION, DIMENSIONALITY, NGRAMS, CROSSCODER]
     assert begun[NGRAMS] == f"{found[3].sentence} {found[4].sentence}"

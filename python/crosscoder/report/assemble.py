@@ -17,7 +17,7 @@ from crosscoder.evolution.arrays import Arrays
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Study
 from crosscoder.files import read_json
-from crosscoder.report.analysis_tables import SHOWN_KINDS, analysis_tables
+from crosscoder.report.analysis_tables import analysis_tables
 from crosscoder.report.data import (
     Contexts,
     Cosines,
@@ -30,6 +30,7 @@ from crosscoder.report.data import (
     TurningPoint,
 )
 from crosscoder.report.findings import findings, leads, task_finding
+from crosscoder.report.results import SHOWN_KINDS, Results
 from crosscoder.report.text import byte_level_text
 from crosscoder.runs import Run
 from crosscoder.verbs.evolve import EvolveConfig
@@ -42,6 +43,18 @@ NEEDED = {
 """The figures of `summary.json` that the page rests on, by the verb that writes them."""
 
 
+OPTIONAL = ("types", "complexity")
+"""Analyses whose sections are left out where they were not run."""
+TABLES = {"explanations": "evolution/explanations.parquet", "sweep": "sweep/results.parquet"}
+"""Results that are tables, left out in the same way."""
+
+
+def _tables(run: Run) -> dict[str, Any]:
+    paths = {name: run.path / path for name, path in TABLES.items()}
+    tables = {name: read_table(path) for name, path in paths.items() if path.exists()}
+    return {name: {key: np.asarray(column).tolist() for key, column in table.items()} for name, table in tables.items()}
+
+
 def assemble(run: Run) -> PageData:
     """The page of a run. Raises `DataError` with the remedy where a result is missing."""
     summary = run.summary()
@@ -52,8 +65,10 @@ def assemble(run: Run) -> PageData:
     study = Study(run, evolve.study)
     studied = finished_tasks(run)
     names = ("examples", "life", "rotation", "dimensionality", "neighbours", "ngrams", "induction")
-    results = {name: study.result(name) for name in names}
-    found = findings(summary, results, study.steps)
+    arrays = {name: study.result(name) for name in names}
+    arrays |= {name: found for name in OPTIONAL if (found := study.finished(name)) is not None}
+    results = Results(study.steps, arrays, _tables(run))
+    found = findings(summary, results)
     source = read_json(run.activations("train") / "manifest.json")["source"]
     return PageData(
         title="Features over training",
@@ -66,9 +81,9 @@ def assemble(run: Run) -> PageData:
         facts=_facts(summary, study),
         settings=_settings(run),
         notes=_notes(run, summary, source["model"]),
-        figures=_figures(summary, results),
-        features=_features(study, results),
-        tables=analysis_tables(study.steps, results),
+        figures=_figures(summary, arrays),
+        features=_features(study, arrays),
+        tables=analysis_tables(results),
         leads=leads(found) | {f"Behaviour: {record['task']}": task_finding(record) for _, record in studied},
         marks=_marks(run, source["model"]),
         tasks=[_task(folder, record, study) for folder, record in studied],

@@ -54,10 +54,19 @@ def _format(axis: DrawnAxis, way: Format) -> None:
         axis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
 
 
+def _round_ticks(axis: DrawnAxis) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _set_y(axes: Axes, axis: Axis) -> None:
     axes.set_ylabel(axis.label)
     if axis.scale == "log":
         axes.set_yscale("log")
+        _round_ticks(axes.yaxis)
     else:
         _format(axes.yaxis, axis.format)
     if axis.zero:
@@ -76,6 +85,7 @@ def _set_x(axes: Axes, axis: Axis | None, table: FigureTable, marks: Sequence[Ma
     axes.set_xlabel(axis.label)
     if axis.scale == "log":
         axes.set_xscale("log")
+        _round_ticks(axes.xaxis)
     else:
         _format(axes.xaxis, axis.format)
     axes.set_xlim(*axis.domain)
@@ -120,11 +130,13 @@ def _panel(axes: Axes, table: FigureTable, spec: Lines, panel: Panel, rows: Mapp
         for group in groups:
             thin = "feature" in rows and rows["feature"][group][0] is not None
             x, y = floats(rows[spec.x][group]), floats(rows[series.column][group])
-            axes.plot(
-                x, y, color=colour, linestyle=DASHES[index % len(DASHES)] if not thin else "-", label=None if thin
-                else series.label, linewidth=0.8 if thin else 1.8, alpha=0.5 if thin else 1.0, zorder=2 if thin else 3,
-                **({} if spec.split else {"marker": "o", "markersize": 2.5}),
-            )  # fmt: skip
+            style: dict[str, Any] = {"linestyle": DASHES[index % len(DASHES)], "linewidth": 1.8, "zorder": 3}
+            if thin:
+                style = {"linewidth": 0.8, "alpha": 0.5, "zorder": 2}
+            elif "feature" not in rows:
+                style |= {"marker": "o", "markersize": 2.5}
+            named = not thin and np.isfinite(y).any() and series.label not in axes.get_legend_handles_labels()[1]
+            axes.plot(x, y, color=colour, label=series.label if named else None, **style)
             if series.low and series.high and not thin:
                 low, high = (floats(rows[end][group]) for end in (series.low, series.high))
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -156,6 +168,8 @@ def _bars(figure: Figure, table: FigureTable, spec: Bars, marks: Sequence[Mark])
     if spec.down:
         axes.axhline(0, color=MUTED, linewidth=0.8)
     band_ticks(axes, [step_label(name) if isinstance(name, (int, float)) else str(name) for name in names])
+    if any(isinstance(name, str) for name in names):
+        axes.tick_params(axis="x", labelrotation=30)
     if by_step and len(names) > 1:
         for mark in marks:
             ends = [mark["step"], mark.get("low"), mark.get("high")]
@@ -183,7 +197,8 @@ def _scatter(figure: Figure, table: FigureTable, spec: Scatter, marks: Sequence[
         rng = np.random.default_rng(0)
         spread = 0.25 * rng.uniform(-1, 1, (2, len(x)))
         x = np.expm1(np.log1p(x) + 0.4 * spread[0]) if spec.x == STEP else x + spread[0]
-        y = y + spread[1] if np.all(y[np.isfinite(y)] % 1 == 0) else y
+        if np.all(y[np.isfinite(y)] % 1 == 0):
+            y = y * np.exp(spread[1]) if spec.y_axis.scale == "log" else y + spread[1]
     group = np.array(table.columns[spec.group], dtype=object) if spec.group else np.full(len(x), "", dtype=object)
     for index, name in enumerate(spec.groups or [""]):
         of_group = group == name

@@ -148,6 +148,8 @@ class Listing:
     """The column that the SVG file shows as bars."""
     context: str = ""
     """Heading of the context; empty where there is none."""
+    text: str = ""
+    """A column of prose that takes the rest of the row; empty where there is none."""
     kind: str = "listing"
 
 

@@ -15,8 +15,15 @@ const Axis = (() => {
   function zoomedTicks([first, last], width) {
     const most = Math.max(2, Math.min(7, Math.floor(width / 80)));
     if (mode === "linear" || Math.log1p(last) - Math.log1p(Math.max(first, 0)) < 1.5) return d3.ticks(first, last, most);
-    const round = [0, ...d3.range(0, 8).flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power))].filter((tick) => tick >= first && tick <= last);
-    return round.length <= most + 2 ? round : round.filter((tick) => /^[01]0*$/.test(tick));
+    return roundTicks(first, last, most, [0]);
+  }
+  // 1, 2, 5, 10, ... between first and last, or the powers of ten alone where those are too many
+  function roundTicks(first, last, most, before = []) {
+    const powers = d3.range(-6, 9);
+    const between = (digits) => [...before, ...powers.flatMap((power) => digits.map((digit) => +`${digit}e${power}`))].filter((tick) => tick >= first && tick <= last);
+    const [fine, coarse] = [between([1, 2, 5]), between([1])];
+    if (fine.length < 2) return d3.ticks(first, last, most);
+    return fine.length <= most + 2 || coarse.length < 2 ? fine : coarse;
   }
 
   // x scale and x axis of a Plot whose x is a training step
@@ -46,7 +53,7 @@ const Axis = (() => {
     for (const listener of listeners) listener();
   }
   return {
-    scale, marks, spread, set, show,
+    scale, marks, roundTicks, spread, set, show,
     toggle: () => set(mode === "log" ? "linear" : "log"),
     onChange: (listener) => listeners.add(listener),
     get mode() {

@@ -15,14 +15,20 @@ const Kinds = (() => {
     const [low, high] = axis.domain;
     const ends = [low ?? Math.min(...finite, axis.zero ? 0 : Infinity), high ?? Math.max(...finite, axis.zero ? 0 : -Infinity)];
     if (!finite.length || ends[0] === ends[1]) ends[1] = ends[0] + 1;
-    return { type: axis.scale, domain: ends.map((end) => (Number.isFinite(end) ? end : 0)), nice: low === null || high === null, clamp: low !== null };
+    const isLog = axis.scale === "log";
+    const domain = isLog ? [ends[0] / 1.15, ends[1] * 1.15] : ends;
+    return { type: axis.scale, domain: domain.map((end) => (Number.isFinite(end) ? end : 0)), nice: !isLog && (low === null || high === null), clamp: low !== null };
   }
-  const axisY = (axis, scale) => [
-    Plot.gridY(GRID),
-    Plot.axisY({ stroke: null, color: "var(--axis)", ticks: 5, tickFormat: tick[axis.format], label: `↑ ${axis.label}`, labelArrow: false }),
-    Plot.ruleY(axis.zero && scale.domain[0] <= 0 ? [0] : [], { stroke: "var(--axis)", strokeOpacity: 0.6 }),
-  ];
-  const axisX = (axis) => Plot.axisX({ stroke: null, color: "var(--axis)", ticks: 6, tickFormat: tick[axis.format], label: `${axis.label} →`, labelArrow: false });
+  const ticksOf = (axis, domain, most) => (axis.scale === "log" ? Axis.roundTicks(...domain, most) : undefined);
+  const axisY = (axis, scale, shown = null) => {
+    const ticks = ticksOf(axis, shown ?? scale.domain, 5);
+    return [
+      Plot.gridY(ticks, GRID),
+      Plot.axisY(ticks, { stroke: null, color: "var(--axis)", ticks: 5, tickFormat: tick[axis.format], label: `↑ ${axis.label}`, labelArrow: false }),
+      Plot.ruleY(axis.zero && scale.domain[0] <= 0 ? [0] : [], { stroke: "var(--axis)", strokeOpacity: 0.6 }),
+    ];
+  };
+  const axisX = (axis, scale, shown = null) => Plot.axisX(ticksOf(axis, shown ?? scale.domain, 6), { stroke: null, color: "var(--axis)", ticks: 6, tickFormat: tick[axis.format], label: `${axis.label} →`, labelArrow: false });
   const stepPlace = (step, scale) => scale.apply(step);
 
   function panels(frame, nodes) {
@@ -80,8 +86,9 @@ const Kinds = (() => {
   function lines(figure, frame) {
     const { spec } = figure;
     const rows = Plots.rows(figure.columns);
+    const several = spec.panels.length > 1 && spec.panels.some(({ series }) => series.length > 1);
     return panels(frame, spec.panels.map((panel, index) => [panel.title, (width) => [
-      spec.panels.length > 1 ? lineLegend(panel.series) : null, linesPanel(figure, panel, rows.filter((row) => fits(row, panel.where)), frame, index, width),
+      several ? lineLegend(panel.series) : null, linesPanel(figure, panel, rows.filter((row) => fits(row, panel.where)), frame, index, width),
     ].filter(Boolean)]));
   }
 
@@ -101,23 +108,23 @@ const Kinds = (() => {
     const say = write(panel.y.format);
     const interval = (row, { low, high }) => (low && high && known(row, low, high) ? `  (${say(row[low])} to ${say(row[high])})` : "");
     const name = (row) => (row.feature === null || row.feature === undefined ? row[spec.split] : `feature ${row.feature}`);
-    const title = (row) => [spec.split ? `${name(row)}, ${head(row)}` : head(row), ...series.map((item) => `${series.length > 1 ? `${item.label}  ` : ""}${say(row[item.column])}${interval(row, item)}`)].join("\n");
-    const anchor = (row) => series.map(({ column }) => row[column]).find((value) => value !== null);
+    const title = (row) => [spec.split ? `${name(row)}, ${head(row)}` : head(row), ...series.filter(({ column }) => !spec.split || known(row, column)).map((item) => `${series.length > 1 ? `${item.label}  ` : ""}${say(row[item.column])}${interval(row, item)}`)].join("\n");
+    const anchor = (row) => series.map(({ column }) => row[column]).find((value) => value !== null && value !== undefined);
     const near = spec.split ? Plot.pointer : Plot.pointerX;
     const drawing = Plots.plot({
       width, height: spec.split ? 280 : 250, x, y, marginLeft: 48,
       marks: [
-        ...axisY(panel.y, y),
-        bySteps ? Axis.marks(Store.steps, width, frame.views[index]?.x) : axisX(spec.x_axis),
+        ...axisY(panel.y, y, frame.views[index]?.y),
+        bySteps ? Axis.marks(Store.steps, width, frame.views[index]?.x) : axisX(spec.x_axis, x, frame.views[index]?.x),
         ...rules.map(([, value]) => Plot.ruleY([value], { stroke: "var(--muted)", strokeDasharray: "3 3" })),
         ...series.flatMap((item, place) => (item.low && item.high ? [Plot.areaY(thick.filter((row) => known(row, item.low, item.high)), { x: spec.x, y1: item.low, y2: item.high, z: spec.split, fill: colour(item, place), fillOpacity: 0.16 })] : [])),
         ...series.flatMap((item, place) => (thin.length ? [Plot.line(thin.filter((row) => known(row, item.column)), { x: spec.x, y: item.column, z: spec.split, stroke: colour(item, place), strokeWidth: 1.1, strokeOpacity: 0.5, className: "examples" })] : [])),
         ...series.flatMap((item, place) => {
           const shown = thick.filter((row) => known(row, item.column));
           return [
-            spec.split ? Plot.line(shown, { x: spec.x, y: item.column, z: spec.split, stroke: "var(--surface)", strokeWidth: 5 }) : null,
-            Plot.line(shown, { x: spec.x, y: item.column, z: spec.split, stroke: colour(item, place), strokeWidth: spec.split ? 3 : 2, strokeDasharray: dash(place), strokeLinejoin: "round" }),
-            spec.split ? null : Plot.dot(shown, { x: spec.x, y: item.column, fill: colour(item, place), r: 2.2 }),
+            thin.length ? Plot.line(shown, { x: spec.x, y: item.column, z: spec.split, stroke: "var(--surface)", strokeWidth: 5 }) : null,
+            Plot.line(shown, { x: spec.x, y: item.column, z: spec.split, stroke: colour(item, place), strokeWidth: thin.length ? 3 : 2, strokeDasharray: dash(place), strokeLinejoin: "round" }),
+            thin.length ? null : Plot.dot(shown, { x: spec.x, y: item.column, fill: colour(item, place), r: 2.2 }),
           ];
         }),
         Plot.tip(rows.filter((row) => anchor(row) !== undefined), near({ x: spec.x, y: anchor, title, ...Plots.TIP, maxRadius: spec.split ? 30 : Infinity })),
@@ -172,7 +179,8 @@ const Kinds = (() => {
     const rows = Plots.rows(figure.columns);
     const text = bandText(spec.x);
     const names = rows.map((row) => row[spec.x]);
-    const x = bands(names, frame.width, Math.max(26, 7 * widest(names.map(text)) + 8), spec.x_label);
+    const inWords = names.some((name) => typeof name === "string");
+    const x = bands(names, frame.width, inWords ? 0 : Math.max(26, 7 * widest(names.map(text)) + 8), spec.x_label);
     const up = spec.series.filter(({ column }) => !spec.down.includes(column)).map(({ column }) => column);
     const down = spec.series.filter(({ column }) => spec.down.includes(column));
     const colours = spec.series.map((item, place) => Plots.seriesColour(item, place, spec.series.length));
@@ -182,11 +190,11 @@ const Kinds = (() => {
     const y = scaleOf({ ...spec.y, zero: true }, rows.flatMap((row) => [total(row), ...down.map(({ column }) => -row[column])]));
     const say = write(spec.y.format);
     const drawing = Plots.plot({
-      width: frame.width, height: 240, marginLeft: 48, x: x.scale, y: { ...y, clamp: false },
+      width: frame.width, height: inWords ? 280 : 240, marginLeft: 48, marginBottom: inWords ? 24 + 5 * widest(names) : 36, x: x.scale, y: { ...y, clamp: false },
       color: { domain: up, range: up.map(colourOf) },
       marks: [
         ...axisY(spec.y, y),
-        Plot.axisX({ stroke: null, color: "var(--axis)", ticks: shownTicks(x.ticks, frame.views[0]?.x), tickFormat: text, label: x.label, tickSize: 0 }),
+        Plot.axisX({ stroke: null, color: "var(--axis)", ticks: shownTicks(x.ticks, frame.views[0]?.x), tickFormat: text, label: inWords ? null : x.label, tickSize: 0, tickRotate: inWords ? -35 : 0 }),
         Plot.ruleY([0], { stroke: "var(--axis)" }),
         Plot.barY(data, { x: "at", y: "value", fill: "column", order: up, insetTop: 0.5 }),
         ...down.map(({ column }) => Plot.barY(rows, { x: spec.x, y: (row) => -row[column], fill: colourOf(column) })),
@@ -218,7 +226,10 @@ const Kinds = (() => {
     const rows = Plots.rows(figure.columns).filter((row) => known(row, spec.x, spec.y));
     const whole = rows.every((row) => Number.isInteger(row[spec.y]));
     const at = (row, index) => (!spec.jitter ? row[spec.x] : bySteps ? Math.max(0, Math.expm1(Math.log1p(row[spec.x]) + 0.1 * noise(index, 0))) : row[spec.x] + 0.25 * noise(index, 0));
-    const up = (row, index) => (spec.jitter && whole ? row[spec.y] + 0.3 * noise(index, 1) : row[spec.y]);
+    const up = (row, index) => {
+      if (!spec.jitter || !whole) return row[spec.y];
+      return spec.y_axis.scale === "log" ? row[spec.y] * Math.exp(0.2 * noise(index, 1)) : row[spec.y] + 0.3 * noise(index, 1);
+    };
     const points = rows.map((row, index) => ({ ...row, "·x": at(row, index), "·y": up(row, index) }));
     const x = bySteps ? Axis.scale(Store.steps) : scaleOf(spec.x_axis, points.map((row) => row["·x"]));
     const y = scaleOf(spec.y_axis, points.map((row) => row["·y"]));
@@ -233,8 +244,8 @@ const Kinds = (() => {
       width: frame.width, height: 300, marginLeft: 48, x, y,
       color: spec.group ? { domain: spec.groups, range: colours } : undefined,
       marks: [
-        ...axisY(spec.y_axis, y),
-        bySteps ? Axis.marks(Store.steps, frame.width, frame.views[0]?.x) : axisX(spec.x_axis),
+        ...axisY(spec.y_axis, y, frame.views[0]?.y),
+        bySteps ? Axis.marks(Store.steps, frame.width, frame.views[0]?.x) : axisX(spec.x_axis, x, frame.views[0]?.x),
         Plot.dot(points, { x: "·x", y: "·y", fill: spec.group ?? "var(--c1)", fillOpacity: 0.5, r: 2.5 }),
         Plot.dot(points, Plot.pointer({ x: "·x", y: "·y", stroke: "var(--ink)", strokeWidth: 1.5, r: 4.5 })),
         Plot.tip(points, Plot.pointer({ x: "·x", y: "·y", title, ...Plots.TIP })),
@@ -338,10 +349,12 @@ const Kinds = (() => {
     const context = (row) => (spec.context
       ? el("span", { class: "carrier-text" }, el("span", { class: "before" }, Format.visible(row.before)), row.token ? el("mark", {}, Format.alone(row.token)) : null, el("span", { class: "after" }, Format.visible(row.after)))
       : null);
-    const columns = (narrow) => [...spec.fields.filter((field) => field.narrow || !narrow).map(({ format }) => (format === "text" ? "minmax(56px, auto)" : "minmax(60px, 96px)")), ...(spec.context ? ["minmax(0, 1fr)"] : [])].join(" ");
+    const wideText = spec.context || spec.text;
+    const prose = (row) => (spec.text ? el("span", {}, Format.visible(row[spec.text])) : null);
+    const columns = (narrow) => [...spec.fields.filter((field) => field.narrow || !narrow).map(({ column, format }) => (format === "text" ? `${Math.min(20, Math.max(7, widest(figure.columns[column])))}ch` : "minmax(48px, 96px)")), ...(wideText ? ["minmax(0, 1fr)"] : [])].join(" ");
     const cells = (make) => spec.fields.map((field) => el("span", { class: `number${field.narrow ? "" : " roomy"}` }, make(field)));
     return el("div", { class: "carriers", style: { "--columns": columns(false), "--columns-narrow": columns(true) } },
-      el("div", { class: "carrier carrier-head", "aria-hidden": "true" }, cells((field) => field.label), spec.context ? el("span", {}, spec.context) : null),
+      el("div", { class: "carrier carrier-head", "aria-hidden": "true" }, cells((field) => field.label), wideText ? el("span", {}, spec.context || spec.text) : null),
       el("ol", {}, Plots.rows(figure.columns).map((row) => {
         const opens = Store.features && known(row, "feature");
         return el("li", {}, el(opens ? "a" : "div", { class: "carrier", href: opens ? `#feature=${row.feature}` : null, "aria-label": opens ? `Feature ${row.feature}` : null }, cells((field) => cell(field, row)), context(row)));
@@ -349,12 +362,12 @@ const Kinds = (() => {
   }
 
   // ----------------------------------------------------------------------------------------------- legend
-  const lineLegend = (series) => (series.length < 2 ? null : Plots.legend(series.map((item, index) => (
-    { label: item.label, colour: Plots.seriesColour(item, index, series.length), dash: Plots.SERIES[index % Plots.SERIES.length].dash }))));
+  const lineLegend = (series) => Plots.legend(series.map((item, index) => (
+    { label: item.label, colour: Plots.seriesColour(item, index, series.length), dash: Plots.SERIES[index % Plots.SERIES.length].dash })));
 
   function legendOf({ spec, columns }) {
     const boxes = (items) => Plots.legend(items.map((item, index) => ({ label: item.label, colour: Plots.seriesColour(item, index, items.length), box: true })));
-    if (spec?.kind === "lines") return spec.panels.length > 1 ? null : lineLegend(spec.panels[0].series);
+    if (spec?.kind === "lines") return spec.panels.length > 1 || spec.panels[0].series.length < 2 ? null : lineLegend(spec.panels[0].series);
     if (spec?.kind === "bars" && spec.series.length > 1) return boxes(spec.series);
     if (spec?.kind === "scatter" && spec.groups.length > 1) {
       return boxes(spec.groups.map((name) => ({ label: `${name} (${Format.count(columns[spec.group].filter((other) => other === name).length)})`, colour: name })));
