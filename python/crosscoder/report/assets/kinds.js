@@ -190,7 +190,7 @@ const Kinds = (() => {
     const y = scaleOf({ ...spec.y, zero: true }, rows.flatMap((row) => [total(row), ...down.map(({ column }) => -row[column])]));
     const say = write(spec.y.format);
     const drawing = Plots.plot({
-      width: frame.width, height: inWords ? 280 : 240, marginLeft: 48, marginBottom: inWords ? 24 + 5 * widest(names) : 36, x: x.scale, y: { ...y, clamp: false },
+      width: frame.width, height: inWords ? 270 : 240, marginLeft: 48, marginBottom: inWords ? 22 + 3.6 * widest(names) : 36, x: x.scale, y: { ...y, clamp: false },
       color: { domain: up, range: up.map(colourOf) },
       marks: [
         ...axisY(spec.y, y),
