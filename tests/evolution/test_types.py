@@ -96,6 +96,8 @@ def test_controls_make_no_false_calls_here_and_would_show_them(
     assert found.n_control.tolist() == [judged, judged, responses[1].judged.sum(), judged]
     swapped = feature_types(positions, tokens, responses[0], responses[0])
     assert swapped.control[INDUCTION] == 2 / responses[0].judged.sum()
+    level = InductionResponse(*(vars(responses[0])[name] for name in ("second", "second", "second", "active")))
+    assert feature_types(positions, tokens, responses[0], level).control[INDUCTION] == 0
     one_word = TokenSet(np.full_like(tokens.ids, 7), tokens.document, tokens.names, "none")
     same = feature_types(positions, one_word, *responses)
     assert same.control[SINGLE_TOKEN] == 1 and same.control[PREVIOUS_TOKEN] == 0

@@ -5,8 +5,8 @@ Letters: F features, B tokens in a batch, N pairs in a batch, n positions kept a
 All of it is ours. A feature is active on a token if one of its gates is open there. A passage is what the tokens of one
 document that stand in one sequence are: the part of a document that the language model sees at once. One pass over the
 tokens in order, in batches of whole sequences. What is kept does not grow with their number (but for 4 bytes a
-passage): at most 4 n F entries of 12 to 20 bytes, and as much again while they are sorted (F = 98,304, n = 64:
-0.8 GB at the peak; the result has 24 n F bytes, 150 MB).
+passage): at most 4 n F entries of 20 or 24 bytes, and less than that again while they are sorted (F = 98,304, n = 64:
+1.0 GB measured at the peak; the result has 24 n F bytes, 150 MB).
 """
 
 from __future__ import annotations
