@@ -270,12 +270,12 @@ def test_results_are_there_and_agree(swept: Path, capsys: pytest.CaptureFixture[
         assert len(list(csv.DictReader(file))) == 12
     summary = json.loads((swept / "summary.json").read_text())["sweep"]
     assert len(summary["results"]) == 12
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
+    before = {path: path.stat().st_mtime_ns for path in (folder / "points").rglob("*.*")}
     assert run("sweep", swept, *POINTS) == 0
     printed = capsys.readouterr().out
     assert "12 done, 0 to do" in printed and "results: " in printed
     assert printed.count("\ncrosscoder ") == 4 and printed.count("\nsae ") == 4 and printed.count("\nchain ") == 4
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")} == before
+    assert {path: path.stat().st_mtime_ns for path in (folder / "points").rglob("*.*")} == before
 
 
 def test_the_figure_has_a_line_a_frontier_and_the_same_bytes_each_time(swept: Path) -> None:

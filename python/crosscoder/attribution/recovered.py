@@ -101,7 +101,7 @@ def _check_tokens(tokens: TokenSet, store: ActivationStore) -> None:
     rows_N4 = np.concatenate([store.tokens(shard) for shard in range(len(store.shard_rows))])
     token_N, sequence_N, position_N = rows_N4[:, 0], rows_N4[:, 2], rows_N4[:, 3]
     found_SC = np.full(tokens.ids.shape, tokens.end_of_text)
-    inside_N = (sequence_N >= 0) & (sequence_N < found_SC.shape[0]) & (position_N >= 0) & (position_N < tokens.context)
+    inside_N = (sequence_N >= 0) & (sequence_N < tokens.n_sequences) & (position_N >= 0) & (position_N < tokens.context)
     found_SC[sequence_N[inside_N], position_N[inside_N]] = token_N[inside_N]
     if not (inside_N.all() and np.array_equal(found_SC, tokens.ids)):
         raise DataError(f"{store.path} is not of the run's held-out tokens; collect it again")

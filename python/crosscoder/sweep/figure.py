@@ -23,7 +23,7 @@ def draw_frontier(figure: Figure, table: Columns) -> None:
 
     The line goes through the points that none of the same method, F and seed dominates; the others are pale.
     """
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure.set_size_inches(8.8, 4.0)
     sizes = sorted(set(table["n_features"]))
@@ -60,10 +60,11 @@ def draw_frontier(figure: Figure, table: Columns) -> None:
                 style = {"marker": _MARKERS[place % len(_MARKERS)], "linestyle": _DASHES[place % len(_DASHES)]}
                 axes.plot([], [], color="#5b5f68", markersize=4, linewidth=1.2, label=f"F = {F:,}", **style)
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.5)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(_TITLES[scope], fontsize=9)
         axes.set_xlabel("L0: active features a token and snapshot")
         axes.set_ylabel("explained variance")
         if axes.lines:
-            axes.legend(loc="lower right")
+            axes.legend(loc="best")
