@@ -16,6 +16,7 @@ from crosscoder.evolution.examples import (
     contexts,
     density_histogram,
 )
+from crosscoder.evolution.latent_scaling import LatentScaling, ScalingSums, latent_scaling
 from crosscoder.evolution.neighbours import Neighbours, nearest_neighbours
 from crosscoder.evolution.ngrams import (
     EntropyLines,
@@ -31,6 +32,16 @@ from crosscoder.evolution.ngrams import (
     ngram_targets,
     phase_curves,
 )
+from crosscoder.evolution.probes import (
+    NormHonesty,
+    Probes,
+    ProbeTrainer,
+    area_under_curve,
+    fit_probes,
+    norm_honesty,
+    snapshot_areas,
+    stratified_sample,
+)
 from crosscoder.evolution.rotation import (
     CosineSummary,
     Rotation,
@@ -38,6 +49,7 @@ from crosscoder.evolution.rotation import (
     decoder_cosines,
     turning_point,
 )
+from crosscoder.evolution.stability import Matching, Stability, compare_dictionaries, match_features
 from crosscoder.evolution.strength import LifeCycles, ThresholdSweep, life_cycles, threshold_sweep
 
 __all__ = [
@@ -48,29 +60,44 @@ __all__ = [
     "ExampleCollector",
     "Examples",
     "KneserNey",
+    "LatentScaling",
     "LifeCycles",
+    "Matching",
     "Neighbours",
     "NgramCounts",
     "NgramCurves",
     "NgramMeter",
     "NgramPhase",
     "NgramTargets",
+    "NormHonesty",
+    "ProbeTrainer",
+    "Probes",
     "Rotation",
+    "ScalingSums",
+    "Stability",
     "ThresholdSweep",
     "TurningPoint",
+    "area_under_curve",
     "collect_examples",
+    "compare_dictionaries",
     "contexts",
     "count_ngrams",
     "decoder_cosines",
     "density_histogram",
     "entropy_lines",
     "feature_dimensionality",
+    "fit_probes",
+    "latent_scaling",
     "life_cycles",
+    "match_features",
     "measure_phase",
     "nearest_neighbours",
     "ngram_targets",
+    "norm_honesty",
     "phase_curves",
     "planted",
+    "snapshot_areas",
+    "stratified_sample",
     "threshold_sweep",
     "turning_point",
 ]
