@@ -27,6 +27,7 @@ which every direction's sum follows. N K D multiplications a target, memory O(F 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -131,13 +132,15 @@ class ScalingSums:
         self._square_F.index_add_(0, features_N, square_N)
         self._open_FK.index_add_(0, features_N, square_N[:, None] * code.open_gates()[order_N])
 
-        f_UB = torch.sparse_csr_tensor(
-            offsets_of(place_N, len(ids_U)),
-            code.rows()[order_N],
-            value_N.to(self._dtype),
-            (len(ids_U), code.n_tokens),
-            check_invariants=False,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            f_UB = torch.sparse_csr_tensor(
+                offsets_of(place_N, len(ids_U)),
+                code.rows()[order_N],
+                value_N.to(self._dtype),
+                (len(ids_U), code.n_tokens),
+                check_invariants=False,
+            )
         at_peak_UD, other_UD = self._along_peak(ids_U), self._along_other(ids_U)
         for k in range(n_snapshots):
             target_B2D = torch.stack([error_BKD[:, k], reconstruction_BKD[:, k]], dim=1).to(self._dtype)
@@ -175,7 +178,8 @@ class ScalingSums:
         at_peak_F12 = np.where(at_peak_F2 > 0, at_peak_F2, np.nan)[:, None, :]
         nu_FK2, null_FK2 = beta_FK23[..., PEAK] / at_peak_F12, beta_FK23[..., NULL] / at_peak_F12
         fired = (self._square_F > 0).cpu().numpy()
-        low = (norms <= LOW_NORM * norms.max(axis=1, keepdims=True)) & fired[:, None]
+        largest = norms.max(axis=1, keepdims=True)
+        low = (norms <= LOW_NORM * largest) & (largest > 0) & fired[:, None]
         bounds = (SHRUNK, DECOUPLED)
         shrunk, decoupled = (low & (nu_FK2[..., target] >= bound) for target, bound in enumerate(bounds))
         null = [low & (null_FK2[..., target] >= bound) for target, bound in enumerate(bounds)]

@@ -17,8 +17,8 @@ there. How that is measured here is ours:
 
 The label is circular to a degree: h sums over the snapshots, the probed one included. Therefore a second AUC
 (`auc_without`), of the same probe against labels without it: as many tokens, those with the largest
-h - <x_k, W_enc[f, k]>. Nulls: the same probe trained on the labels of other tokens, and a random direction whose sign
-is the training tokens'.
+h - <x_k, W_enc[f, k]>. Nulls: a probe trained and tested on the labels of other tokens, and a random direction whose
+sign is the training tokens'.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Areas:
     without: NDArray[np.float64]
     """(n,) against the labels that this snapshot had no part in."""
     shuffled: NDArray[np.float64]
-    """(n,) of the null."""
+    """(n,) of the null: trained and tested on the labels of other tokens."""
     random: NDArray[np.float64]
     """(n,) of a random direction."""
 
@@ -204,7 +204,7 @@ def snapshot_areas(probes: Probes, k: int, x_TD: Tensor, active_Tn: Tensor, with
     active = [np.flatnonzero(column) for column in active_Tn.T.numpy()]
     without = [_largest(column, len(own)) for column, own in zip(without_Tn.T.numpy(), active, strict=True)]
     auc, auc_without = _areas(probes.weights[:, k], x_TD, active, without)
-    (shuffled,) = _areas(probes.shuffled[:, k], x_TD, active)
+    (shuffled,) = _areas(probes.shuffled[:, k], x_TD, [(column + 1) % len(x_TD) for column in active])
     (random,) = _areas(probes.random[:, k], x_TD, active)
     return Areas(auc, auc_without, shuffled, random)
 
