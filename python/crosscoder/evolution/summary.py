@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from crosscoder.evolution.stability import Stability
 from crosscoder.evolution.statistics import Correlation
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.types import OTHER, TYPE_NAMES
@@ -55,6 +56,15 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
         figures["features_by_type"] = _types(results["types"])
     if "complexity" in results:
         figures["complexity"] = _complexity(results["complexity"])
+    if "probes" in results:
+        figures["norm_honesty"] = _norm_honesty(results["probes"])
+    if "latent_scaling" in results:
+        scaling = results["latent_scaling"]
+        pairs = {name: int(scaling[name].sum()) for name in ("low", "shrunk", "decoupled")}
+        features = {name: int(scaling[name].any(axis=1).sum()) for name in ("low", "shrunk", "decoupled")}
+        names = ("share_shrunk", "share_shrunk_null", "share_decoupled", "share_decoupled_null")
+        shares = {name: _finite(scaling[name]) for name in names}
+        figures["latent_scaling"] = {"pairs": pairs, "features": features, **shares}
     return figures
 
 
@@ -108,6 +118,52 @@ def _complexity(complexity: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _number(value: Any) -> float | None:
     """JSON has no NaN."""
     return None if np.isnan(value) else float(value)
+
+
+def _norm_honesty(probes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    auc_nK, peak_n = probes["areas.auc"], probes["relative"].argmax(axis=1)
+    at_peak = auc_nK[np.arange(len(peak_n)), peak_n]
+    names = (
+        "correlation_overall",
+        "correlation_median",
+        "correlation_median_null",
+        "share_hidden",
+        "share_hollow",
+    )
+    edges, counts = probes["honesty.bins"], probes["honesty.bin_count"]
+    return {
+        "n_probed": len(auc_nK),
+        **{name: _finite(probes[f"honesty.{name}"]) for name in names},
+        "n_hidden_pairs": len(probes["honesty.hidden"]),
+        "n_hollow_pairs": len(probes["honesty.hollow"]),
+        "median_auc_at_peak": _finite(np.nanmedian(at_peak)) if np.isfinite(at_peak).any() else None,
+        "mean_auc_by_relative_norm": {
+            f"{low:g}-{high:g}": _finite(value)
+            for low, high, value in zip(edges[:-1], edges[1:], probes["honesty.bin_auc"], strict=True)
+        },
+        "pairs_by_relative_norm": {
+            f"{low:g}-{high:g}": int(count) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+        },
+        **{f"mean_auc_{name}": _finite(_mean(probes[f"areas.{name}"])) for name in ("shuffled", "random")},
+    }
+
+
+def stability_figures(stability: Stability) -> dict[str, Any]:
+    """Main figures of a comparison with another crosscoder."""
+    names = [field.name for field in dataclasses.fields(stability) if field.type in ("int", "float")]
+    figures = {name: _finite(getattr(stability, name)) for name in names}
+    return {**figures, "loss": stability.matching.loss, "n_cut": stability.matching.n_cut}
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _finite(value: Any) -> float | int | None:
+    """A number for JSON, which has no NaN."""
+    number = float(value)
+    return None if not np.isfinite(number) else int(value) if isinstance(value, int) else number
 
 
 def _by(revisions: Sequence[str], values: np.ndarray) -> dict[str, float]:

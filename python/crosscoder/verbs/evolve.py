@@ -23,7 +23,7 @@ class EvolveConfig:
     """The run's folder, with a trained crosscoder."""
     only: tuple[str, ...] = ()
     """Just these of: examples life rotation dimensionality neighbours ngrams induction positions
-    types complexity."""
+    types complexity probes latent_scaling."""
     study: StudySettings = field(default_factory=StudySettings)
 
 
