@@ -220,10 +220,16 @@ class StudySettings:
     """Contexts kept for each feature."""
     neighbours: int = 8
     """Neighbours kept for each feature."""
+    n_probed: int = 200
+    """Features that are probed at every snapshot, as equally many of each kind and emergence as there are."""
     induction_length: int = 50
     """Random tokens in a sequence that is repeated once, to measure induction."""
+    positions: int = 64
+    """Strongest positions, and randomly chosen active ones, kept for each feature, to tell types and entropies."""
+    complexity_features: int = 200
+    """Features whose need of context is measured, evenly over the snapshots of emergence."""
     seed: int = 0
-    """Seed of bootstrap, nulls and random sequences."""
+    """Seed of samples, bootstrap, nulls and random sequences."""
 
 
 @dataclass(frozen=True)

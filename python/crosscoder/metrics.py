@@ -41,6 +41,8 @@ class Evaluation:
     explained_variance_K: list[float]
     explained_variance_mean_of_ratios_K: list[float]
     """The paper's definition, by snapshot."""
+    deviation_K: list[float]
+    """Sum of |x - mean|^2, by snapshot: the weight of each in the overall explained variance."""
     l0: float
     """Features on, a token and snapshot."""
     l0_K: list[float]
@@ -87,6 +89,7 @@ class Evaluator:
             explained_variance=float(1 - error_K.sum() / total_K.sum()),
             explained_variance_K=(1 - error_K / total_K).tolist(),
             explained_variance_mean_of_ratios_K=(ratio_K / n).tolist(),
+            deviation_K=total_K.tolist(),
             l0=float(l0_K.mean()),
             l0_K=l0_K.tolist(),
             l0_union=float(self._fired_F.sum() / n),

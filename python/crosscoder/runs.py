@@ -26,7 +26,9 @@ Open `report.html` in a browser: it needs no network.
 | `training/checkpoints/` | while training: from here a killed run goes on |
 | `crosscoder/` | the crosscoder, for raw activations: `crosscoder.Crosscoder.from_pretrained(...)` |
 | `evolution/` | the results of the analyses as arrays (`.npz`) |
+| `comparison/RUN.npz` | features matched with those of another run |
 | `attribution/TASK/` | which features carry a task (`.parquet`): prompts, metric, attributions, ablation curves |
+| `sweep/` | explained variance against L0 beside SAEs: `results.parquet`, `frontier.svg`, every trained point |
 | `figures/` | every figure as SVG, its data as CSV |
 
 Files appear complete or not at all. Any command that was killed goes on when it is run again.
@@ -67,6 +69,10 @@ class Run:
     @property
     def evolution(self) -> Path:
         return self.path / "evolution"
+
+    @property
+    def comparison(self) -> Path:
+        return self.path / "comparison"
 
     @property
     def figures(self) -> Path:

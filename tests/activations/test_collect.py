@@ -77,6 +77,11 @@ def test_text_order(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
             assert not places or places[-1][0] < batch[0][0], "batches hold whole sequences"
             places += batch
         assert places == sorted(by_place)
+        some = np.array([1, 4, 5])
+        parts = list(store.in_text_order(batch_tokens, some))
+        found = [place for _, *at in parts for place in zip(*(a.tolist() for a in at), strict=True)]
+        assert found == [place for place in places if place[0] in some]
+        assert torch.equal(torch.cat([x for x, _, _ in parts]), torch.stack([by_place[place] for place in found]))
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -179,6 +184,11 @@ def test_bad_snapshots_are_skipped_on_demand(models: Path, tokens: TokenSet, tmp
         tiny_model(1).save_pretrained(models / "step1")
     with pytest.raises(DataError, match="was skipped|collection skipped step1"):
         store.require_complete()
+
+
+def test_a_model_that_is_loaded_in_part_says_nothing_of_it(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    SnapshotSet.open(str(models), 1).load_trunk(0)
+    assert caplog.messages == []
 
 
 def test_a_snapshot_that_lacks_weights_is_not_filled_with_random_ones(

@@ -8,7 +8,7 @@ import torch
 
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution import decoder_cosines, life_cycles, turning_point
-from crosscoder.evolution.planted import PlantedConfig, PlantedDictionary, score, spearman
+from crosscoder.evolution.planted import PlantedConfig, PlantedDictionary, score
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -121,11 +121,3 @@ def test_bad_configurations() -> None:
         PlantedDictionary(PlantedConfig(vanishing_share=2))
     with pytest.raises(DataError, match="do not fit"):
         score(torch.ones(5, 7, 64), PlantedDictionary())
-
-
-def test_spearman() -> None:
-    assert spearman([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)
-    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    # By hand: ranks (1.5, 1.5, 3, 4) and (1, 2, 3, 4), centred; products sum to 4.5, squares to 4.5 and 5.
-    assert spearman([5, 5, 7, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
-    assert np.isnan(spearman([1, 1], [1, 2])) and np.isnan(spearman([], []))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,8 @@ def test_the_summary_has_every_promised_figure(quickstart: Run) -> None:
         assert np.isfinite(summary[name]), name
     assert {"step", "step_low", "step_high", "p_shuffled"} <= set(summary["turning_point"])
     assert summary["n_initialization"] + summary["n_emergent"] <= summary["n_features"] == 96
+    assert sum(summary["features_by_type"]["counts"].values()) == summary["n_features"]
+    assert set(summary["complexity"]["correlation_with_emergence"]) == {"all", "emergent"}
     assert len(summary["findings"]) == 5
     losses = list(summary["model_loss_by_snapshot"].values())
     assert losses[-1] < losses[0] - 1, "the language model learned"
@@ -64,7 +67,7 @@ def test_the_run_explains_itself(quickstart: Run) -> None:
     model = Crosscoder.from_pretrained(quickstart.crosscoder)
     assert model.config.n_snapshots == 8
     definitions = [json.loads(path.read_text())["definition"] for path in quickstart.evolution.glob("*.json")]
-    assert len(definitions) == 7 and all(definitions)
+    assert len(definitions) == 10 and all(definitions)
 
 
 def test_the_parts_of_the_text_are_disjoint(quickstart: Run) -> None:
@@ -98,3 +101,36 @@ def test_bad_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: 
     assert cli.main(["quickstart", "--out", str(tmp_path / "run"), "--text", str(tmp_path / "text.txt")]) == 3
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0]
+
+
+def test_two_seeds_are_compared(quickstart: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "seed1"
+    shutil.copytree(quickstart.path, other, ignore=shutil.ignore_patterns("crosscoder", "training", "evolution"))
+    shared = ["--n-features", "80", "--n-steps", "40", "--batch-size", "128", "--lr", "2e-3", "--warmup-steps", "4"]
+    assert cli.main(["train", str(other), *shared, "--seed", "1"]) == 0
+    compare = ["compare", str(quickstart.path), str(other)]
+    assert cli.main(compare) == 3 and "run first: crosscoder evolve" in capsys.readouterr().err
+    assert cli.main(["evolve", str(other), "--only", "life", "--tau", "0.2"]) == 0
+    assert cli.main(compare) == 2 and "--only life --tau 0.3" in capsys.readouterr().err
+    assert cli.main(["evolve", str(other), "--only", "life"]) == 0
+    assert cli.main(compare) == 0
+    assert "of cosine 0.7 or more" in capsys.readouterr().out
+    figures = quickstart.summary()["stability"]["seed1"]
+    assert 0 <= figures["share_stable"] <= 1 and figures["n_second"] <= 80 and "stability" not in Run(other).summary()
+    with np.load(quickstart.comparison / "seed1.npz") as arrays:
+        assert (arrays["matching.cosine"] >= 0.7).sum() == round(figures["share_stable"] * figures["n_second"])
+        matched = arrays["matching.match"][arrays["matching.match"] >= 0]
+        assert len(np.unique(matched)) == len(matched) and matched.max(initial=0) < 80
+    assert cli.main(["compare", str(other), str(other)]) == 2 and "with itself" in capsys.readouterr().err
+    record = json.loads((other / "snapshots.json").read_text())
+    (other / "snapshots.json").write_text(json.dumps({**record, "layer": 1}))
+    assert cli.main(compare) == 3 and "different snapshots or layers" in capsys.readouterr().err
+
+
+def test_the_norm_is_tested(quickstart: Run) -> None:
+    summary = quickstart.summary()
+    honesty, scaling = summary["norm_honesty"], summary["latent_scaling"]
+    assert 0 < honesty["n_probed"] <= 96 and abs(honesty["mean_auc_shuffled"] - 0.5) < 0.05
+    assert sum(honesty["pairs_by_relative_norm"].values()) <= honesty["n_probed"] * len(STEPS)
+    assert honesty["median_auc_at_peak"] > 0.8
+    assert 0 <= scaling["pairs"]["shrunk"] <= scaling["pairs"]["low"]

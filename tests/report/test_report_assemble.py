@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from crosscoder.report.findings import findings
+from crosscoder.report.findings import Finding, findings, leads
+from crosscoder.report.results import Results
+from crosscoder.report.sections import CROSSCODER, DIMENSIONALITY, NGRAMS, ROTATION, STRENGTH
 
 STEPS = np.array([0, 1, 10, 100])
 
@@ -52,15 +54,31 @@ def results(**changes: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     return summary, arrays
 
 
-def test_five_sentences_with_the_numbers() -> None:
+def found_in(summary: dict[str, Any], arrays: dict[str, dict[str, Any]], **tables: Any) -> list[Finding]:
+    return findings(summary, Results(STEPS, arrays, tables))
+
+
+def sentences(summary: dict[str, Any], arrays: dict[str, dict[str, Any]], **tables: Any) -> list[str]:
+    return [found.sentence for found in found_in(summary, arrays, **tables)]
+
+
+def test_sentences_with_the_numbers() -> None:
     summary, arrays = results()
-    model, crosscoder, births, turning, late = findings(summary, arrays, STEPS)
+    births, turning, dimension, model, induction, crosscoder = sentences(summary, arrays)
     assert "from 7.60 to 3.90 nats" in model and "between steps 10 and 100 it passes under the 4.00" in model
     assert "94.5%" in crosscoder and "90.0% to 99.0%" in crosscoder and "20.0 of its 2,048" in crosscoder
     assert "1,000 features are there at step 0 and 900 emerge" in births and "step 10 to step 10" in births
     assert "33% of the emergent" in births
     assert "between steps 1 and 10" in turning and "0.80 on one side and 0.10 across" in turning
-    assert "2.50 nats cheaper" in late and "between steps 10 and 100" in late and "20% at step 1" in late
+    assert "2.50 nats cheaper" in induction and "between steps 10 and 100" in induction
+    assert "from 50% of the width at step 0 over a minimum of 20% at step 1 to 60%" in dimension
+
+
+def test_each_section_begins_with_its_sentences() -> None:
+    found = found_in(*results())
+    begun = leads(found)
+    assert list(begun) == [STRENGTH, ROTATION, DIMENSIONALITY, NGRAMS, CROSSCODER]
+    assert begun[NGRAMS] == f"{found[3].sentence} {found[4].sentence}"
 
 
 def test_what_was_not_found_is_said() -> None:
@@ -70,8 +88,8 @@ def test_what_was_not_found_is_said() -> None:
         induction__gap=[0.0, 0.0, 0.0, 0.02],
         life__cycles_dot_births=[0, 0, 0, 0],
     )
-    model, _, births, turning, late = findings(summary, arrays, STEPS)
+    births, turning, _, model, induction, _ = sentences(summary, arrays)
     assert "still above the 4.00" in model
     assert births.endswith("emerge during training.")
     assert "no turning point" in turning and "0.4" in turning
-    assert "Induction does not form" in late
+    assert "Induction does not form" in induction

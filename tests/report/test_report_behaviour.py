@@ -152,7 +152,7 @@ def test_one_snapshot_above_chance_and_no_features(data: PageData, tmp_path: Pat
     assert len(save_figures(data, tmp_path)) > 5
     write_page(data, tmp_path / "page.html")
     with visit(tmp_path / "page.html") as page:
-        assert page.locator("#plot-dominance--induction [aria-label='rect'] rect").count() >= 1
+        assert page.locator("#plot-dominance--induction [aria-label='bar'] rect").count() >= 1
     alone = dataclasses.replace(data, features=None, figures=dataclasses.replace(data.figures, norm_examples=None))
     write_page(alone, tmp_path / "alone.html")
     with visit(tmp_path / "alone.html", wait=False) as page:

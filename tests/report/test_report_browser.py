@@ -129,6 +129,86 @@ def test_log_and_linear_step_axis(visit: Visit, small_page: Path) -> None:
         assert page.get_attribute("#plot-l0 [aria-label=line] path", "d") == before
 
 
+def drag(page: Any, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag over a drawing, from and to shares of its width and height."""
+    page.locator(selector).scroll_into_view_if_needed()
+    box = page.locator(selector).bounding_box()
+    place = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
+    page.mouse.move(*place[0])
+    page.mouse.down()
+    page.mouse.move((place[0][0] + place[1][0]) / 2, (place[0][1] + place[1][1]) / 2)
+    page.mouse.move(*place[1])
+    page.mouse.up()
+    page.wait_for_timeout(60)
+
+
+def tick_labels(page: Any, selector: str, axis: str) -> list[str]:
+    found: list[str] = page.locator(f'{selector} [aria-label="{axis}-axis tick label"] text').all_text_contents()
+    return found
+
+
+def test_a_drag_zooms_along_the_ways_it_goes_and_a_double_click_shows_all(visit: Visit, small_page: Path) -> None:
+    plot = "#plot-l0 svg.cc-plot"
+    with visit(small_page) as page:
+        before = tick_labels(page, plot, "x"), tick_labels(page, plot, "y")
+        drag(page, plot, (0.5, 0.4), (0.8, 0.41))  # across: the steps alone
+        assert tick_labels(page, plot, "x") != before[0] and tick_labels(page, plot, "y") == before[1]
+        assert "0" not in tick_labels(page, plot, "x") and len(tick_labels(page, plot, "x")) >= 2
+        page.dblclick(plot)
+        page.wait_for_timeout(60)
+        assert (tick_labels(page, plot, "x"), tick_labels(page, plot, "y")) == before
+        drag(page, plot, (0.5, 0.2), (0.505, 0.5))  # along: the values alone
+        assert tick_labels(page, plot, "x") == before[0] and tick_labels(page, plot, "y") != before[1]
+        page.click("#axis-linear")  # what is shown stays, on the other axis
+        assert "0" not in tick_labels(page, plot, "y")
+
+
+def test_zoom_of_bands_and_no_click_after_a_drag(visit: Visit, small_page: Path) -> None:
+    bars = "#plot-emergence svg.cc-plot"
+    with visit(small_page) as page:
+        assert tick_labels(page, bars, "x")[0] == "0"
+        drag(page, bars, (0.5, 0.5), (0.8, 0.52))
+        assert page.evaluate("location.hash") == "", "a drag is no click on a bar"
+        shown = tick_labels(page, bars, "x")
+        assert 2 < len(shown) < len(page_synthetic.SHORT_STEPS) and shown[0] == "32"
+        drag(page, "#plot-cosines svg.cc-plot", (0.2, 0.2), (0.5, 0.5))
+        assert page.locator("#plot-cosines [aria-label=cell] rect").count() < 14 * 14 / 3
+
+
+def test_zoom_by_buttons(visit: Visit, small_page: Path) -> None:
+    plot = "#plot-dimensionality svg.cc-plot"
+    with visit(small_page) as page:
+        before = tick_labels(page, plot, "x")
+        page.focus("#figure-dimensionality button:text('zoom')")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Shift+Tab")
+        for button in ("Zoom in", "Move right"):
+            page.locator(f'#figure-dimensionality [aria-label^="{button}:"]').press("Enter")
+        zoomed = tick_labels(page, plot, "x")
+        assert zoomed != before
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("Move right")
+        page.locator('#figure-dimensionality [aria-label^="Show all"]').press("Enter")
+        assert tick_labels(page, plot, "x") == before
+
+
+def test_a_line_names_its_feature_and_opens_it(visit: Visit, small_page: Path) -> None:
+    with visit(small_page) as page:
+        panel = page.locator("#plot-norms svg.cc-plot").nth(1)
+        panel.scroll_into_view_if_needed()
+        box = panel.bounding_box()
+        for share in np.linspace(0.1, 0.9, 60):  # somewhere down this line of places lies an example
+            page.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + share * box["height"])
+            page.wait_for_timeout(20)
+            tip = panel.locator("[aria-label=tip]").text_content() or ""
+            if "feature " in tip:
+                break
+        named = re.search(r"feature (\d+)", tip)
+        assert named is not None
+        page.mouse.down()
+        page.mouse.up()
+        assert page.evaluate("location.hash") == f"#feature={named[1]}"
+
+
 def test_dark_mode(visit: Visit, small_page: Path) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     with visit(small_page, color_scheme="light") as page:
@@ -146,7 +226,7 @@ def test_dark_mode(visit: Visit, small_page: Path) -> None:
 
 def test_numbers_behind_a_figure(visit: Visit, small_page: Path) -> None:
     with visit(small_page) as page:
-        page.click("#figure-l0 button")
+        page.click("#figure-l0 button:text('data')")
         assert page.locator("#data-dialog tbody tr").count() == 14
         with page.expect_download() as download:
             page.click("#data-dialog a")

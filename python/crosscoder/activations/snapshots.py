@@ -200,14 +200,20 @@ def quiet_transformers() -> None:
 
 @contextlib.contextmanager
 def _without_load_report() -> Iterator[None]:
-    """transformers lists the weights that were not read; here they are left out on purpose."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """transformers lists the weights that were not read; here they are left out on purpose.
+
+    At this level it lists the layers that it does not split over devices instead, so that logger is quietened too.
+    """
+    names = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _step_of(name: str) -> int:

@@ -6,7 +6,7 @@ have read the prompts. Letters: P prompts, T tokens, K snapshots, D width, F fea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from torch import Tensor
 from crosscoder.activations.tokens import END_OF_TEXT
 from crosscoder.attribution.splice import CutModel, Pairs, SnapshotPrompts
 from crosscoder.attribution.task import Task
+from crosscoder.code import SparseCode
 from crosscoder.errors import DataError, NonFiniteError
 from crosscoder.files import write_bytes
 from crosscoder.model import Crosscoder
@@ -123,6 +124,17 @@ class PromptCodes:
     values_N: Tensor
     gates_N: Tensor
 
+    @classmethod
+    def joined(cls, codes: Sequence[SparseCode]) -> PromptCodes:
+        """One after the other; `codes` are at least one."""
+        counts = torch.cat([code.row_offsets.diff() for code in codes])
+        return cls(
+            torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            torch.cat([code.features.long() for code in codes]),
+            torch.cat([code.values.float() for code in codes]),
+            torch.cat([code.gates for code in codes]),
+        )
+
     def at(self, k: int) -> Pairs:
         """The pairs that are open at snapshot k."""
         open_N = (self.gates_N >> k) & 1 != 0
@@ -147,19 +159,14 @@ def encode(activations: PromptActivations, crosscoder: Crosscoder, side: str) ->
             "name those that it was trained on"
         )
     prompt_R, position_R = coded_PT.nonzero(as_tuple=True)
-    counts, features, values, gates = [], [], [], []
+    codes = []
     rows = max(1, _ENCODED_VALUES // F)
     x_KPTD = [activations.open(k, side) for k in range(K)]
     for start in range(0, len(prompt_R), rows):
         at = prompt_R[start : start + rows].numpy(), position_R[start : start + rows].numpy()
         x_KRD = [_tensor(x_PTD[at]).float() for x_PTD in x_KPTD]
-        code = crosscoder.encode(torch.stack(x_KRD, dim=1))
-        counts.append(code.row_offsets.diff())
-        features.append(code.features.long())
-        values.append(code.values.float())
-        gates.append(code.gates)
-    offsets_R = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(counts).cumsum(0)])
-    return PromptCodes(offsets_R, torch.cat(features), torch.cat(values), torch.cat(gates))
+        codes.append(crosscoder.encode(torch.stack(x_KRD, dim=1)))
+    return PromptCodes.joined(codes)
 
 
 @dataclass(frozen=True)

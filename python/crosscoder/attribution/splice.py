@@ -69,20 +69,25 @@ class CutModel:
         """
         rows_B, position_B = torch.arange(len(position_B), device=self.device), position_B.to(self.device)
 
-        def inject(hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
-            return self._pass(x_BTD.to(device=hidden_states.device, dtype=hidden_states.dtype))
-
         def only_last(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
             return (inputs[0][rows_B, position_B][:, None],)
 
         handle = self.model.get_output_embeddings().register_forward_pre_hook(only_last)
         try:
-            passed = dict.fromkeys(self.blocks[: self.layer], self._pass)
-            with self._replaced({**passed, self.blocks[self.layer]: inject}):
-                logits_B1V = self.model(input_ids=ids_BT.to(self.device), use_cache=False).logits
+            return self.every_logits(ids_BT, x_BTD)[:, 0]
         finally:
             handle.remove()
-        return cast(Tensor, logits_B1V[:, 0].float().to(x_BTD.device))
+
+    def every_logits(self, ids_BT: Tensor, x_BTD: Tensor) -> Tensor:
+        """Logits (B, T, V) in float32 at all positions, otherwise as `logits`."""
+
+        def inject(hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
+            return self._pass(x_BTD.to(device=hidden_states.device, dtype=hidden_states.dtype))
+
+        passed = dict.fromkeys(self.blocks[: self.layer], self._pass)
+        with self._replaced({**passed, self.blocks[self.layer]: inject}):
+            logits_BTV = self.model(input_ids=ids_BT.to(self.device), use_cache=False).logits
+        return cast(Tensor, logits_BTV.float().to(x_BTD.device))
 
     def _pass(self, hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
         """The forward of a block that is skipped, in the form of the model's own blocks."""

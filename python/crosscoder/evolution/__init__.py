@@ -7,6 +7,7 @@ plain arrays or tensors and return frozen dataclasses of numpy arrays.
 from __future__ import annotations
 
 from crosscoder.evolution import planted
+from crosscoder.evolution.complexity import ContextNeeded, TokenEntropy, context_needed, token_entropy
 from crosscoder.evolution.dimensionality import Dimensionality, feature_dimensionality
 from crosscoder.evolution.examples import (
     ContextWindows,
@@ -16,6 +17,7 @@ from crosscoder.evolution.examples import (
     contexts,
     density_histogram,
 )
+from crosscoder.evolution.latent_scaling import LatentScaling, ScalingSums, latent_scaling
 from crosscoder.evolution.neighbours import Neighbours, nearest_neighbours
 from crosscoder.evolution.ngrams import (
     EntropyLines,
@@ -31,6 +33,18 @@ from crosscoder.evolution.ngrams import (
     ngram_targets,
     phase_curves,
 )
+from crosscoder.evolution.positions import Places, PositionCollector, Positions, collect_positions
+from crosscoder.evolution.probes import (
+    NormHonesty,
+    Probes,
+    ProbeTrainer,
+    area_under_curve,
+    fit_probes,
+    norm_honesty,
+    snapshot_areas,
+    stratified_sample,
+)
+from crosscoder.evolution.reading import snapshot_reader
 from crosscoder.evolution.rotation import (
     CosineSummary,
     Rotation,
@@ -38,39 +52,78 @@ from crosscoder.evolution.rotation import (
     decoder_cosines,
     turning_point,
 )
+from crosscoder.evolution.stability import Matching, Stability, compare_dictionaries, match_features
 from crosscoder.evolution.strength import LifeCycles, ThresholdSweep, life_cycles, threshold_sweep
+from crosscoder.evolution.types import (
+    EmergenceByType,
+    FeatureTypes,
+    InductionResponse,
+    emergence_by_type,
+    feature_types,
+    induction_responses,
+)
 
 __all__ = [
+    "ContextNeeded",
     "ContextWindows",
     "CosineSummary",
     "Dimensionality",
+    "EmergenceByType",
     "EntropyLines",
     "ExampleCollector",
     "Examples",
+    "FeatureTypes",
+    "InductionResponse",
     "KneserNey",
+    "LatentScaling",
     "LifeCycles",
+    "Matching",
     "Neighbours",
     "NgramCounts",
     "NgramCurves",
     "NgramMeter",
     "NgramPhase",
     "NgramTargets",
+    "NormHonesty",
+    "Places",
+    "PositionCollector",
+    "Positions",
+    "ProbeTrainer",
+    "Probes",
     "Rotation",
+    "ScalingSums",
+    "Stability",
     "ThresholdSweep",
+    "TokenEntropy",
     "TurningPoint",
+    "area_under_curve",
     "collect_examples",
+    "collect_positions",
+    "compare_dictionaries",
+    "context_needed",
     "contexts",
     "count_ngrams",
     "decoder_cosines",
     "density_histogram",
+    "emergence_by_type",
     "entropy_lines",
     "feature_dimensionality",
+    "feature_types",
+    "fit_probes",
+    "induction_responses",
+    "latent_scaling",
     "life_cycles",
+    "match_features",
     "measure_phase",
     "nearest_neighbours",
     "ngram_targets",
+    "norm_honesty",
     "phase_curves",
     "planted",
+    "snapshot_areas",
+    "snapshot_reader",
+    "stratified_sample",
     "threshold_sweep",
+    "token_entropy",
     "turning_point",
 ]

@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from crosscoder.activations.loader import ActivationLoader
+from crosscoder.activations.store import ActivationStore
 from crosscoder.code import SparseCode
+from crosscoder.evolution.complexity import choose_features, context_needed, correlations, token_entropy
 from crosscoder.evolution.dimensionality import feature_dimensionality
 from crosscoder.evolution.examples import collect_examples, contexts
 from crosscoder.evolution.induction import induction_gap
+from crosscoder.evolution.latent_scaling import LatentScaling, ScalingSums
 from crosscoder.evolution.neighbours import nearest_neighbours
 from crosscoder.evolution.ngrams import (
     count_ngrams,
@@ -23,10 +29,24 @@ from crosscoder.evolution.ngrams import (
     ngram_targets,
     phase_curves,
 )
+from crosscoder.evolution.positions import Places, Positions, collect_positions
+from crosscoder.evolution.probes import (
+    Areas,
+    ProbeTrainer,
+    norm_honesty,
+    snapshot_areas,
+    stratified_sample,
+)
+from crosscoder.evolution.reading import snapshot_reader
 from crosscoder.evolution.rotation import decoder_cosines, turning_point
-from crosscoder.evolution.strength import KIND_NAMES, life_cycles, threshold_sweep
+from crosscoder.evolution.strength import EMERGENT, KIND_NAMES, life_cycles, threshold_sweep
 from crosscoder.evolution.study import Study
+from crosscoder.evolution.types import MIN_EXAMPLES, emergence_by_type, feature_types, induction_responses
 from crosscoder.progress import Progress
+
+BATCH_TOKENS = 2048
+PROBE_TOKENS, HELDOUT_TOKENS = 1 << 20, 1 << 17
+"""Probes are trained on at most so many tokens, and tested on at most so many."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +140,174 @@ def induction(study: Study) -> dict[str, Any]:
     return {"gap": np.array(gaps)}
 
 
+def positions(study: Study) -> Any:
+    store = study.store
+    with Progress("positions", store.n_tokens, "tokens") as progress:
+
+        def batches() -> Iterator[tuple[SparseCode, np.ndarray, np.ndarray]]:
+            for x_BKD, sequence_B, position_B in store.in_text_order(1024):
+                yield study.folded.encode(x_BKD), sequence_B, position_B
+                progress.advance(len(x_BKD))
+
+        return collect_positions(
+            batches(),
+            study.folded.config.n_features,
+            study.train,
+            n_positions=study.settings.positions,
+            seed=study.settings.seed,
+        )
+
+
+def types(study: Study) -> dict[str, Any]:
+    seed, life = study.settings.seed, study.result("life")
+    repeated, unrelated = induction_responses(
+        snapshot_reader(study.snapshots, study.folded, title="types"),
+        study.folded.config.n_features,
+        len(study.snapshots.load_tokenizer()),
+        length=study.settings.induction_length,
+        end_of_text=study.train.end_of_text,
+        seed=seed,
+    )
+    found = feature_types(_positions(study), study.train, repeated, unrelated, seed=seed)
+    emergence_F, emergent_F = life["cycles.emergence"], life["cycles.kind"] == EMERGENT
+    return {
+        "features": found,
+        "all": emergence_by_type(found.type, emergence_F, study.steps, seed=seed),
+        "emergent": emergence_by_type(found.type, np.where(emergent_F, emergence_F, -1), study.steps, seed=seed),
+    }
+
+
+def complexity(study: Study) -> dict[str, Any]:
+    seed, life, places = study.settings.seed, study.result("life"), _positions(study)
+    emergence_F, emergent_F = life["cycles.emergence"], life["cycles.kind"] == EMERGENT
+    entropy = token_entropy(places, study.train)
+    eligible_F = places.fired >= MIN_EXAMPLES
+    features = choose_features(emergence_F, eligible_F, study.settings.complexity_features, seed=seed)
+    read = snapshot_reader(study.snapshots, study.folded, title="complexity")
+    context = context_needed(read, study.train, places.strongest, features)
+    needed_F = np.full(places.fired.size, np.nan)
+    needed_F[features] = np.log2(context.needed)
+    measures = {"entropy": entropy.here, "entropy_before": entropy.before, "context": needed_F}
+    return {
+        "entropy": entropy,
+        "context": context,
+        "all": correlations(measures, emergence_F, study.steps, seed=seed),
+        "emergent": correlations(measures, np.where(emergent_F, emergence_F, -1), study.steps, seed=seed),
+    }
+
+
+def _positions(study: Study) -> Positions:
+    arrays = study.result("positions")
+
+    def places(name: str) -> Places:
+        return Places(*(arrays[f"{name}.{field}"] for field in ("value", "sequence", "position")))
+
+    return Positions(
+        n_tokens=int(arrays["n_tokens"]),
+        fired=arrays["fired"],
+        strongest=places("strongest"),
+        sampled=places("sampled"),
+        passages=arrays["passages"],
+        most_in_passage=arrays["most_in_passage"],
+        passage_sizes=arrays["passage_sizes"],
+    )
+
+
+def probes(study: Study) -> dict[str, Any]:
+    life, n_snapshots = study.result("life"), study.model.config.n_snapshots
+    seed = study.settings.seed
+    ids, weights = stratified_sample(
+        life["cycles.kind"],
+        life["cycles.emergence"],
+        study.settings.n_probed,
+        alive_F=study.result("examples")["fired_any"] > 0,
+        seed=seed,
+    )
+    ids_n = torch.from_numpy(ids)
+    scale_K = study.folded.snapshot_scale
+    mean_KD = torch.from_numpy(study.store.means()).float() * scale_K[:, None]
+    trainer = ProbeTrainer(mean_KD, len(ids), seed=seed)
+    n_train = min(study.store.n_tokens, PROBE_TOKENS)
+    with Progress("probes", n_train, "tokens") as progress:
+        for x_BKD in _scaled(study, study.store, n_train, shuffle=True):
+            trainer.add(x_BKD, _active(study.model.encode(x_BKD), ids_n))
+            progress.advance(len(x_BKD))
+    probes = trainer.probes()
+
+    store = ActivationStore.open(study.run.activations("heldout")).without_skipped()
+    n_heldout = min(store.n_tokens, HELDOUT_TOKENS)
+    W_nKD, b_n = study.model.W_enc.detach()[ids_n].float(), study.model.b_enc.detach()[ids_n].float()
+    active, h, areas = [], [], list[Areas]()
+    with Progress("probes, held out", n_heldout * (1 + n_snapshots), "tokens") as progress:
+        for x_BKD in _scaled(study, store, n_heldout, shuffle=False):
+            active.append(_active(study.model.encode(x_BKD), ids_n))
+            h.append(x_BKD.flatten(1) @ W_nKD.flatten(1).T + b_n)
+            progress.advance(len(x_BKD))
+        active_Tn, h_Tn = torch.cat(active), torch.cat(h)
+        for k in range(n_snapshots):
+            x_TD = torch.cat([x_BKD[:, 0] for x_BKD in _scaled(study, store, n_heldout, shuffle=False, only=k)])
+            areas.append(snapshot_areas(probes, k, x_TD, active_Tn, h_Tn - x_TD @ W_nKD[:, k].T))
+            progress.advance(n_heldout)
+    found = {name: np.stack([getattr(area, name) for area in areas], axis=1) for name in Areas.__dataclass_fields__}
+    relative_nK = life["cycles.relative"][ids]
+    return {
+        "features": ids.astype(np.int32),
+        "weights": weights,
+        "n_active": probes.n_active,
+        "n_active_heldout": active_Tn.sum(dim=0),
+        "n_tokens": probes.n_tokens,
+        "n_tokens_heldout": n_heldout,
+        "relative": relative_nK,
+        "norms": life["norms"][ids],
+        "areas": found,
+        "honesty": norm_honesty(
+            found["auc"],
+            relative_nK,
+            auc_without_nK=found["without"],
+            features_n=ids,
+            weights_n=weights,
+            seed=seed,
+        ),
+    }
+
+
+def latent_scaling(study: Study) -> LatentScaling:
+    alive_F = study.result("examples")["fired_any"] > 0
+    sums = ScalingSums(study.model.W_dec.detach(), alive_F=alive_F, seed=study.settings.seed)
+    with Progress("latent scaling", study.store.n_tokens, "tokens") as progress:
+        for x_BKD in _scaled(study, study.store, study.store.n_tokens, shuffle=False):
+            code = study.model.encode(x_BKD)
+            reconstruction_BKD = study.model.decode(code)
+            sums.add(code, x_BKD - reconstruction_BKD, reconstruction_BKD)
+            progress.advance(len(x_BKD))
+    return sums.result()
+
+
+def _scaled(
+    study: Study, store: ActivationStore, n_tokens: int, *, shuffle: bool, only: int | None = None
+) -> Iterator[Tensor]:
+    """The first `n_tokens` scaled activations of a store (B, K, D), or those of one snapshot (B, 1, D)."""
+    scale_K = study.folded.snapshot_scale.double().numpy()
+    if only is not None:
+        store, scale_K = store.select([store.snapshot_names[only]]), scale_K[only : only + 1]
+    loader = ActivationLoader(store, BATCH_TOKENS, study.settings.seed, shuffle=shuffle, scale=scale_K, drop_last=False)
+    for x_BKD in loader:
+        yield x_BKD[:n_tokens]
+        n_tokens -= len(x_BKD)
+        if n_tokens <= 0:
+            return
+
+
+def _active(code: SparseCode, ids_n: Tensor) -> Tensor:
+    """(B, n) bool: whether the features of the given ids are on at one snapshot or more."""
+    column_F = torch.full((code.n_features,), -1)
+    column_F[ids_n] = torch.arange(len(ids_n))
+    column_N = column_F[code.features.long()]
+    active_Bn = torch.zeros(code.n_tokens, len(ids_n), dtype=torch.bool)
+    active_Bn[code.rows()[column_N >= 0], column_N[column_N >= 0]] = True
+    return active_Bn
+
+
 def _norms(study: Study) -> np.ndarray:
     norms: np.ndarray = study.model.decoder_norms().detach().double().numpy()
     return norms
@@ -169,5 +357,42 @@ ANALYSES: dict[str, Analysis] = {
         induction,
         "loss on random tokens minus loss on their repetition",
         settings=("induction_length", "seed"),
+    ),
+    "positions": Analysis(
+        positions,
+        "the strongest positions of each feature, a uniform sample of its active ones, and how they cluster in "
+        "passages, on the training tokens",
+        settings=("positions", "seed"),
+    ),
+    "types": Analysis(
+        types,
+        "type of each feature: single-token, previous-token, induction, context-sensitive (the paper's names) by rules "
+        "over its strongest positions and random sequences said twice, with controls, and whether types differ in "
+        "emergence (ours)",
+        settings=("induction_length", "seed"),
+        needs=("positions", "life"),
+    ),
+    "complexity": Analysis(
+        complexity,
+        "complexity without a language model's marks: entropy of the tokens at and before active positions, the "
+        "context that the activation needs, and their correlations with emergence (ours)",
+        settings=("complexity_features", "seed"),
+        needs=("positions", "life"),
+    ),
+    "probes": Analysis(
+        probes,
+        "AUC of a linear probe (Fisher's discriminant) of each snapshot's activations for \"the feature is active\" on "
+        "held-out tokens, against the relative norm (ours); features sampled by kind and emergence, each with the "
+        "number it stands for",
+        settings=("n_probed", "seed"),
+        needs=("examples", "life"),
+    ),
+    "latent_scaling": Analysis(
+        latent_scaling,
+        "beta of each feature's activation in what the crosscoder leaves out (with the feature's own part) and in what "
+        "it puts there, at every snapshot, along the decoder at the peak, the own one and another feature's (after "
+        "Minder et al. 2025)",
+        settings=("seed",),
+        needs=("examples",),
     ),
 }

@@ -26,6 +26,7 @@ from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution.checks import checked_decoders
 from crosscoder.evolution.rotation import decoder_cosines
 from crosscoder.evolution.rotation import turning_point as estimate_turning_point
+from crosscoder.evolution.statistics import spearman
 from crosscoder.evolution.strength import life_cycles
 
 _EMERGING, _ENDING = 0.6, 0.7
@@ -274,20 +275,6 @@ def score(
         and turn.boundary_low <= truth.turning_point <= turn.boundary_high,
         turning_point_p=turn.p_shuffled,
     )
-
-
-def spearman(first: ArrayLike, second: ArrayLike) -> float:
-    """Rank correlation with mean ranks for ties; NaN if an input is constant or has under 2 values."""
-    ranks = [_mean_ranks(np.asarray(values)) for values in (first, second)]
-    centred = [rank - rank.mean() if rank.size else rank for rank in ranks]
-    scale = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
-    return float((centred[0] * centred[1]).sum() / scale) if scale > 0 else float("nan")
-
-
-def _mean_ranks(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum()
-    return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=np.float64)
 
 
 def _greedy(similar_TF: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

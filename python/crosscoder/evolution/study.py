@@ -92,16 +92,24 @@ class Study:
 
         if name not in ANALYSES:
             raise ConfigError(f"there is no analysis {name!r}; known are {', '.join(ANALYSES)}")
+        finished = self.finished(name)
+        if finished is not None:
+            return finished
         path, record = self.run.evolution / f"{name}.npz", self.record(name)
         described = path.with_suffix(".json")
-        if path.exists() and described.exists() and read_json(described).get("of") == record["of"]:
-            return load_arrays(path)
         arrays = flatten(ANALYSES[name].compute(self))
         # Without its record first: a kill between the two writes must not leave new arrays under an old description.
         described.unlink(missing_ok=True)
         save_arrays(path, arrays)
         write_json(described, record)
         return load_arrays(path)
+
+    def finished(self, name: str) -> Arrays | None:
+        """The arrays of one analysis if they are on disk and of this crosscoder and these settings."""
+        path = self.run.evolution / f"{name}.npz"
+        described = path.with_suffix(".json")
+        current = path.exists() and described.exists() and read_json(described).get("of") == self.record(name)["of"]
+        return load_arrays(path) if current else None
 
     def record(self, name: str) -> dict[str, Any]:
         """What `name`.json says: definition, settings, and a digest (`of`) of everything the result rests on."""

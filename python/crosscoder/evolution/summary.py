@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from crosscoder.evolution.stability import Stability
+from crosscoder.evolution.statistics import Correlation
 from crosscoder.evolution.strength import KIND_NAMES
+from crosscoder.evolution.types import OTHER, TYPE_NAMES
 
 
 def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Sequence[str]) -> dict[str, Any]:
@@ -48,7 +52,118 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
         figures["induction_gap_by_snapshot"] = _by(revisions, results["induction"]["gap"])
     if "dimensionality" in results:
         figures["dimensionality_by_snapshot"] = _by(revisions, results["dimensionality"]["rate"])
+    if "types" in results:
+        figures["features_by_type"] = _types(results["types"])
+    if "complexity" in results:
+        figures["complexity"] = _complexity(results["complexity"])
+    if "probes" in results:
+        figures["norm_honesty"] = _norm_honesty(results["probes"])
+    if "latent_scaling" in results:
+        scaling = results["latent_scaling"]
+        pairs = {name: int(scaling[name].sum()) for name in ("low", "shrunk", "decoupled")}
+        features = {name: int(scaling[name].any(axis=1).sum()) for name in ("low", "shrunk", "decoupled")}
+        names = ("share_shrunk", "share_shrunk_null", "share_decoupled", "share_decoupled_null")
+        shares = {name: _finite(scaling[name]) for name in names}
+        figures["latent_scaling"] = {"pairs": pairs, "features": features, **shares}
     return figures
+
+
+def _types(types: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    counts = np.bincount(types["features.type"], minlength=len(TYPE_NAMES))
+    rules = {
+        name: {
+            "judged": int(types["features.judged"][:, rule].sum()),
+            "false_calls_in_control": _number(types["features.control"][rule]),
+            "control_features": int(types["features.n_control"][rule]),
+        }
+        for rule, name in enumerate(TYPE_NAMES[:OTHER])
+    }
+    emergence = {}
+    for part in ("all", "emergent"):
+        median = {
+            name: {
+                "n": int(types[f"{part}.n"][code]),
+                "median_step": _number(types[f"{part}.median"][code]),
+                "low": _number(types[f"{part}.median_low"][code]),
+                "high": _number(types[f"{part}.median_high"][code]),
+            }
+            for code, name in enumerate(TYPE_NAMES)
+            if types[f"{part}.n"][code]
+        }
+        tests = {name: _number(types[f"{part}.{name}"]) for name in ("statistic", "p", "effect")}
+        emergence[part] = {**tests, "by_type": median}
+    return {
+        "counts": {name: int(count) for name, count in zip(TYPE_NAMES, counts, strict=True)},
+        "rules": rules,
+        "emergence": emergence,
+    }
+
+
+def _complexity(complexity: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    fields = [field.name for field in dataclasses.fields(Correlation)]
+    needed = complexity["context.needed"]
+    return {
+        "features_measured": int(needed.size),
+        "median_context": _number(np.median(needed)) if needed.size else None,
+        "correlation_with_emergence": {
+            part: {
+                measure: {field: _number(complexity[f"{part}.{measure}.{field}"]) for field in fields}
+                for measure in ("entropy", "entropy_before", "context")
+            }
+            for part in ("all", "emergent")
+        },
+    }
+
+
+def _number(value: Any) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def _norm_honesty(probes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    auc_nK, peak_n = probes["areas.auc"], probes["relative"].argmax(axis=1)
+    at_peak = auc_nK[np.arange(len(peak_n)), peak_n]
+    names = (
+        "correlation_overall",
+        "correlation_median",
+        "correlation_median_null",
+        "share_hidden",
+        "share_hollow",
+    )
+    edges, counts = probes["honesty.bins"], probes["honesty.bin_count"]
+    return {
+        "n_probed": len(auc_nK),
+        **{name: _finite(probes[f"honesty.{name}"]) for name in names},
+        "n_hidden_pairs": len(probes["honesty.hidden"]),
+        "n_hollow_pairs": len(probes["honesty.hollow"]),
+        "median_auc_at_peak": _finite(np.nanmedian(at_peak)) if np.isfinite(at_peak).any() else None,
+        "mean_auc_by_relative_norm": {
+            f"{low:g}-{high:g}": _finite(value)
+            for low, high, value in zip(edges[:-1], edges[1:], probes["honesty.bin_auc"], strict=True)
+        },
+        "pairs_by_relative_norm": {
+            f"{low:g}-{high:g}": int(count) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+        },
+        **{f"mean_auc_{name}": _finite(_mean(probes[f"areas.{name}"])) for name in ("shuffled", "random")},
+    }
+
+
+def stability_figures(stability: Stability) -> dict[str, Any]:
+    """Main figures of a comparison with another crosscoder."""
+    names = [field.name for field in dataclasses.fields(stability) if field.type in ("int", "float")]
+    figures = {name: _finite(getattr(stability, name)) for name in names}
+    return {**figures, "loss": stability.matching.loss, "n_cut": stability.matching.n_cut}
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _finite(value: Any) -> float | int | None:
+    """A number for JSON, which has no NaN."""
+    number = float(value)
+    return None if not np.isfinite(number) else int(value) if isinstance(value, int) else number
 
 
 def _by(revisions: Sequence[str], values: np.ndarray) -> dict[str, float]:

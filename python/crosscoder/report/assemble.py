@@ -17,8 +17,20 @@ from crosscoder.evolution.arrays import Arrays
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Study
 from crosscoder.files import read_json
-from crosscoder.report.data import Contexts, Cosines, Fact, Features, Figures, PageData, TaskResult, TurningPoint
-from crosscoder.report.findings import findings, task_finding
+from crosscoder.report.analysis_tables import analysis_tables
+from crosscoder.report.data import (
+    Contexts,
+    Cosines,
+    Fact,
+    Features,
+    Figures,
+    PageData,
+    StepMark,
+    TaskResult,
+    TurningPoint,
+)
+from crosscoder.report.findings import findings, leads, task_finding
+from crosscoder.report.results import SHOWN_KINDS, Results
 from crosscoder.report.text import byte_level_text
 from crosscoder.runs import Run
 from crosscoder.verbs.evolve import EvolveConfig
@@ -31,6 +43,18 @@ NEEDED = {
 """The figures of `summary.json` that the page rests on, by the verb that writes them."""
 
 
+OPTIONAL = ("types", "complexity")
+"""Analyses whose sections are left out where they were not run."""
+TABLES = {"explanations": "evolution/explanations.parquet", "sweep": "sweep/results.parquet"}
+"""Results that are tables, left out in the same way."""
+
+
+def _tables(run: Run) -> dict[str, Any]:
+    paths = {name: run.path / path for name, path in TABLES.items()}
+    tables = {name: read_table(path) for name, path in paths.items() if path.exists()}
+    return {name: {key: np.asarray(column).tolist() for key, column in table.items()} for name, table in tables.items()}
+
+
 def assemble(run: Run) -> PageData:
     """The page of a run. Raises `DataError` with the remedy where a result is missing."""
     summary = run.summary()
@@ -41,7 +65,10 @@ def assemble(run: Run) -> PageData:
     study = Study(run, evolve.study)
     studied = finished_tasks(run)
     names = ("examples", "life", "rotation", "dimensionality", "neighbours", "ngrams", "induction")
-    results = {name: study.result(name) for name in names}
+    arrays = {name: study.result(name) for name in names}
+    arrays |= {name: found for name in OPTIONAL if (found := study.finished(name)) is not None}
+    results = Results(study.steps, arrays, _tables(run))
+    found = findings(summary, results)
     source = read_json(run.activations("train") / "manifest.json")["source"]
     return PageData(
         title="Features over training",
@@ -49,13 +76,16 @@ def assemble(run: Run) -> PageData:
             f"{source['model']}, residual stream after block {source['layer']}, "
             f"{study.snapshots.n_snapshots} snapshots, {study.folded.config.n_features:,} features"
         ),
-        sentences=findings(summary, results, study.steps) + [task_finding(record) for _, record in studied],
+        sentences=[one.sentence for one in found] + [task_finding(record) for _, record in studied],
         steps=[int(step) for step in study.steps],
         facts=_facts(summary, study),
         settings=_settings(run),
-        notes=_notes(run, summary),
-        figures=_figures(summary, results),
-        features=_features(study, results),
+        notes=_notes(run, summary, source["model"]),
+        figures=_figures(summary, arrays),
+        features=_features(study, arrays),
+        tables=analysis_tables(results),
+        leads=leads(found) | {f"Behaviour: {record['task']}": task_finding(record) for _, record in studied},
+        marks=_marks(run, source["model"]),
         tasks=[_task(folder, record, study) for folder, record in studied],
     )
 
@@ -120,7 +150,7 @@ def _settings(run: Run) -> dict[str, Any]:
     return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files if file.stem != "report"}
 
 
-def _notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
+def _notes(run: Run, summary: Mapping[str, Any], model: str) -> list[str]:
     notes = [
         "Kinds, emergence and lifetime depend on the presence threshold "
         f"τ = {summary['presence_threshold']:g}, a choice of ours; evolution/life.npz holds a sweep over τ.",
@@ -138,9 +168,31 @@ def _notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
         )
         notes.append(
             f"Its learning rate rises over the first {recipe['warmup_steps']} steps and its sequences grow longer at "
-            f"step {recipe['short_steps']}: turning points near these may have to do with them as well."
+            f"step {recipe['short_steps']} (dotted in the figures): turning points near these may have to do with them "
+            "as well."
+        )
+    elif "pythia" in model.lower():
+        notes.append(
+            f"Pythia's learning rate rises until step {PYTHIA_WARMUP:,} (dotted in the figures), close to where the "
+            "paper sees features turn: what happens near it may have to do with it as well."
         )
     return notes
+
+
+PYTHIA_WARMUP = 1_430
+"""The step at which the learning rate of the Pythia models reaches its maximum: 1 % of their 143,000 steps."""
+
+
+def _marks(run: Run, model: str) -> list[StepMark]:
+    """Steps of the language model's training at which something else happens, where they are known."""
+    training = run.path / "language_model" / "training.json"
+    if training.exists():
+        recipe = read_json(training)["config"]
+        return [
+            StepMark(recipe["warmup_steps"], "warm-up ends"),
+            StepMark(recipe["short_steps"], "longer sequences"),
+        ]
+    return [StepMark(PYTHIA_WARMUP, "warm-up ends")] if "pythia" in model.lower() else []
 
 
 def _figures(summary: Mapping[str, Any], results: Mapping[str, Arrays]) -> Figures:
@@ -155,6 +207,12 @@ def _figures(summary: Mapping[str, Any], results: Mapping[str, Arrays]) -> Figur
             quantiles=rotation["overall.quantiles"],
             levels=tuple(float(level) for level in rotation["levels"]),
             n_features=rotation["overall.counts"],
+            null=rotation["turning_point.null_mean"],
+            by_kind={
+                kind: rotation[f"by_mask.{kind}.mean"]
+                for kind in SHOWN_KINDS
+                if rotation[f"by_mask.{kind}.counts"].any()
+            },
         ),
         turning_point=TurningPoint(
             step=float(rotation["turning_point.step"]),
@@ -165,6 +223,7 @@ def _figures(summary: Mapping[str, Any], results: Mapping[str, Arrays]) -> Figur
         births=life["cycles.births"],
         deaths=life["cycles.deaths"],
         dimensionality=results["dimensionality"]["rate"],
+        dimensionality_by_kind={kind: results["dimensionality"][f"rate_by_mask.{kind}"] for kind in SHOWN_KINDS},
         kl_unigram=ngrams["curves.kl_unigram"],
         kl_bigram=ngrams["curves.kl_bigram"],
         kl_bigram_row=ngrams["curves.kl_bigram_each"],

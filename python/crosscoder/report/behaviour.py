@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from crosscoder.report.data import Features, PageData, TaskResult
+from crosscoder.report.spec import Axis, Bars, Field, Heat, Lines, Listing, Measure, Panel, Series, Spec
 from crosscoder.report.table import Column, FigureTable, plain_column
 
 TASK_FIGURES = ("ability", "circuit", "dominance", "ablation", "carriers")
 """Kinds of figures that a task has, in the order of the page; a task at chance has the first alone."""
 STACKED = 8
 """Features with a band of their own in the figure of dominance."""
+SNAPSHOTS = "snapshot (training step)"
 AROUND = 12
 """Tokens shown before and after the strongest one of a context."""
 
@@ -36,9 +38,17 @@ def task_tables(data: PageData) -> list[FigureTable]:
 
 
 def _table(
-    task: TaskResult, kind: str, title: str, definition: str, caption: str, columns: Any, extra: Any
+    task: TaskResult,
+    kind: str,
+    title: str,
+    definition: str,
+    caption: str,
+    columns: Any,
+    spec: Spec | None,
+    extra: Any = None,
 ) -> FigureTable:
-    return FigureTable(f"{kind}--{task.name}", f"Behaviour: {task.name}", title, definition, caption, columns, extra)
+    key, group, wide = f"{kind}--{task.name}", f"Behaviour: {task.name}", kind in ("ability", "ablation", "carriers")
+    return FigureTable(key, group, title, definition, caption, columns, spec, extra or {}, wide)
 
 
 def _steps(data: PageData) -> dict[str, Column]:
@@ -66,7 +76,21 @@ def _ability(data: PageData, task: TaskResult) -> FigureTable:
             "corrupted": plain_column(task.corrupted),
             "above_chance": [int(value) for value in above],
         },
-        {"metric": task.metric.replace("-", " ")},
+        Lines(
+            [
+                Panel(
+                    Axis("prompts answered right", "percent", domain=(0, 1)),
+                    [Series("accuracy", "accuracy")],
+                    "accuracy",
+                    rules={"chance": 0.5},
+                ),
+                Panel(
+                    Axis("mean over prompts", zero=True),
+                    [Series("clean", "clean"), Series("corrupted", "corrupted")],
+                    task.metric.replace("-", " "),
+                ),
+            ]
+        ),
     )
 
 
@@ -96,7 +120,18 @@ def _circuit(data: PageData, task: TaskResult) -> FigureTable:
             "RelIE": flat(task.relative_effect),
             "relative norm": plain_column(np.asarray(task.relative_norm).ravel()),
         },
-        {"features": [int(feature) for feature in task.features]},
+        Heat(
+            "snapshot",
+            "feature",
+            SNAPSHOTS,
+            "feature, in order of emergence",
+            [
+                Measure("share", "share", (0, None)),
+                Measure("attribution", "attribution", signed=True),
+                Measure("RelIE", "RelIE", (0, None)),
+                Measure("relative norm", "relative norm", (0, None)),
+            ],
+        ),
     )
 
 
@@ -128,7 +163,12 @@ def _dominance(data: PageData, task: TaskResult) -> FigureTable:
         f"Shares of the positive attribution of all features, for the {len(stacked)} features with the largest; "
         "those of one colour take over from others where its band widens. Snapshots at chance are left out.",
         columns,
-        {"series": [*names, "other features"], "features": [int(task.features[row]) for row in stacked]},
+        Bars(
+            "snapshot",
+            SNAPSHOTS,
+            Axis("share of positive attribution", "percent", domain=(0, 1)),
+            [Series(name, name) for name in [*names, "other features"]],
+        ),
     )
 
 
@@ -151,6 +191,7 @@ def _ablation(data: PageData, task: TaskResult) -> FigureTable:
         "the top k. Matching has its limits where the top features fire more than any others: compare the active "
         "features a token.",
         columns,
+        None,
         {"main": task.curves["ablation"][0], "metric": task.metric.replace("-", " ")},
     )
 
@@ -184,7 +225,17 @@ def _carriers(data: PageData, task: TaskResult) -> FigureTable:
         "The circuit's features by their largest attribution, at the snapshot where they have it; each with the "
         "context of the corpus where it is most active. Click one to see all its contexts.",
         columns,
-        {},
+        Listing(
+            [
+                Field("feature", "feature", "text"),
+                Field("emergence", "emerges", "count", "step "),
+                Field("attribution", "attribution"),
+                Field("at step", "at", "count", "step ", narrow=False),
+                Field("firing rate", "fires on", "percent", narrow=False),
+            ],
+            "attribution",
+            "where it is most active",
+        ),
     )
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crosscoder.report.table import FigureTable
+
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
 
@@ -52,7 +54,9 @@ class Cosines:
     n_features: IntArray | None = None
     """(K, K): how many features each cell summarises."""
     null: FloatArray | None = None
-    """(K, K): the mean for random directions, shown in the tooltip."""
+    """(K, K): the spread of a mean cosine of random directions, shown in the tooltip."""
+    by_kind: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Kind -> (K, K) mean over its features."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Figures:
     """(K,) features that are no longer present from this snapshot on."""
     dimensionality: FloatArray | None = None
     """(K,) total feature dimensionality / D, in [0, 1]."""
+    dimensionality_by_kind: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Kind -> (K,) its features' part of that."""
     kl_unigram: FloatArray | None = None
     """(K,) nats: KL(unigram ‖ mean prediction)."""
     kl_bigram: FloatArray | None = None
@@ -187,6 +193,15 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class StepMark:
+    """A training step that figures mark because something else than features happens there."""
+
+    step: float
+    label: str
+    """A few words, such as "warm-up ends"."""
+
+
+@dataclass(frozen=True)
 class PageData:
     """One page."""
 
@@ -202,6 +217,12 @@ class PageData:
     """Caveats, each a sentence or two."""
     figures: Figures = field(default_factory=Figures)
     features: Features | None = None
+    tables: Sequence[FigureTable] = ()
+    """More figures, ready made (see `analysis_tables`)."""
+    leads: Mapping[str, str] = field(default_factory=dict)
+    """Section of the page -> the sentence that it begins with."""
+    marks: Sequence[StepMark] = ()
+    """Drawn in every figure over training steps."""
     tasks: Sequence[TaskResult] = ()
     subtitle: str = ""
     """One line under the title: the model, the text, the date."""

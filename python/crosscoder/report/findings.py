@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from crosscoder.evolution.arrays import Arrays
+from crosscoder.evolution.strength import EMERGENT
+from crosscoder.evolution.types import OTHER, TYPE_NAMES
+from crosscoder.report.results import Results
+from crosscoder.report.sections import COMPLEXITY, CROSSCODER, DIMENSIONALITY, NGRAMS, ROTATION, STRENGTH, TYPES
+from crosscoder.sweep.tables import comparisons
 
 
-def findings(summary: Mapping[str, Any], results: Mapping[str, Arrays], steps_K: np.ndarray) -> list[str]:
-    """Five sentences: the model, the crosscoder, the features' births, the turning point, induction and dimension."""
-    return [
-        _model(summary, results["ngrams"], steps_K),
-        _crosscoder(summary),
-        _births(summary, results["life"], steps_K),
-        _turning_point(results["rotation"]),
-        _late(results["induction"]["gap"], results["dimensionality"]["rate"], steps_K),
+@dataclass(frozen=True)
+class Finding:
+    """A sentence, and the section of the page that it stands in."""
+
+    section: str
+    sentence: str
+
+
+def findings(summary: Mapping[str, Any], results: Results) -> list[Finding]:
+    """What was found, in the order of the page; of analyses that were not run there is no sentence."""
+    arrays, steps_K = results.arrays, results.steps
+    sentences = [
+        (STRENGTH, _births(summary, arrays["life"], steps_K)),
+        (STRENGTH, _order_of_snapshots(results)),
+        (ROTATION, _turning_point(arrays["rotation"])),
+        (DIMENSIONALITY, _dimensions(arrays["dimensionality"], steps_K)),
+        (NGRAMS, _model(summary, arrays["ngrams"], steps_K)),
+        (NGRAMS, _induction(arrays["induction"]["gap"], steps_K)),
+        (TYPES, _types(results)),
+        (COMPLEXITY, _complexity(results)),
+        (CROSSCODER, _crosscoder(summary)),
+        (CROSSCODER, _baselines(results)),
     ]
+    return [Finding(section, sentence) for section, sentence in sentences if sentence]
+
+
+def leads(found: Sequence[Finding]) -> dict[str, str]:
+    """Section -> its sentences, one after the other."""
+    sections = dict.fromkeys(finding.section for finding in found)
+    return {name: " ".join(one.sentence for one in found if one.section == name) for name in sections}
 
 
 def task_finding(record: Mapping[str, Any]) -> str:
@@ -78,6 +105,9 @@ def _births(summary: Mapping[str, Any], life: Arrays, steps_K: np.ndarray) -> st
     births_K = life["cycles.births"]
     kinds = summary["features_by_kind"]
     start = f"{kinds['initialization']:,} features are there at step 0 and {kinds['emergent']:,} emerge during training"
+    if "interval.n_by_kind_low" in life:
+        low, high = (life[f"interval.n_by_kind_{end}"][EMERGENT] for end in ("low", "high"))
+        start += f" ({float(life['interval.level']):.0%} interval over features: {low:,.0f} to {high:,.0f})"
     if births_K.sum() == 0:
         return f"{start}."
     first, last = _middle(births_K)
@@ -110,19 +140,110 @@ def _turning_point(rotation: Arrays) -> str:
     )
 
 
-def _late(gap_K: np.ndarray, rate_K: np.ndarray, steps_K: np.ndarray) -> str:
+def _dimensions(dimensionality: Arrays, steps_K: np.ndarray) -> str:
+    rate_K = dimensionality["rate"]
     low = int(np.argmin(rate_K))
-    dimension = (
-        f"total feature dimensionality goes from {rate_K[0]:.0%} of the width at step {steps_K[0]:,} over a minimum of "
+    sentence = (
+        f"Total feature dimensionality goes from {rate_K[0]:.0%} of the width at step {steps_K[0]:,} over a minimum of "
         f"{rate_K[low]:.0%} at step {steps_K[low]:,} to {rate_K[-1]:.0%}"
     )
+    if "null_rate" in dimensionality:
+        null_K = dimensionality["null_rate"]
+        sentence += (
+            f"; random directions with the same norms would take up {null_K[0]:.0%}, {null_K[low]:.0%} and "
+            f"{null_K[-1]:.0%}"
+        )
+    return f"{sentence}."
+
+
+def _induction(gap_K: np.ndarray, steps_K: np.ndarray) -> str:
     rise = int(np.argmax(np.diff(gap_K)))
     if gap_K[-1] < 0.1:
-        return f"Induction does not form (gap {gap_K[-1]:.2f} nats), and {dimension}."
+        return f"Induction does not form (gap {gap_K[-1]:.2f} nats)."
     return (
         f"Induction forms: repeated random tokens are {gap_K[-1]:.2f} nats cheaper at the end, the steepest rise lies "
-        f"between steps {steps_K[rise]:,} and {steps_K[rise + 1]:,}; {dimension}."
+        f"between steps {steps_K[rise]:,} and {steps_K[rise + 1]:,}."
     )
+
+
+def _order_of_snapshots(results: Results) -> str:
+    """Whether there is more order in the lives than the same snapshots shuffled have."""
+    names = ("observed", "null_mean", "null_low", "null_high", "p")
+    found = results.get("life", *(f"null.contiguous.{name}" for name in names))
+    if found is None or not np.isfinite(found[0]):
+        return ""
+    observed, mean, low, high, p = (float(value) for value in found)
+    verdict = "more than" if p <= 0.05 else "no more than"
+    return (
+        f"{observed:.0%} of the features live without a gap, {verdict} where the snapshots are shuffled ({mean:.0%}, "
+        f"90 % of the shuffles {low:.0%} to {high:.0%}; p = {p:.2g})."
+    )
+
+
+def _types(results: Results) -> str:
+    found = results.get("types", "features.type", "features.control", "features.judged")
+    if found is None:
+        return ""
+    types_F, control_R, judged_FR = found
+    counts = np.bincount(types_F, minlength=len(TYPE_NAMES))
+    listed = ", ".join(f"{counts[code]:,} are {TYPE_NAMES[code]}" for code in range(OTHER))
+    known = control_R[np.isfinite(control_R)]
+    worst = f" (false calls in the controls: at most {known.max():.1%})" if known.size else ""
+    start = f"Of {int(judged_FR.any(axis=1).sum()):,} features that the rules judge, {listed}{worst}"
+    test = results.get("types", "emergent.p", "emergent.n", "emergent.compared")
+    if test is None or not np.isfinite(test[0]):
+        return f"{start}; too few of the emergent ones have a type to say in which order types emerge."
+    p, compared = float(test[0]), np.flatnonzero(test[2])
+    if p > 0.05:
+        return f"{start}; the types do not differ in when they emerge (Kruskal–Wallis p = {p:.2g}): no order is told."
+    medians = {name: results.arrays["types"][f"emergent.median{name}"] for name in ("", "_low", "_high")}
+    order = compared[np.argsort(medians[""][compared], kind="stable")]
+    steps = ", ".join(
+        f"{TYPE_NAMES[code]} {medians[''][code]:,.0f} ({medians['_low'][code]:,.0f} to {medians['_high'][code]:,.0f})"
+        for code in order
+    )
+    return f"{start}; types differ in when they emerge (Kruskal–Wallis p = {p:.2g}), median steps: {steps}."
+
+
+def _complexity(results: Results) -> str:
+    names = ("n", "spearman", "spearman_low", "spearman_high", "spearman_p")
+    parts, sure, rho = [], True, 0.0
+    for measure, words in (("entropy", "the entropy of their tokens"), ("context", "the context that they need")):
+        found = results.get("complexity", *(f"emergent.{measure}.{name}" for name in names))
+        if found is not None and np.isfinite(found[1]):
+            n, rho, low, high, p = (float(value) for value in found)
+            parts.append(f"{words} {rho:.2f} (95 % interval {low:.2f} to {high:.2f}, p = {p:.2g}, {n:,.0f} features)")
+            sure = sure and p <= 0.05 and rho > 0
+    if not parts:
+        return ""
+    start = "Emergent features that emerge later are more complex" if sure else (
+        "Whether emergent features that emerge later are more complex is not settled"
+    )  # fmt: skip
+    return f"{start}: rank correlation of emergence with {', with '.join(parts)}."
+
+
+def _baselines(results: Results) -> str:
+    """The crosscoder's lead at common L0, averaged over them, with its range."""
+    table = results.tables.get("sweep")
+    if table is None:
+        return ""
+    leads_by = {"last": {"sae": "an SAE trained on it alone"}, "all": {"chain": "a chain of warm-started SAEs"}}
+    parts, seeds = [], len(set(table["seed"]))
+    found = comparisons({name: list(column) for name, column in table.items()})
+    for (scope, _), comparison in found.items():
+        for method, words in leads_by.get(scope, {}).items():
+            if method in comparison.explained_SG and len(comparison.l0_G):
+                lead = 100 * comparison.difference("crosscoder", method)
+                where = "of the last snapshot's variance" if scope == "last" else "of all snapshots' variance"
+                parts.append(
+                    f"{abs(lead.mean()):.1f} points {'more' if lead.mean() >= 0 else 'less'} {where} than {words} "
+                    f"({lead.min():+.1f} to {lead.max():+.1f} over L0 {comparison.l0_G[0]:.0f} to "
+                    f"{comparison.l0_G[-1]:.0f})"
+                )
+    if not parts:
+        return ""
+    sure = "one seed, so without an interval" if seeds == 1 else f"{seeds} seeds"
+    return f"At the same L0 the crosscoder explains {', and '.join(parts)}; {sure}."
 
 
 def _middle(counts_K: np.ndarray) -> tuple[int, int]:

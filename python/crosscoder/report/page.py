@@ -24,6 +24,7 @@ from crosscoder.files import write_bytes
 from crosscoder.report.blocks import Blocks
 from crosscoder.report.contexts import write_contexts
 from crosscoder.report.data import Features, PageData
+from crosscoder.report.spec import plain
 from crosscoder.report.tables import figure_tables
 from crosscoder.report.validate import check
 
@@ -39,9 +40,10 @@ _SCRIPTS = (
     "store.js",
     "search.js",
     "axis.js",
+    "zoom.js",
     "plots.js",
-    "figures.js",
-    "behaviour.js",
+    "controls.js",
+    "kinds.js",
     "overview.js",
     "sparkline.js",
     "filters.js",
@@ -159,6 +161,8 @@ def render(data: PageData, max_bytes: int = MAX_BYTES) -> bytes:
         "title": data.title,
         "subtitle": data.subtitle,
         "sentences": list(data.sentences),
+        "leads": dict(data.leads),
+        "marks": [{"step": mark.step, "label": mark.label} for mark in data.marks],
         "facts": [[fact.label, fact.value, fact.explanation] for fact in data.facts],
         "settings": _plain_settings(data.settings),
         "notes": list(data.notes),
@@ -171,7 +175,9 @@ def render(data: PageData, max_bytes: int = MAX_BYTES) -> bytes:
                 "definition": table.definition,
                 "caption": table.caption,
                 "columns": table.columns,
+                "spec": None if table.spec is None else plain(table.spec),
                 "extra": table.extra,
+                "wide": table.wide,
             }
             for table in figure_tables(data)
         ],

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from crosscoder.report.behaviour import task_tables
+from crosscoder.report.behaviour import SNAPSHOTS, task_tables
 from crosscoder.report.data import Features, PageData
+from crosscoder.report.sections import CROSSCODER, DIMENSIONALITY, NGRAMS, ROTATION, STRENGTH, in_order
+from crosscoder.report.spec import Axis, Bars, Heat, Lines, Measure, Panel, Series
 from crosscoder.report.table import Column, FigureTable, plain_column
+
+BAND = (0.1, 0.9)
+"""Quantiles over features that bands are drawn between."""
 
 
 def _by_snapshot(data: PageData, curves: Mapping[str, Any]) -> dict[str, Column]:
@@ -53,10 +59,13 @@ def _norms(data: PageData) -> FigureTable | None:
     kinds = kinds or _living_kinds(features)[:2]
     examples = data.figures.norm_examples
     examples = _chosen_examples(features, kinds) if examples is None else list(examples)
-    columns: dict[str, Column] = {name: [] for name in ("series", "feature", "kind", "snapshot", "step", "norm")}
+    columns: dict[str, Column] = {
+        name: [] for name in ("series", "feature", "kind", "snapshot", "step", "norm", "q10", "q90")
+    }
     steps = plain_column(data.steps)
+    nothing: Column = [None] * len(steps)
 
-    def add(series: str, feature: int | None, code: int, curve: Any) -> None:
+    def add(series: str, feature: int | None, code: int, curve: Any, low: Any = None, high: Any = None) -> None:
         n = len(steps)
         columns["series"].extend([series] * n)
         columns["feature"].extend([feature] * n)
@@ -64,28 +73,43 @@ def _norms(data: PageData) -> FigureTable | None:
         columns["snapshot"].extend(range(n))
         columns["step"].extend(steps)
         columns["norm"].extend(plain_column(curve))
+        columns["q10"].extend(nothing if low is None else plain_column(low))
+        columns["q90"].extend(nothing if high is None else plain_column(high))
 
     norms, kind = np.asarray(features.norms), np.asarray(features.kind)
     counts = {}
     for code in kinds:
         members = (kind == code) & (np.asarray(features.max_norm) > 0)
         counts[features.kind_names[code]] = int(members.sum())
-        add("mean", None, code, norms[members].mean(axis=0, dtype=np.float64))
+        add("median", None, code, *np.quantile(norms[members], (0.5, *BAND), axis=0))
     for feature in examples:
         if int(kind[feature]) in kinds:
             add(f"feature {feature}", int(feature), int(kind[feature]), norms[feature])
+    tau = features.presence_threshold
+    axis = Axis("norm / own maximum", domain=(0, 1))
+    panels = [
+        Panel(
+            axis,
+            [Series("norm", "norm", "q10", "q90", colour=name)],
+            f"{name}, {count:,} features",
+            {"kind": name},
+            None if tau is None else {"τ": tau},
+        )
+        for name, count in counts.items()
+    ]
     return FigureTable(
         "norms",
-        "Features",
+        STRENGTH,
         "Decoder norm against training step",
         "both",
         "Norm of a feature's decoder at each snapshot, divided by the feature's own maximum (the paper's "
-        "measure of strength). Thick line: mean over all features of the kind. Thin lines: examples, "
-        "spread over emergence among those that fire most; click one to open it. The kinds are told apart "
-        f"by our rule: a feature is present where its norm exceeds {_presence(features)}; it is an "
-        "initialization feature if present at the first snapshot, else emergent.",
+        "measure of strength). Thick line and band: median, 10 % and 90 % quantiles over all features of the kind. "
+        f"Thin lines: {len(examples)} of them, spread over emergence among those that fire most; click one to open "
+        f"it. The kinds are told apart by our rule: a feature is present where its norm exceeds {_presence(features)}; "
+        "it is an initialization feature if present at the first snapshot, else emergent.",
         columns,
-        {"counts": counts, "threshold": features.presence_threshold},
+        Lines(panels, split="series"),
+        wide=True,
     )
 
 
@@ -95,6 +119,10 @@ def _by_kind(features: Features, values: Any, n_bins: int, chosen: Any) -> dict[
         features.kind_names[code]: plain_column(np.bincount(values[chosen & (kind == code)], minlength=n_bins))
         for code in _living_kinds(features)
     }
+
+
+def _kind_series(kinds: Mapping[str, Any]) -> list[Series]:
+    return [Series(name, name, colour=name) for name in kinds]
 
 
 def _emergence(data: PageData) -> FigureTable | None:
@@ -107,14 +135,14 @@ def _emergence(data: PageData) -> FigureTable | None:
         return None
     return FigureTable(
         "emergence",
-        "Features",
+        STRENGTH,
         "When features emerge",
         "ours",
         "Features by the snapshot of their emergence, the first of two snapshots in a row at which the "
         f"norm exceeds {_presence(features)}. Features without an emergence are not counted. Snapshots are "
         "not evenly spaced in training steps.",
         _by_snapshot(data, counts),
-        {"kinds": list(counts)},
+        Bars("snapshot", SNAPSHOTS, Axis("features", "count"), _kind_series(counts), lists=True),
     )
 
 
@@ -129,13 +157,13 @@ def _lifetimes(data: PageData) -> FigureTable | None:
         return None
     return FigureTable(
         "lifetimes",
-        "Features",
+        STRENGTH,
         "How long features live",
         "ours",
         f"Number of snapshots, of {n}, at which a feature's norm exceeds {_presence(features)}. The paper "
         "reports that most emergent features live in 60 % or more of its snapshots.",
         {"snapshots": list(range(n + 1)), **counts},
-        {"kinds": list(counts), "n_snapshots": n},
+        Bars("snapshots", f"snapshots present, of {n}", Axis("features", "count"), _kind_series(counts)),
     )
 
 
@@ -145,11 +173,18 @@ def _turnover(data: PageData) -> FigureTable | None:
         return None
     return FigureTable(
         "turnover",
-        "Features",
+        STRENGTH,
         "Births and deaths",
         "ours",
         "Features that become present at a snapshot (up) and features no longer present from it on (down).",
         _by_snapshot(data, {"births": figures.births, "deaths": figures.deaths}),
+        Bars(
+            "snapshot",
+            SNAPSHOTS,
+            Axis("features", "count"),
+            [Series("births", "births"), Series("deaths", "deaths")],
+            down=["deaths"],
+        ),
     )
 
 
@@ -184,9 +219,17 @@ def _cosines(data: PageData) -> FigureTable | None:
     if cosines.quantiles is not None:
         for level, matrix in zip(cosines.levels, np.asarray(cosines.quantiles), strict=True):
             columns[f"q{level:g}"] = plain_column(matrix.ravel())
+    measures = [Measure("mean", "mean", (0, 1))]
+    measures += [Measure(f"q{level:g}", f"{100 * level:g} % quantile", (0, 1)) for level in cosines.levels]
+    for kind, matrix in cosines.by_kind.items():
+        columns[f"mean, {kind}"] = plain_column(np.asarray(matrix).ravel())
+        measures.append(Measure(f"mean, {kind}", f"mean, {kind} features", (0, 1)))
+    details = []
     if cosines.n_features is not None:
+        details.append("n_features")
         columns["n_features"] = plain_column(np.asarray(cosines.n_features).ravel())
     if cosines.null is not None:
+        details.append("null")
         columns["null"] = plain_column(np.asarray(cosines.null).ravel())
     caption = (
         "Mean cosine between a feature's decoder directions at two snapshots (as in the paper's Figure "
@@ -195,15 +238,18 @@ def _cosines(data: PageData) -> FigureTable | None:
     turning = _turning(data)
     if turning is not None:
         caption += " The turning point is our change-point estimate"
-        caption += _interval(turning) + "."
+        caption += _interval(turning) + " (white, broken)."
+    if cosines.null is not None:
+        caption += " Null: the spread of a mean cosine of random directions, the level of no relation."
     return FigureTable(
         "cosines",
-        "Directions",
+        ROTATION,
         "Rotation of decoder directions",
         "both" if turning else "paper",
         caption,
         columns,
-        {"levels": [f"q{level:g}" for level in cosines.levels], "turning": turning},
+        Heat("other_snapshot", "snapshot", "training step", "training step", measures, details, square=True),
+        {"turning": turning},
     )
 
 
@@ -213,15 +259,41 @@ def _curve_figure(
     title: str,
     definition: str,
     caption: str,
+    axis: Axis,
     curves: Callable[[PageData], Mapping[str, Any]],
 ) -> Callable[[PageData], FigureTable | None]:
     def make(data: PageData) -> FigureTable | None:
-        chosen = curves(data)
-        if all(curve is None for curve in chosen.values()):
+        chosen = {name: curve for name, curve in curves(data).items() if curve is not None}
+        if not chosen:
             return None
-        return FigureTable(key, group, title, definition, caption, _by_snapshot(data, chosen))
+        series = [Series(name, name, colour=name) for name in chosen]
+        columns = _by_snapshot(data, chosen)
+        return FigureTable(key, group, title, definition, caption, columns, Lines([Panel(axis, series)]))
 
     return make
+
+
+def _explained_variance(data: PageData) -> FigureTable | None:
+    figures = data.figures
+    curves = {"mean of ratios": figures.explained_variance, "ratio of sums": figures.explained_variance_total}
+    present = {name: np.asarray(curve, dtype=np.float64) for name, curve in curves.items() if curve is not None}
+    if not present:
+        return None
+    known = np.concatenate(list(present.values()))
+    low = float(np.nanmin(known)) if np.isfinite(known).any() else 0.0
+    # the interesting part is near 1; a few bad snapshots must not squeeze the others
+    axis = Axis("explained variance", domain=(max(-0.2, low - (1 - low) * 0.15), 1))
+    return FigureTable(
+        "explained_variance",
+        CROSSCODER,
+        "Explained variance",
+        "both",
+        "Held-out tokens, each snapshot on its own. Mean of ratios (the paper's): mean over tokens of 1 − "
+        "|x − x̂|² / |x − mean|². Ratio of sums (ours): 1 − ΣSSE / ΣSST, which tokens of small norm do not "
+        "dominate.",
+        _by_snapshot(data, present),
+        Lines([Panel(axis, [Series(name, name) for name in present])]),
+    )
 
 
 def _kl(data: PageData) -> FigureTable | None:
@@ -242,11 +314,12 @@ def _kl(data: PageData) -> FigureTable | None:
     caption = " ".join(sentences[name] for name in present)
     return FigureTable(
         "kl",
-        "The language model",
+        NGRAMS,
         "Distance to n-gram statistics",
         "both",
         f"{caption} The paper shows such curves; the formulas are ours, since it gives none.",
         _by_snapshot(data, present),
+        Lines([Panel(Axis("KL divergence, nats", zero=True), [Series(name, name) for name in present])]),
     )
 
 
@@ -258,14 +331,24 @@ def _loss(data: PageData) -> FigureTable | None:
     caption = "Mean cross-entropy of the language model on the evaluation text, at each snapshot (solid)."
     if lines:
         caption += " Dashed: entropies of n-gram models, the levels that a model with only those statistics reaches."
+    turning = figures.turning_point
+    extra: dict[str, Any] = {}
+    if turning is not None and np.isfinite(turning.step):
+        extra["marks"] = [{"step": turning.step, "low": turning.low, "high": turning.high, "label": "directions turn"}]
+        caption += (
+            " The paper tells a phase of statistics from one of features: the turning point of decoder directions "
+            f"{_interval(_turning(data) or {}).removeprefix(', ') or 'found here'} parts them (shaded)."
+        )
     return FigureTable(
         "loss",
-        "The language model",
-        "Loss and the n-gram levels",
+        NGRAMS,
+        "Loss, the n-gram levels and the two phases",
         "paper",
         caption,
         _by_snapshot(data, {"loss": figures.model_loss}),
-        {"entropies": lines},
+        Lines([Panel(Axis("nats a token"), [Series("loss", "model")], rules=lines)]),
+        extra,
+        wide=True,
     )
 
 
@@ -277,43 +360,35 @@ _MAKERS: dict[str, Callable[[PageData], FigureTable | None]] = {
     "cosines": _cosines,
     "dimensionality": _curve_figure(
         "dimensionality",
-        "Directions",
+        DIMENSIONALITY,
         "Total feature dimensionality",
-        "paper",
+        "both",
         "Sum over features of |w|² / Σⱼ (ŵ·wⱼ)², divided by the width D: the share of the residual "
-        "stream's dimensions that the decoders of a snapshot take up.",
-        lambda data: {"rate": data.figures.dimensionality},
+        "stream's dimensions that the decoders of a snapshot take up (the paper's). By kind (ours): the part of the "
+        "sum that a kind's features have; the denominators run over all features.",
+        Axis("share of D", "percent", domain=(0, 1)),
+        lambda data: {"all": data.figures.dimensionality, **data.figures.dimensionality_by_kind},
     ),
     "loss": _loss,
     "kl": _kl,
     "induction": _curve_figure(
         "induction",
-        "The language model",
+        NGRAMS,
         "Induction",
         "standard",
         "Random tokens repeated twice: loss on the first copy minus loss on the second. Above 0, the model "
         "copies from its context.",
+        Axis("loss difference, nats", zero=True),
         lambda data: {"gap": data.figures.induction_gap},
     ),
-    "explained_variance": _curve_figure(
-        "explained_variance",
-        "The crosscoder",
-        "Explained variance",
-        "both",
-        "Held-out tokens, each snapshot on its own. Mean of ratios (the paper's): mean over tokens of 1 − "
-        "|x − x̂|² / |x − mean|². Ratio of sums (ours): 1 − ΣSSE / ΣSST, which tokens of small norm do not "
-        "dominate.",
-        lambda data: {
-            "mean of ratios": data.figures.explained_variance,
-            "ratio of sums": data.figures.explained_variance_total,
-        },
-    ),
+    "explained_variance": _explained_variance,
     "l0": _curve_figure(
         "l0",
-        "The crosscoder",
+        CROSSCODER,
         "Active features a token (L0)",
         "paper",
         "Mean number of features active on a token at each snapshot, on held-out tokens.",
+        Axis("active features a token", zero=True),
         lambda data: {"l0": data.figures.l0},
     ),
 }
@@ -328,8 +403,5 @@ def figure_tables(data: PageData) -> list[FigureTable]:
     for key, make in _MAKERS.items():
         table = make(data)
         if table is not None:
-            caption = data.figures.captions.get(key, table.caption)
-            tables.append(
-                FigureTable(key, table.group, table.title, table.definition, caption, table.columns, table.extra)
-            )
-    return tables + task_tables(data)
+            tables.append(replace(table, caption=data.figures.captions.get(key, table.caption)))
+    return in_order([*tables, *data.tables, *task_tables(data)])

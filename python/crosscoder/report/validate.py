@@ -67,6 +67,9 @@ def _check_figures(figures: Figures, n_snapshots: int, n_features: int | None) -
             _shape(f"figures.{name}", curve, (n_snapshots,), f"({n_snapshots},), one value a snapshot")
             if np.isinf(np.asarray(curve, dtype=np.float64)).any():
                 raise DataError(f"page: figures.{name} holds infinity")
+    for kind, curve in figures.dimensionality_by_kind.items():
+        name = f"figures.dimensionality_by_kind[{kind!r}]"
+        _shape(name, curve, (n_snapshots,), f"({n_snapshots},), one value a snapshot")
     if (figures.births is None) != (figures.deaths is None):
         raise DataError("page: figures.births and figures.deaths must be given together")
     cosines = figures.cosines
@@ -76,6 +79,8 @@ def _check_figures(figures: Figures, n_snapshots: int, n_features: int | None) -
             matrix = getattr(cosines, name)
             if matrix is not None:
                 _shape(f"figures.cosines.{name}", matrix, square, f"{square}")
+        for kind, matrix in cosines.by_kind.items():
+            _shape(f"figures.cosines.by_kind[{kind!r}]", matrix, square, f"{square}")
         n_levels = len(cosines.levels)
         if cosines.quantiles is not None or n_levels:
             quantiles = () if cosines.quantiles is None else cosines.quantiles
@@ -201,6 +206,9 @@ def check(data: PageData) -> None:
         _check_features(data.features, n_snapshots)
         n_features = np.shape(data.features.norms)[0]
     _check_figures(data.figures, n_snapshots, n_features)
+    for table in data.tables:
+        if len({len(column) for column in table.columns.values()}) != 1:
+            raise DataError(f"page: the columns of the figure {table.key!r} have different lengths")
     for task in data.tasks:
         _check_task(task, n_snapshots, n_features)
     if len({task.name for task in data.tasks}) < len(data.tasks):

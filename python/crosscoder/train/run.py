@@ -42,12 +42,20 @@ RECORD_FILE = "training.json"
 
 
 def train(
-    store: ActivationStore | LiveSource, config: CrosscoderConfig, train_config: TrainConfig, folder: Path
+    store: ActivationStore | LiveSource,
+    config: CrosscoderConfig,
+    train_config: TrainConfig,
+    folder: Path,
+    *,
+    start: Crosscoder | None = None,
+    title: str = "training",
 ) -> Crosscoder:
     """Train on `store` (or live) and return the crosscoder for raw activations; `folder` is the run's.
 
     If `folder` holds a finished crosscoder of the same configuration it is returned at once; an interrupted run goes
     on from its last checkpoint, to the same bits as an uninterrupted one (on as many threads).
+    With `start`, a crosscoder for scaled activations, training begins from its weights (Adam's moments are fresh)
+    instead of a random dictionary. `title` stands before the progress bar.
     Raises `ConfigError` if `folder` holds a run of another configuration, and what `Trainer.step` raises.
     """
     if (config.n_snapshots, config.d_model) != (store.n_snapshots, store.d_model):
@@ -55,17 +63,25 @@ def train(
             f"the crosscoder has {config.n_snapshots} snapshots of width {config.d_model}, "
             f"{store.path} has {store.n_snapshots} of width {store.d_model}"
         )
-    record = {"crosscoder": config.to_dict(), "train": train_config.to_dict(), "store": _identity(store)}
+    record = {
+        "crosscoder": config.to_dict(),
+        "train": train_config.to_dict(),
+        "store": _identity(store),
+        "start": None if start is None else {name: weights.checksum(t) for name, t in start.state_dict().items()},
+    }
     finished = _finished(folder, record)
     if finished is not None:
         return finished
     loader = _source(store, train_config)
-    trainer = Trainer(Crosscoder(config, seed=train_config.seed), train_config)
+    model = Crosscoder(config, seed=train_config.seed)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    trainer = Trainer(model, train_config)
     trainer.snapshot_names = store.snapshot_names
     make_folder(folder / "training")
-    if not _resume(trainer, loader, folder / "training" / "checkpoints"):
+    if not _resume(trainer, loader, folder / "training" / "checkpoints") and start is None:
         initialize(trainer.model, _sample(store, loader), train_config)
-    _loop(trainer, loader, folder / "training")
+    _loop(trainer, loader, folder / "training", title)
     final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
     with new_folder(folder / "crosscoder") as temporary:
         weights.save(config, final.unmixed_state(), temporary)
@@ -75,6 +91,22 @@ def train(
     for left_over in (folder / "training" / "checkpoints").glob(".tmp-*"):  # of a kill while one was removed
         shutil.rmtree(left_over, ignore_errors=True)
     return final
+
+
+def training_seconds(folder: Path) -> float:
+    """Seconds of a training's steps so far, over all calls: `folder` is that given to `train`. Raises `DataError`.
+
+    What a killed call did after its last checkpoint is done again, and counts once.
+    """
+    return _logged_seconds(folder / "training" / "metrics.jsonl")
+
+
+def _logged_seconds(log: Path) -> float:
+    try:
+        lines = log.read_text(encoding="utf-8").splitlines()
+        return float(json.loads(lines[-1]).get("seconds", 0.0)) if lines else 0.0
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{log} cannot be read ({error}); delete {log.parent} and train again") from error
 
 
 def _source(store: ActivationStore | LiveSource, config: TrainConfig) -> Source:
@@ -131,16 +163,17 @@ def _resume(trainer: Trainer, loader: Source, root: Path) -> bool:
     return False
 
 
-def _loop(trainer: Trainer, loader: Source, folder: Path) -> None:
+def _loop(trainer: Trainer, loader: Source, folder: Path, title: str) -> None:
     config = trainer.config
     log = folder / "metrics.jsonl"
     _forget_after(log, trainer.step_number)
+    before = _logged_seconds(log) if log.exists() else 0.0
     started, first = time.monotonic(), trainer.step_number
     waited, since = loader.wait_seconds, started
     with (
         explained_write_errors(log),
         log.open("a", encoding="utf-8") as lines,
-        Progress("training", config.n_steps, "steps", done=trainer.step_number) as progress,
+        Progress(title, config.n_steps, "steps", done=trainer.step_number) as progress,
     ):
         while trainer.step_number < config.n_steps:
             for x_BKD in loader:
@@ -149,11 +182,15 @@ def _loop(trainer: Trainer, loader: Source, folder: Path) -> None:
                 last = step == config.n_steps
                 if step % config.log_every == 0 or last:
                     row = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
-                    rate = (step - first) * config.batch_size / (time.monotonic() - started)
                     now = time.monotonic()
+                    rate = (step - first) * config.batch_size / (now - started)
                     wait = (loader.wait_seconds - waited) / (now - since)
                     waited, since = loader.wait_seconds, now
-                    speed = {"tokens_per_second": round(rate, 1), "loader_wait_fraction": round(wait, 4)}
+                    speed = {
+                        "seconds": round(before + now - started, 3),
+                        "tokens_per_second": round(rate, 1),
+                        "loader_wait_fraction": round(wait, 4),
+                    }
                     lines.write(json.dumps({**row, **speed}) + "\n")
                     lines.flush()
                     progress.advance(0, _figures(row))

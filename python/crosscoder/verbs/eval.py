@@ -1,14 +1,21 @@
 """Evaluate a run's crosscoder on its held-out activations.
 
-Explained variance in both definitions and L0, by snapshot; firing rates; features that never fire.
+Explained variance in both definitions and L0, by snapshot; features that never fire; and how much of the language
+model's loss is recovered when the reconstruction stands in the place of the activation, by snapshot.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
+
+if TYPE_CHECKING:
+    from crosscoder.activations.store import ActivationStore
+    from crosscoder.model import Crosscoder
+    from crosscoder.runs import Run
 
 EXAMPLE = "crosscoder eval runs/quickstart"
 
@@ -21,36 +28,24 @@ class EvalConfig:
     """The run's folder, with a trained crosscoder."""
     batch_size: int = 512
     """Tokens in a batch."""
+    loss_tokens: int = 8_192
+    """Held-out tokens on which the language model's loss is measured; 0 leaves it out."""
 
 
 def run(config: EvalConfig) -> int:
     """Evaluate and write the figures to `summary.json`."""
-    import torch
-
-    from crosscoder.activations.loader import ActivationLoader
     from crosscoder.activations.store import ActivationStore
-    from crosscoder.metrics import Evaluator
+    from crosscoder.evaluation import evaluate
     from crosscoder.model import Crosscoder
-    from crosscoder.progress import Progress
     from crosscoder.runs import Run
 
     run = Run(config.run)
     weights = run.require(run.crosscoder, f"train it first: crosscoder train {config.run} --help")
     folder = run.require(run.activations("heldout"), f"collect first: crosscoder collect {config.run} --help")
-    # Evaluated in units of scaled activations, so that every snapshot counts alike.
-    folded: Crosscoder = Crosscoder.from_pretrained(weights)
-    model, scale_K = folded.unfold_scales().eval(), folded.snapshot_scale
+    model: Crosscoder = Crosscoder.from_pretrained(weights)
     store = ActivationStore.open(folder).without_skipped()
-    loader = ActivationLoader(store, config.batch_size, shuffle=False, scale=scale_K.double().numpy(), drop_last=False)
-    mean_KD = torch.from_numpy(store.means()).float() * scale_K[:, None]
     run.begin("eval", config)
-    evaluator = Evaluator(mean_KD, model.config.n_features)
-    with Progress("evaluation", store.n_tokens, "tokens") as progress:
-        for x_BKD in loader:
-            code = model.encode(x_BKD)
-            evaluator.add(x_BKD, model.decode(code), code)
-            progress.advance(len(x_BKD))
-    result = evaluator.result()
+    result = evaluate(model, store, config.batch_size)
     run.update_summary(
         {
             "n_heldout_tokens": result.n_tokens,
@@ -72,4 +67,30 @@ def run(config: EvalConfig) -> int:
     print(f"explained variance {result.explained_variance:.4f} on {result.n_tokens:,} held-out tokens")
     print(f"L0 {result.l0:.1f} a snapshot, {result.l0_union:.1f} in union")
     print(f"features that never fired: {result.never_fired_fraction:.2%}")
+    if config.loss_tokens:
+        _measure_loss(run, model, store, config.loss_tokens)
     return 0
+
+
+def _measure_loss(run: Run, crosscoder: Crosscoder, store: ActivationStore, n_tokens: int) -> None:
+    """The loss recovered, into `summary.json`; where the language model is not at hand that is told, and no error."""
+    from crosscoder.activations.snapshots import SnapshotSet
+    from crosscoder.activations.tokens import TokenSet
+    from crosscoder.attribution.recovered import describe, recovered_loss
+    from crosscoder.errors import DataError
+    from crosscoder.files import read_json
+    from crosscoder.progress import warn
+
+    try:
+        remedy = "the language model's loss needs the run's tokens and snapshots"
+        record = read_json(run.require(run.snapshots_file, remedy))
+        tokens = TokenSet.load(run.require(run.tokens("heldout"), remedy))
+        if record.get("site", "residual") != "residual":
+            raise DataError(f"the crosscoder reads {record['site']}, and only the residual stream can be replaced")
+        snapshots = SnapshotSet.open(run.absolute(record["model"]), record["layer"], tuple(record["revisions"]))
+        found = recovered_loss(crosscoder, snapshots, tokens, store, n_tokens)
+    except DataError as error:
+        warn(f"language-model loss not measured: {error}")
+        return
+    run.update_summary({"language_model_loss": found.to_dict()})
+    print("\n".join(describe(found, range(store.n_snapshots))))

@@ -11,13 +11,29 @@ const Axis = (() => {
     return ticks.length > 1 ? ticks : [first, last];
   }
 
+  // Between powers of ten a zoomed log axis needs ticks of its own: round steps, evenly spread over the width.
+  function zoomedTicks([first, last], width) {
+    const most = Math.max(2, Math.min(7, Math.floor(width / 80)));
+    if (mode === "linear" || Math.log1p(last) - Math.log1p(Math.max(first, 0)) < 1.5) return d3.ticks(first, last, most);
+    return roundTicks(first, last, most, [0]);
+  }
+  // 1, 2, 5, 10, ... between first and last, or the powers of ten alone where those are too many
+  function roundTicks(first, last, most, before = []) {
+    const powers = d3.range(-6, 9);
+    const between = (digits) => [...before, ...powers.flatMap((power) => digits.map((digit) => +`${digit}e${power}`))].filter((tick) => tick >= first && tick <= last);
+    const [fine, coarse] = [between([1, 2, 5]), between([1])];
+    if (fine.length < 2) return d3.ticks(first, last, most);
+    return fine.length <= most + 2 || coarse.length < 2 ? fine : coarse;
+  }
+
   // x scale and x axis of a Plot whose x is a training step
   function scale(steps) {
     const [first, last] = [steps[0], steps.at(-1)];
     const domain = [first, last === first ? first + 1 : last];
     return mode === "linear" ? { type: "linear", domain } : { type: "symlog", constant: 1, domain };
   }
-  const marks = (steps, width) => Plot.axisX(ticksFor(steps[0], steps.at(-1), width), {
+  // the x axis of a figure, or of the part [first, last] of it that is shown
+  const marks = (steps, width, shown = null) => Plot.axisX(shown ? zoomedTicks(shown, width) : ticksFor(steps[0], steps.at(-1), width), {
     tickFormat: Format.compactStep, label: "training step →", labelArrow: false, stroke: null, color: "var(--axis)",
   });
 
@@ -37,7 +53,7 @@ const Axis = (() => {
     for (const listener of listeners) listener();
   }
   return {
-    scale, marks, spread, set, show,
+    scale, marks, roundTicks, spread, set, show,
     toggle: () => set(mode === "log" ? "linear" : "log"),
     onChange: (listener) => listeners.add(listener),
     get mode() {

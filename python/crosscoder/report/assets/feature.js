@@ -44,8 +44,8 @@ const FeaturePanel = (() => {
 
     function curves(feature, kind) {
       const [norm, rate] = [el("div", { class: "plot" }), el("div", { class: "plot" })];
-      Plots.keepDrawn(norm, (width) => normCurve(feature, kind, width));
-      Plots.keepDrawn(rate, (width) => rateCurve(feature, kind, width));
+      Plots.keepDrawn(norm, ({ width }) => normCurve(feature, kind, width));
+      Plots.keepDrawn(rate, ({ width }) => rateCurve(feature, kind, width));
       return el("div", { class: "panel-curves" },
         el("section", {}, el("h3", {}, "Decoder norm", el("span", { class: "muted" }, " of its maximum")), norm),
         el("section", {}, el("h3", {}, "Firing rate", el("span", { class: "muted" }, " of tokens")), rate));

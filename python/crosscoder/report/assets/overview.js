@@ -36,19 +36,28 @@ const Overview = (() => {
   function groups() {
     const names = [...new Set(overview.figures.map((figure) => figure.group))];
     return names.map((name, index) => el("section", { class: "group", "aria-labelledby": `group-${index}` },
-      el("h2", { id: `group-${index}` }, name),
+      el("h2", { id: `group-${index}` }, name), overview.leads[name] ? el("p", { class: "section-lead" }, overview.leads[name]) : null,
       el("div", { class: "grid" }, overview.figures.filter((figure) => figure.group === name).map(card))));
   }
 
   function card(figure) {
     const plotted = el("div", { class: "plot", id: `plot-${figure.key}`, role: "img", "aria-label": `${figure.title}. The numbers are behind the button “data”.` });
     const [badge, explanation] = BADGES[figure.definition];
-    const node = el("figure", { class: `card${Figures.isWide(figure) ? " wide" : ""}`, id: `figure-${figure.key}`, role: "group", "aria-label": figure.title },
+    const draw = figure.spec ? Kinds.draw : Controls.ablation;
+    let frame = null;
+    const tools = el("div", { class: "zoom-tools", hidden: true }, Zoom.buttons(figure.title, () => frame));
+    const zoom = el("button", { type: "button", class: "quiet", "aria-label": `Zoom ${figure.title}`, "aria-expanded": "false", on: { click: () => openTools(tools.hidden) } }, "zoom");
+    function openTools(open) {
+      tools.hidden = !open;
+      zoom.setAttribute("aria-expanded", String(open));
+    }
+    const node = el("figure", { class: `card${figure.wide ? " wide" : ""}`, id: `figure-${figure.key}`, role: "group", "aria-label": figure.title },
       el("header", {},
         el("h3", {}, figure.title), el("span", { class: `badge badge-${figure.definition}`, title: explanation }, badge),
-        el("button", { type: "button", class: "quiet", "aria-label": `Numbers of ${figure.title}`, on: { click: () => showData(figure) } }, "data")),
-      Figures.legendOf(figure), plotted, el("figcaption", {}, figure.caption));
-    Plots.keepDrawn(plotted, (width) => Figures.draw(figure, width));
+        el("span", { class: "card-tools" }, figure.spec?.kind === "listing" ? null : zoom,
+          el("button", { type: "button", class: "quiet", "aria-label": `Numbers of ${figure.title}`, on: { click: () => showData(figure) } }, "data"))),
+      tools, Kinds.legendOf(figure), plotted, el("figcaption", {}, figure.caption));
+    frame = Plots.keepDrawn(plotted, (shown) => draw(figure, shown), (zoomed) => zoomed && openTools(true));
     return node;
   }
 

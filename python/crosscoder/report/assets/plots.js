@@ -1,6 +1,7 @@
 // Drawing habits shared by all figures: frame, colours, tooltips, redrawing, and the crosshair that links step axes.
 const Plots = (() => {
-  const KIND_COLOURS = { initialization: "var(--c1)", emergent: "var(--c2)", dead: "var(--c-dead)", other: "var(--c3)" };
+  const KIND_COLOURS = { initialization: "var(--c1)", emergent: "var(--c2)", dead: "var(--c-dead)", other: "var(--c3)", all: "var(--ink)" };
+  const COLOURS = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)"];
   const MORE_COLOURS = ["var(--c4)", "var(--c5)", "var(--c3)"];
   const SERIES = [
     { colour: "var(--c1)", dash: null },
@@ -15,24 +16,33 @@ const Plots = (() => {
     return MORE_COLOURS[Math.max(0, others.indexOf(name)) % MORE_COLOURS.length];
   }
 
-  function plot(options) {
-    return Plot.plot({
+  // A drawing; within a frame (see zoom.js) it can be zoomed, and shows the part that was chosen.
+  function plot(options, frame = null, panel = 0) {
+    const view = frame?.views[panel] ?? {};
+    const drawing = Plot.plot({
       className: "cc-plot",
       style: { fontFamily: "inherit", fontSize: "11px", overflow: "visible" },
       marginTop: 24, marginRight: 14, marginBottom: 36, marginLeft: 44,
       ...options,
+      x: Zoom.cut(options.x, view.x), y: Zoom.cut(options.y, view.y),
+      clip: view.x || view.y ? true : null,
     });
+    if (frame) Zoom.watch(drawing, frame, panel, options.x.domain);
+    return drawing;
   }
+
+  // Colours of n series, by name where it is a kind of features.
+  const seriesColour = ({ colour }, index, n) => {
+    if (KIND_COLOURS[colour]) return KIND_COLOURS[colour];
+    if (n <= COLOURS.length) return COLOURS[index];
+    return index === n - 1 ? "var(--line-strong)" : d3.schemeTableau10[index % 10];
+  };
 
   // Columns -> one object a row
   const rows = (columns) => {
     const names = Object.keys(columns);
     return columns[names[0]].map((_, index) => Object.fromEntries(names.map((name) => [name, columns[name][index]])));
   };
-  const longForm = (columns, names) =>
-    names.flatMap((name) => columns.step.map((step, index) => ({ snapshot: index, step, series: name, value: columns[name][index] })))
-      .filter((row) => row.value !== null);
-
   const stepTitle = (row) => `step ${Format.count(row.step)}`;
 
   function legend(entries) {
@@ -45,35 +55,6 @@ const Plots = (() => {
         el("span", {}, label, note ? el("span", { class: "muted" }, ` ${note}`) : null))));
   }
 
-  // Lines over training steps with a tooltip that lists every series at the snapshot under the pointer.
-  function stepLines({ columns, names, width, height = 230, y = {}, reference = [], format = Format.number, threshold = null }) {
-    const data = longForm(columns, names);
-    const table = rows(columns);
-    const styles = names.map((_, index) => SERIES[index % SERIES.length]);
-    const tipText = (row) => [stepTitle(row), ...names.map((name) => `${names.length > 1 ? `${name}  ` : ""}${format(row[name])}`)].join("\n");
-    const anchor = (row) => names.map((name) => row[name]).find((value) => value !== null);
-    return linked(plot({
-      width, height,
-      x: Axis.scale(Store.steps),
-      y: { nice: true, ticks: 5, ...y },
-      marks: [
-        Plot.gridY({ stroke: "var(--grid)", strokeOpacity: 1, ticks: 5 }),
-        Axis.marks(Store.steps, width),
-        Plot.axisY({ stroke: null, color: "var(--axis)", ticks: 5, tickFormat: y.tickFormat }),
-        Plot.ruleY(y.zero ? [0] : [], { stroke: "var(--axis)", strokeOpacity: 0.6 }),
-        ...reference.map(({ value }) => Plot.ruleY([value], { stroke: "var(--muted)", strokeDasharray: "3 3" })),
-        threshold === null ? null : Plot.ruleY([threshold], { stroke: "var(--muted)", strokeDasharray: "3 3" }),
-        ...names.map((name, index) => Plot.line(data.filter((row) => row.series === name), {
-          x: "step", y: "value", stroke: styles[index].colour, strokeWidth: 2, strokeDasharray: styles[index].dash, strokeLinejoin: "round",
-        })),
-        ...names.map((name, index) => Plot.dot(data.filter((row) => row.series === name), {
-          x: "step", y: "value", fill: styles[index].colour, r: 2.2,
-        })),
-        Plot.tip(table, Plot.pointerX({ x: "step", y: anchor, title: tipText, ...TIP })),
-      ],
-    }), (step, scale) => scale.apply(step));
-  }
-
   const TIP = { fontSize: 12, lineHeight: 1.35, textPadding: 9, stroke: "var(--line-strong)", fill: "var(--surface)", pathFilter: null };
 
   // --- the crosshair: every figure with snapshots on its x axis shows the one under the pointer
@@ -84,7 +65,7 @@ const Plots = (() => {
     const [, , , height] = drawing.getAttribute("viewBox").split(" ").map(Number);
     const line = svg("line", { class: "crosshair", y1: 22, y2: height - 36, visibility: "hidden" });
     drawing.insertBefore(line, drawing.querySelector("g"));
-    members.set(drawing, { line, x: (snapshot) => place(Store.steps[snapshot], scale, snapshot) });
+    members.set(drawing, { line, x: (snapshot) => place(Store.steps[snapshot], scale, snapshot), range: scale.range });
     drawing.addEventListener("pointermove", (event) => point(nearest(drawing, event)));
     drawing.addEventListener("pointerleave", () => point(null));
     return figure;
@@ -96,12 +77,12 @@ const Plots = (() => {
     let best = null;
     Store.steps.forEach((_, snapshot) => {
       const distance = Math.abs(place(snapshot) - x);
-      if (best === null || distance < best.distance) best = { snapshot, distance };
+      if (Number.isFinite(distance) && (best === null || distance < best.distance)) best = { snapshot, distance };
     });
     return best.snapshot;
   }
   function point(snapshot) {
-    for (const [drawing, { line, x }] of members) {
+    for (const [drawing, { line, x, range: [left, right] }] of members) {
       if (!drawing.isConnected) {
         members.delete(drawing);
         continue;
@@ -110,13 +91,14 @@ const Plots = (() => {
         line.setAttribute("visibility", "hidden");
         continue;
       }
-      line.setAttribute("x1", x(snapshot));
-      line.setAttribute("x2", x(snapshot));
-      line.setAttribute("visibility", "visible");
+      const at = x(snapshot);
+      const shown = at >= left && at <= right;
+      if (shown) for (const end of ["x1", "x2"]) line.setAttribute(end, at);
+      line.setAttribute("visibility", shown ? "visible" : "hidden");
     }
   }
 
-  // Calls draw(width) for a container now and whenever its width or the step axis changes.
+  // Calls draw(frame) for a container now and whenever its width, the step axis or the part that is shown changes.
   const containers = new Map();
   const observer = new ResizeObserver((entries) => {
     for (const { target } of entries) redraw(target, false);
@@ -124,13 +106,30 @@ const Plots = (() => {
   function redraw(container, force) {
     const state = containers.get(container);
     const width = Math.floor(container.clientWidth);
-    if (!state || width === 0 || (!force && width === state.width)) return;
-    state.width = width;
-    container.replaceChildren(...[state.draw(width)].flat());
+    if (!state || width === 0 || (!force && width === state.frame.width)) return;
+    state.frame.width = width;
+    state.frame.scales = [];
+    container.replaceChildren(...[state.draw(state.frame)].flat());
   }
-  function keepDrawn(container, draw) {
-    containers.set(container, { draw, width: 0 });
+  function keepDrawn(container, draw, onZoom = () => {}) {
+    const frame = {
+      width: 0, views: [], scales: [],
+      changed() {
+        onZoom(frame.views.some((view) => view?.x || view?.y));
+        redraw(container, true);
+      },
+      show(panel, view) {
+        frame.views[panel] = view;
+        frame.changed();
+      },
+      reset() {
+        frame.views = [];
+        frame.changed();
+      },
+    };
+    containers.set(container, { draw, frame });
     observer.observe(container);
+    return frame;
   }
   function forget(root) {
     for (const container of containers.keys()) {
@@ -142,9 +141,9 @@ const Plots = (() => {
   Axis.onChange(() => {
     for (const container of containers.keys()) {
       if (container.clientWidth) redraw(container, true);
-      else containers.get(container).width = 0; // hidden: drawn again when shown
+      else containers.get(container).frame.width = 0; // hidden: drawn again when shown
     }
   });
 
-  return { SERIES, TIP, kindColour, plot, rows, legend, stepLines, stepTitle, linked, nearest, keepDrawn, forget };
+  return { SERIES, TIP, kindColour, seriesColour, plot, rows, legend, stepTitle, linked, nearest, keepDrawn, forget };
 })();

@@ -1,0 +1,93 @@
+"""Compare a run's crosscoder with another run's of the same snapshots (another seed): is the dictionary stable?
+
+Features present at the last snapshot are matched one to one by the cosine of their decoders there; then the matched
+features' emergence is compared. Needs `crosscoder evolve --only life` of both runs, and scipy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+if TYPE_CHECKING:
+    from crosscoder.evolution.study import Study
+    from crosscoder.runs import Run
+
+EXAMPLE = "crosscoder compare runs/quickstart runs/seed1"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Options of `crosscoder compare`."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, with a trained crosscoder. The result goes to `comparison/OTHER.npz` in it."""
+    other: tyro.conf.Positional[Path]
+    """The other run's folder. Its analysis is brought up to date if it is not; nothing else is written there."""
+    seed: int = 0
+    """Seed of the nulls."""
+
+
+def run(config: CompareConfig) -> int:
+    """Match the two dictionaries and write the main figures to `summary.json`."""
+    from crosscoder.errors import ConfigError, DataError
+    from crosscoder.evolution.arrays import flatten, save_arrays
+    from crosscoder.evolution.stability import compare_dictionaries
+    from crosscoder.evolution.summary import stability_figures
+    from crosscoder.files import make_folder, read_json
+    from crosscoder.runs import Run
+
+    runs = Run(config.run), Run(config.other)
+    if runs[0].path.resolve() == runs[1].path.resolve():
+        raise ConfigError(f"{config.run} would be compared with itself; name another run")
+    studies = [_study(run) for run in runs]
+    sites = [{**read_json(run.snapshots_file), "model": None} for run in runs]
+    if sites[0] != sites[1]:
+        raise DataError(f"{config.run} and {config.other} are of different snapshots or layers; nothing to compare")
+    lives = [study.result("life") for study in studies]
+    taus = [float(life["cycles.threshold"]) for life in lives]
+    if taus[0] != taus[1]:
+        raise ConfigError(
+            f"presence is tau = {taus[0]:g} in {config.run} and {taus[1]:g} in {config.other}; run one of them again: "
+            f"crosscoder evolve {config.other} --only life --tau {taus[0]:g}"
+        )
+    runs[0].begin("compare", config)
+    first, second = (study.model.W_dec.detach() for study in studies)
+    found = compare_dictionaries(
+        first,
+        second,
+        *(life["cycles.emergence"] for life in lives),
+        take_first=lives[0]["cycles.present"][:, -1],
+        take_second=lives[1]["cycles.present"][:, -1],
+        seed=config.seed,
+    )
+    name = runs[1].path.resolve().name
+    path = make_folder(runs[0].comparison) / f"{name}.npz"
+    save_arrays(path, flatten(found))
+    compared = runs[0].summary().get("stability", {})
+    runs[0].update_summary({"stability": {**compared, name: stability_figures(found)}})
+    print(f"comparison: {path}")
+    print(
+        f"{found.share_stable:.1%} of {min(found.n_first, found.n_second):,} features have a match of cosine 0.7 or "
+        f"more (random directions: {found.share_stable_null:.1%})"
+    )
+    print(
+        f"emergence of {found.n_pairs:,} matched pairs: {found.emergence_same:.1%} at the same snapshot (permuted: "
+        f"{found.emergence_same_null:.1%}), {found.emergence_within_one:.1%} within one "
+        f"({found.emergence_within_one_null:.1%}), rank correlation {found.emergence_correlation:.3f}"
+    )
+    return 0
+
+
+def _study(run: Run) -> Study:
+    """The study with the settings that the run was analysed with. Raises `DataError` if it was not."""
+    from crosscoder.configfile import read_config
+    from crosscoder.evolution.study import Study
+    from crosscoder.verbs.evolve import EvolveConfig
+
+    remedy = f"run first: crosscoder evolve {run.path} --only life"
+    run.require(run.evolution / "life.json", remedy)
+    return Study(run, read_config(run.path / "config" / "evolve.yaml", EvolveConfig).study)

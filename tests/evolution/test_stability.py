@@ -1,0 +1,120 @@
+"""Matching two dictionaries: against the Hungarian method, on copies, and on dictionaries with nothing in common."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from crosscoder.errors import ConfigError, DataError, MissingDependencyError
+from crosscoder.evolution import compare_dictionaries, match_features, stability
+from crosscoder.evolution.planted import PlantedConfig, PlantedDictionary
+
+
+def random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(90, 90), (60, 90), (90, 60)])
+def test_equals_the_hungarian_method(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stability, "BLOCK", 17)
+    first, second = random((shape[0], 2, 5), 1), random((shape[1], 2, 5), 2)  # five dimensions: many are alike
+    cosine = torch.nn.functional.normalize(first[:, 1], dim=1) @ torch.nn.functional.normalize(second[:, 1], dim=1).T
+    allowed = np.where(cosine >= 0.5, cosine, 0)
+    rows, columns = linear_sum_assignment(allowed, maximize=True)
+    best = allowed[rows, columns].sum()
+
+    found = match_features(first, second, candidates=90)
+    assert found.n_cut == 0 and found.loss == 0
+    assert found.cosine.sum() == pytest.approx(best, abs=1e-4)
+    paired = np.flatnonzero(found.match >= 0)
+    assert len(np.unique(found.match[paired])) == len(paired) > 40
+    np.testing.assert_allclose(found.cosine[paired], cosine[paired, found.match[paired]], atol=1e-6)
+    assert (found.cosine[paired] >= 0.5).all()
+    np.testing.assert_allclose(found.nearest, cosine.amax(dim=1), atol=1e-6)
+
+    for n in (1, 2, 4):
+        cut = match_features(first, second, candidates=n)
+        lost = (best - cut.cosine.sum()) / min(shape)
+        assert cut.n_cut == ((cosine >= 0.5).sum(dim=1) > n).sum() > 0
+        assert lost - 1e-6 <= cut.loss < 0.95
+        assert lost > (0.01 if n == 1 else -1e-6)
+        # Of each row no more than the n nearest.
+        for f in np.flatnonzero(cut.match >= 0):
+            assert cosine[f, cut.match[f]] >= cosine[f].sort().values[-n] - 1e-6
+
+
+def test_a_permuted_copy_is_matched_exactly() -> None:
+    truth = PlantedDictionary(PlantedConfig(n_features=100, l0=4.0))
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    rotation = torch.linalg.qr(random((64, 64), 3)).Q
+    first = truth.decoders() @ rotation
+    second = (first * 3)[order] + 0.01 * random((100, 8, 64), 4)
+    there = truth.present[:, -1]
+    found = compare_dictionaries(
+        first,
+        second,
+        truth.emergence,
+        truth.emergence[order],
+        take_first=there,
+        take_second=there[order],
+    )
+    assert found.n_first == found.n_second == there.sum() < 100
+    assert (order.numpy()[found.matching.match[there]] == np.flatnonzero(there)).all()
+    assert (found.matching.match[~there] == -1).all() and np.isnan(found.matching.nearest[~there]).all()
+    assert found.share_stable == 1 and found.share_stable_null == 0 and (found.share_at[:-1] == 1).all()
+    assert found.n_pairs == there.sum() and found.n_pairs_emerging == (there & (truth.emergence > 0)).sum()
+    assert found.emergence_correlation == pytest.approx(1) and found.emergence_same == found.emergence_within_one == 1
+    assert found.emergence_p == 1 / 501
+    assert found.emergence_same_null < 0.5 and found.emergence_same_emerging_null < found.emergence_same_null
+
+
+def test_agreement_of_emergence_by_hand() -> None:
+    W_dec = torch.eye(6)[:, None, :]
+    found = compare_dictionaries(W_dec, W_dec, [0, 0, 0, 2, 3, -1], [0, 0, 1, 2, 5, 4])
+    assert (found.n_pairs, found.n_pairs_emerging) == (5, 3)
+    assert found.emergence_same == pytest.approx(3 / 5) and found.emergence_within_one == pytest.approx(4 / 5)
+    assert found.emergence_same_emerging == pytest.approx(1 / 3)
+    assert found.emergence_within_one_emerging == pytest.approx(2 / 3)
+
+
+def test_nothing_in_common_is_chance() -> None:
+    first, second = random((300, 1, 48), 1), random((300, 1, 48), 2)
+    found = compare_dictionaries(first, second, np.zeros(300), np.zeros(300))
+    assert found.share_stable == found.share_stable_null == 0 and found.n_pairs == 0
+    assert found.nearest_median == pytest.approx(found.nearest_median_null, abs=0.03)
+    assert np.isnan(found.emergence_correlation) and np.isnan(found.emergence_same)
+    # In a narrow cone directions are alike without being the same: the null knows.
+    cone = torch.ones(48) * 1.5
+    found = compare_dictionaries(first + cone, second + cone, np.zeros(300), np.zeros(300), candidates=300)
+    assert found.share_stable > 0.9
+    assert found.nearest_median == pytest.approx(found.nearest_median_null, abs=0.05)
+    assert found.share_stable_null > 0.9
+
+
+def test_empty_and_zero() -> None:
+    nobody = np.zeros(5, dtype=bool)
+    found = compare_dictionaries(torch.zeros(5, 2, 3), torch.ones(4, 2, 3), np.zeros(5), np.zeros(4))
+    assert found.n_first == 0 and (found.matching.match == -1).all() and np.isnan(found.share_stable)
+    found = compare_dictionaries(torch.ones(5, 2, 3), torch.ones(5, 2, 3), nobody, nobody, take_second=nobody)
+    assert found.n_second == 0 and (found.matching.match == -1).all()
+
+
+def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    W_dec = torch.ones(4, 2, 3)
+    with pytest.raises(DataError, match="differ in snapshots or width"):
+        match_features(W_dec, torch.ones(4, 3, 3))
+    with pytest.raises(ConfigError, match="snapshot 2 does not exist"):
+        match_features(W_dec, W_dec, snapshot=2)
+    with pytest.raises(ConfigError, match="candidates"):
+        match_features(W_dec, W_dec, candidates=0)
+    with pytest.raises(DataError, match="mask of the second"):
+        match_features(W_dec, W_dec, take_second=[True])
+    with pytest.raises(DataError, match="emergence"):
+        compare_dictionaries(W_dec, W_dec, np.zeros(4), np.zeros(5))
+    monkeypatch.setitem(sys.modules, "scipy.sparse.csgraph", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'crosscoder\[compare\]'"):
+        match_features(W_dec, W_dec)

@@ -1,0 +1,108 @@
+"""Made-up results of analyses, with the names and shapes of real ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from crosscoder.report.results import Results
+
+STEPS = np.array([0, 1, 8, 64, 512, 1000])
+MEASURES = ("entropy", "context")
+
+
+def correlation(n: int, value: float, p: float) -> dict[str, np.ndarray]:
+    names = {"n": n, "spearman": value, "spearman_low": value - 0.1, "spearman_high": value + 0.1, "spearman_p": p}
+    return {name: np.array(number) for name, number in names.items()}
+
+
+def life(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    K = len(STEPS)
+    kind = rng.choice(2, n, p=[0.4, 0.6])
+    emergence = np.where(kind == 0, 0, rng.integers(1, K, n))
+    births = np.bincount(emergence[kind == 1], minlength=K)
+    return {
+        "cycles.kind": kind,
+        "cycles.emergence": emergence,
+        "cycles.sharedness": rng.random(n),
+        "cycles.births": births,
+        "cycles.lifetime": rng.random(n),
+        "cycles.births_per_log_step": births / np.append(np.nan, np.diff(np.log10(1 + STEPS))),
+        "cycles.deaths_per_log_step": np.full(K, 1.5),
+        "sweep.thresholds": np.array([0.1, 0.3, 0.5]),
+        "sweep.n_by_kind": np.array([[9, 5, 0, 1], [8, 6, 0, 1], [7, 7, 0, 1]]),
+        "sweep.births": np.tile(births, (3, 1)),
+        "sweep.same_emergence": np.array([0.9, 1, 0.8]),
+        "sweep.reference": np.array(0.3),
+    }
+
+
+def types(n: int, emergence: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    code = rng.choice(6, n, p=[0.3, 0.2, 0.1, 0.1, 0.2, 0.1])
+    counts = np.stack([np.bincount(emergence[(code == t) & (emergence > 0)], minlength=len(STEPS)) for t in range(6)])
+    median = np.array([np.median(STEPS[emergence[code == t]]) for t in range(6)])
+    return {
+        "features.type": code,
+        "features.judged": np.ones((n, 4), dtype=bool),
+        "features.control": np.array([0.0, 0.01, np.nan, 0.02]),
+        "emergent.counts": counts,
+        "emergent.n": counts.sum(axis=1),
+        "emergent.compared": np.array([True, True, True, True, True, False]),
+        "emergent.p": np.array(0.001),
+        "emergent.effect": np.array(0.2),
+        "emergent.median": median,
+        "emergent.median_low": median - 1,
+        "emergent.median_high": median + 1,
+    }
+
+
+def explanations(n: int, rng: np.random.Generator) -> dict[str, list[Any]]:
+    marks = np.where(rng.random(n) < 0.1, np.nan, rng.integers(1, 6, n))
+    scores = {name: (rng.integers(0, 11, n) / 10).tolist() for name in ("detection", "fuzzing", "detection_control")}
+    return {
+        "feature": list(range(n)),
+        "kind": ["initialization", "emergent"] * (n // 2),
+        "emergence": rng.choice(STEPS, n).tolist(),
+        "explanation": ["" if np.isnan(mark) else f"a <b>word</b> {mark:.0f}" for mark in marks],
+        "complexity": marks.tolist(),
+        **scores,
+    }
+
+
+def sweep() -> dict[str, list[Any]]:
+    rows = [
+        (method, 2048, sparsity, 0.001, 0, explained, l0, None if method == "sae" else explained, l0)
+        for method, worse in (("crosscoder", 0.0), ("sae", 0.01), ("chain", 0.03))
+        for sparsity, explained, l0 in ((0.1, 0.95 - worse, 30.0), (0.2, 0.9 - worse, 20.0), (0.4, 0.8 - worse, 10.0))
+    ]
+    names = ("method", "n_features", "sparsity", "lr", "seed", "explained_variance_last", "l0_last")
+    table = {name: [row[index] for row in rows] for index, name in enumerate((*names, "explained_variance", "l0"))}
+    table["l0"] = [None if method == "sae" else l0 for method, l0 in zip(table["method"], table["l0"], strict=True)]
+    return table
+
+
+def results(n: int = 60, seed: int = 0) -> Results:
+    """Results of every analysis that makes figures, of `n` features."""
+    rng = np.random.default_rng(seed)
+    lives = life(n, rng)
+    cosines = np.where(rng.random((n, len(STEPS))) < 0.1, np.nan, rng.random((n, len(STEPS))))
+    cosines[:, 0] = np.nan
+    measured = np.arange(0, n, 3)
+    arrays = {
+        "life": lives,
+        "rotation": {"to_final": cosines, "to_previous": cosines},
+        "types": types(n, lives["cycles.emergence"], rng),
+        "complexity": {
+            "entropy.here": np.where(rng.random(n) < 0.1, np.nan, rng.random(n) * 5),
+            "context.feature": measured,
+            "context.needed": 2 ** rng.integers(0, 8, measured.size),
+            **{
+                f"{part}.{measure}.{name}": value
+                for part in ("all", "emergent")
+                for measure in MEASURES
+                for name, value in correlation(n, 0.4, 0.01).items()
+            },
+        },
+    }
+    return Results(STEPS, arrays, {"explanations": explanations(n, rng), "sweep": sweep()})

@@ -1,0 +1,153 @@
+"""Figures that are made from results alone: their numbers, as SVG, in a real Chromium, and left out where not run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import results_synthetic
+
+from crosscoder.report.analysis_tables import MAKERS, analysis_tables
+from crosscoder.report.data import PageData, StepMark
+from crosscoder.report.figures import save_figures
+from crosscoder.report.page import write_page
+from crosscoder.report.results import Results
+from crosscoder.report.sections import SECTIONS, TYPES
+from crosscoder.report.spec import Bars, Heat, Lines, Listing, Scatter
+from crosscoder.report.table import MOST_POINTS, FigureTable, drawn
+from crosscoder.report.tables import figure_tables
+
+Visit = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return results_synthetic.results()
+
+
+@pytest.fixture(scope="module")
+def tables(results: Results) -> dict[str, FigureTable]:
+    return {table.key: table for table in analysis_tables(results)}
+
+
+def page_of(tables: dict[str, FigureTable]) -> PageData:
+    return PageData(
+        "Analyses",
+        [],
+        results_synthetic.STEPS.tolist(),
+        tables=list(tables.values()),
+        leads={TYPES: "Types were told."},
+        marks=[StepMark(20, "warm-up ends")],
+    )
+
+
+def columns_of(table: FigureTable) -> set[str]:
+    """Every column that the figure's spec names."""
+    spec = table.spec
+    if isinstance(spec, Lines):
+        series = [item for panel in spec.panels for item in panel.series]
+        where = {column for panel in spec.panels for column in panel.where or {}}
+        ends = {end for item in series for end in (item.low, item.high) if end}
+        return {spec.x, *(item.column for item in series), *where, *ends, *([spec.split] if spec.split else [])}
+    if isinstance(spec, Bars):
+        return {spec.x, *(item.column for item in spec.series), *spec.down}
+    if isinstance(spec, Scatter):
+        return {spec.x, spec.y, *([spec.group] if spec.group else []), *spec.details}
+    if isinstance(spec, Heat):
+        return {spec.x, spec.y, *(measure.column for measure in spec.measures), *spec.details}
+    assert isinstance(spec, Listing)
+    return {spec.bar, *(field.column for field in spec.fields), *([spec.text] if spec.text else [])}
+
+
+def test_every_maker_has_a_figure_with_the_columns_it_names(tables: dict[str, FigureTable]) -> None:
+    assert len(tables) == len(MAKERS)
+    for table in tables.values():
+        assert table.group in SECTIONS
+        assert columns_of(table) <= set(table.columns), table.key
+        assert len({len(column) for column in table.columns.values()}) == 1, table.key
+
+
+def test_what_was_not_run_has_no_figure() -> None:
+    assert analysis_tables(Results(results_synthetic.STEPS, {})) == []
+    alone = Results(results_synthetic.STEPS, {"life": results_synthetic.results().arrays["life"]})
+    assert [table.key for table in analysis_tables(alone)] == [
+        "sharedness", "rates", "births_by_threshold", "thresholds",
+    ]  # fmt: skip
+
+
+def test_numbers_are_those_of_the_results(results: Results, tables: dict[str, FigureTable]) -> None:
+    kind = results.arrays["life"]["cycles.kind"]
+    types = results.arrays["types"]["features.type"]
+    assert tables["types"].columns["emergent"] == np.bincount(types[kind == 1], minlength=6).tolist()
+    assert sum(tables["sharedness"].columns["initialization"]) == (kind == 0).sum()
+    cosines = results.arrays["rotation"]["to_final"][kind == 1]
+    assert tables["to_final"].columns["emergent"][0] is None, "no feature is known there"
+    assert tables["to_final"].columns["emergent, q90"][3] == pytest.approx(np.nanquantile(cosines[:, 3], 0.9), rel=1e-5)
+    points = tables["complexity"]
+    entropy = results.arrays["complexity"]["entropy.here"]
+    np.testing.assert_allclose(points.columns["entropy, nats"], entropy[points.columns["feature"]], rtol=1e-5)
+    assert points.columns["step"] == results.steps[
+        results.arrays["life"]["cycles.emergence"][points.columns["feature"]]
+    ].tolist()  # fmt: skip
+    assert "Spearman 0.40 (95 % interval 0.30 to 0.50, p = 0.01 by permutation, 60 all features)" in points.caption
+    medians = tables["type_medians"].columns["median"]
+    assert medians == sorted(medians)
+    frontier = tables["frontier"].columns
+    last = [value for value, scope in zip(frontier["sae"], frontier["scope"], strict=True) if scope == "last"]
+    assert [value for value in last if value is not None] == pytest.approx([0.79, 0.89, 0.94])
+    assert all(value is None for value, scope in zip(frontier["sae"], frontier["scope"], strict=True) if scope == "all")
+
+
+def test_at_most_so_many_features_are_drawn_and_the_figure_says_so() -> None:
+    few, sentence = drawn(np.arange(7))
+    assert few.tolist() == list(range(7)) and sentence == "All 7 features are drawn."
+    many, sentence = drawn(np.arange(98_304))
+    assert len(set(many.tolist())) == MOST_POINTS and many.max() > 90_000
+    assert sentence.startswith("2,000 of 98,304 features are drawn, chosen at random")
+    table = {table.key: table for table in analysis_tables(results_synthetic.results(5000))}["complexity"]
+    assert len(table.columns["feature"]) == MOST_POINTS and "2,000 of" in table.caption
+
+
+def test_sections_come_in_the_order_of_the_story(tables: dict[str, FigureTable]) -> None:
+    shuffled = dataclasses.replace(page_of(tables), tables=list(tables.values())[::-1])
+    groups = [table.group for table in figure_tables(shuffled)]
+    assert [name for name in SECTIONS if name in groups] == list(dict.fromkeys(groups))
+
+
+def test_svg_and_csv(tables: dict[str, FigureTable], tmp_path: Path) -> None:
+    written = save_figures(page_of(tables), tmp_path)
+    assert {path.stem for path in written} == set(tables)
+    header = (tmp_path / "frontier.csv").read_text().splitlines()[0]
+    assert header == "scope,frontier,l0,crosscoder,sae,chain"
+
+
+@pytest.mark.browser
+def test_in_the_browser(visit: Visit, tables: dict[str, FigureTable], tmp_path: Path) -> None:
+    write_page(page_of(tables), tmp_path / "page.html")
+    with visit(tmp_path / "page.html", wait=False) as page:
+        for table in tables.values():
+            what = "li" if isinstance(table.spec, Listing) else "svg.cc-plot"
+            assert page.locator(f"#plot-{table.key} {what}").count() >= 1, table.key
+        assert page.locator(".group > h2").all_inner_texts() == [name for name in SECTIONS if any(
+            table.group == name for table in tables.values())]  # fmt: skip
+        assert page.inner_text(".section-lead") == "Types were told."
+        marks = page.locator("#plot-rates .step-mark")
+        assert marks.count() == 1 and page.text_content("#plot-rates .step-label") == "warm-up ends"
+        # the mark stands at step 20 of log(1 + step)
+        frame = [float(page.locator(f"#plot-rates [aria-label='x-axis tick label'] text >> nth={n}").evaluate(
+            "node => node.transform.baseVal[0].matrix.e")) for n in (0, -1)]  # fmt: skip
+        share = (float(marks.get_attribute("x1")) - frame[0]) / (frame[1] - frame[0])
+        assert share == pytest.approx(np.log1p(20) / np.log1p(1000), abs=0.01)
+        dots = page.locator("#plot-explained_complexity [aria-label=dot] circle")
+        dots.nth(3).scroll_into_view_if_needed()
+        dots.nth(3).hover()
+        page.wait_for_timeout(50)
+        tip = page.locator("#plot-explained_complexity [aria-label=tip]").text_content()
+        assert re.search(r"feature \d+", tip) and "<b>word</b>" in tip
+        assert page.locator(".plot b").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
