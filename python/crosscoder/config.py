@@ -208,13 +208,15 @@ class StudySettings:
     tau: float = 0.3
     """A feature is present at a snapshot where its decoder norm is above tau times its own maximum."""
     contexts: int = 8
-    """Contexts kept for each feature."""
+    """Strongest contexts kept for each feature."""
+    samples: int = 32
+    """Contexts kept for each feature of a random sample of the tokens where it is active."""
     neighbours: int = 8
     """Neighbours kept for each feature."""
     induction_length: int = 50
     """Random tokens in a sequence that is repeated once, to measure induction."""
     seed: int = 0
-    """Seed of bootstrap, nulls and random sequences."""
+    """Seed of bootstrap, nulls, samples and random sequences."""
 
 
 @dataclass(frozen=True)

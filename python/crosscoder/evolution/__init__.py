@@ -12,9 +12,11 @@ from crosscoder.evolution.examples import (
     ContextWindows,
     ExampleCollector,
     Examples,
+    KeptTokens,
     collect_examples,
     contexts,
     density_histogram,
+    histogram_edges,
 )
 from crosscoder.evolution.neighbours import Neighbours, nearest_neighbours
 from crosscoder.evolution.ngrams import (
@@ -47,6 +49,7 @@ __all__ = [
     "EntropyLines",
     "ExampleCollector",
     "Examples",
+    "KeptTokens",
     "KneserNey",
     "LifeCycles",
     "Neighbours",
@@ -65,6 +68,7 @@ __all__ = [
     "density_histogram",
     "entropy_lines",
     "feature_dimensionality",
+    "histogram_edges",
     "life_cycles",
     "measure_phase",
     "nearest_neighbours",
