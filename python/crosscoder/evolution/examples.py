@@ -229,7 +229,7 @@ class ExampleCollector:
         wanted = {name: (array.shape, array.dtype) for name, array in self._state.items()}
         if {name: (array.shape, array.dtype) for name, array in state.items()} != wanted:
             raise DataError("the state is of a collector with other options")
-        self._state = {name: np.require(array, requirements="CW") for name, array in state.items()}
+        self._state = {name: np.require(array, requirements=("C", "W")) for name, array in state.items()}
 
     def result(self) -> Examples:
         """Everything kept so far; not copied, so it changes with the next `add`."""
