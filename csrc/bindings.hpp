@@ -13,6 +13,8 @@ namespace crosscoder {
 
 // The training step's functions, in bindings_step.cpp.
 void bind_step(pybind11::module_& m);
+// The collection of examples, in bindings_examples.cpp.
+void bind_examples(pybind11::module_& m);
 
 namespace arrays {
 

@@ -53,6 +53,27 @@ def float32_to_bfloat16(src: npt.NDArray[np.float32], out: npt.NDArray[np.uint16
 def xxh3_64(data: Buffer | npt.NDArray[Any]) -> int:
     """XXH3 (64 bits, seed 0) of the bytes of a C-contiguous buffer. Raises `ValueError` if it is not one."""
 
+HISTOGRAM_BINS: int
+"""H: bins of the activations' histogram, quarters of an octave from 2^-12 to 2^12."""
+
+def collect_examples(
+    code: tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int64], int, int],
+    place: npt.NDArray[np.int64],
+    counts: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]],
+    strongest: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]],
+    sampled: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]],
+    before: int,
+    seed: int,
+    n_threads: int,
+) -> None:
+    """Add a batch of whole sequences to what is kept of F features (crosscoder.evolution.examples says what).
+
+    `code`: row_offsets, features, values, gates, K, F. `place` (B,): sequence * 2^32 + position, ascending, both below
+    2^31. `counts`: fired (F, K), fired_any (F,), sum (F,), histogram (F, H). `strongest`, `sampled`: rank (F, n),
+    sequence (F, n), position (F, n), activations (F, n, L); empty entries have ranks 0 and 2^64 - 1, places -1.
+    Raises `ValueError` for places that do not ascend, for another dtype, shape or memory layout.
+    """
+
 class NgramCounter:
     """Streaming unigram and bigram counts over the token ids 0 to `vocab_size` - 1.
 

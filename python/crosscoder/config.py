@@ -217,7 +217,9 @@ class StudySettings:
     tau: float = 0.3
     """A feature is present at a snapshot where its decoder norm is above tau times its own maximum."""
     contexts: int = 8
-    """Contexts kept for each feature."""
+    """Strongest contexts kept for each feature."""
+    samples: int = 32
+    """Contexts kept for each feature of a random sample of the tokens where it is active."""
     neighbours: int = 8
     """Neighbours kept for each feature."""
     n_probed: int = 200

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from crosscoder.errors import DataError, StorageError
 
@@ -56,17 +56,31 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically and durably (temporary name, fsync, rename)."""
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file, open for writing, that appears at `path` complete, or not at all (temporary name, fsync, rename)."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     with explained_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, atomically and durably."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+def remove_file(path: Path) -> None:
+    """Delete a file that may be there, and what a killed `new_file` left of it."""
+    with explained_write_errors(path):
+        path.unlink(missing_ok=True)
+        path.with_name(f"{_TEMPORARY}{path.name}").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -63,24 +63,30 @@ def test_collection_holds_every_token_once_in_every_snapshot(models: Path, token
     assert len(seen) == store.n_tokens
 
 
-def test_text_order(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
+def test_whole_sequences(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
     store = collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "store", rows_per_shard=70)
     by_place = {}
     for shard in range(len(store.shard_rows)):
         for row, x in zip(store.tokens(shard), store.read(shard), strict=True):
             by_place[int(row[2]), int(row[3])] = x
     for batch_tokens in (1, 40, 10_000):
-        places = []
-        for x, sequence, position in store.in_text_order(batch_tokens):
+        seen: list[list[tuple[int, int]]] = []
+        for x, sequence, position in store.whole_sequences(batch_tokens):
             batch = list(zip(sequence.tolist(), position.tolist(), strict=True))
             assert all(torch.equal(row, by_place[place]) for row, place in zip(x, batch, strict=True))
-            assert not places or places[-1][0] < batch[0][0], "batches hold whole sequences"
-            places += batch
-        assert places == sorted(by_place)
+            assert batch == sorted(batch)
+            seen.append(batch)
+        assert sorted(place for batch in seen for place in batch) == sorted(by_place)
+        of_batch = [{sequence for sequence, _ in batch} for batch in seen]
+        assert sum(map(len, of_batch)) == len(set().union(*of_batch)), "batches hold whole sequences"
+        for done in range(len(seen) + 1):
+            rest = store.whole_sequences(batch_tokens, skip=sum(map(len, seen[:done])))
+            left = [list(zip(s.tolist(), p.tolist(), strict=True)) for _, s, p in rest]
+            assert left == seen[done:]
         some = np.array([1, 4, 5])
-        parts = list(store.in_text_order(batch_tokens, some))
+        parts = list(store.whole_sequences(batch_tokens, sequences=some))
         found = [place for _, *at in parts for place in zip(*(a.tolist() for a in at), strict=True)]
-        assert found == [place for place in places if place[0] in some]
+        assert found == [place for batch in seen for place in batch if place[0] in some]
         assert torch.equal(torch.cat([x for x, _, _ in parts]), torch.stack([by_place[place] for place in found]))
 
 

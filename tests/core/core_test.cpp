@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -14,6 +16,7 @@
 #include "checksum.hpp"
 #include "convert.hpp"
 #include "cpu_features.hpp"
+#include "examples.hpp"
 #include "gather.hpp"
 #include "ngram_counter.hpp"
 #include "parallel.hpp"
@@ -191,6 +194,77 @@ void test_counts_beyond_a_slot() {
     }
 }
 
+// What is kept of F features, in buffers of exactly that size.
+struct Kept {
+    static constexpr std::size_t F = 700;
+    static constexpr std::size_t K = 64;
+    static constexpr std::size_t n = 3;
+    static constexpr std::size_t m = 5;
+    static constexpr std::size_t L = 6;
+    std::vector<std::int64_t> fired = std::vector<std::int64_t>(F * K);
+    std::vector<std::int64_t> fired_any = std::vector<std::int64_t>(F);
+    std::vector<double> sum = std::vector<double>(F);
+    std::vector<std::int64_t> histogram = std::vector<std::int64_t>(F * kHistogramBins);
+    std::vector<float> value = std::vector<float>(F * n);
+    std::vector<std::uint64_t> key = std::vector<std::uint64_t>(F * m, ~std::uint64_t{0});
+    std::vector<std::int32_t> sequences = std::vector<std::int32_t>(F * (n + m), -1);
+    std::vector<std::int32_t> positions = std::vector<std::int32_t>(F * (n + m), -1);
+    std::vector<float> windows = std::vector<float>(F * (n + m) * L);
+
+    bool operator==(const Kept&) const = default;
+
+    ExampleState state() {
+        return {fired.data(), fired_any.data(), sum.data(), histogram.data(),
+                {value.data(), sequences.data(), positions.data(), windows.data(), n},
+                {key.data(), sequences.data() + F * n, positions.data() + F * n, windows.data() + F * n * L, m},
+                2, L, 7};
+    }
+};
+
+// Tokens 0 to 8191 in sequences of 16, as a code of 4 pairs a token, in batches of `division` tokens.
+Kept collected(std::size_t division, unsigned n_threads) {
+    constexpr std::size_t kTokens = 8192;
+    constexpr std::size_t kPairs = 4;
+    Random random;
+    std::vector<std::int32_t> features(kTokens * kPairs);
+    std::vector<float> values(features.size());
+    std::vector<std::uint64_t> gates(features.size());
+    for (std::size_t i = 0; i < features.size(); ++i) {
+        features[i] = static_cast<std::int32_t>(i % kPairs * (Kept::F / kPairs) + random() % (Kept::F / kPairs));
+        values[i] = static_cast<float>(1 + random() % 5);
+        gates[i] = std::uint64_t{random()} << 32 | random() | 1;
+    }
+    Kept kept;
+    for (std::size_t begin = 0; begin < kTokens; begin += division) {
+        std::vector<std::int64_t> offsets(division + 1);
+        std::vector<std::int64_t> places(division);
+        for (std::size_t b = 0; b <= division; ++b) {
+            offsets[b] = static_cast<std::int64_t>(b * kPairs);
+        }
+        for (std::size_t b = 0; b < division; ++b) {
+            places[b] = static_cast<std::int64_t>((begin + b) / 16 << 32 | (begin + b) % 16);
+        }
+        const CodeView code = {offsets.data(), features.data() + begin * kPairs, values.data() + begin * kPairs,
+                               gates.data() + begin * kPairs, division, division * kPairs, Kept::K, Kept::F};
+        collect_examples(code, places.data(), kept.state(), n_threads);
+    }
+    return kept;
+}
+
+void test_examples_of_any_division() {
+    const Kept whole = collected(8192, 1);
+    for (const unsigned n_threads : {1U, 2U, 5U}) {
+        for (const std::size_t division : {16UL, 128UL, 8192UL}) {
+            CHECK(collected(division, n_threads) == whole);
+        }
+    }
+    CHECK(std::accumulate(whole.fired_any.begin(), whole.fired_any.end(), std::int64_t{0}) == 4 * 8192);
+    CHECK(histogram_bin(0.0F) == 0);
+    CHECK(histogram_bin(1.0F) == 48);
+    CHECK(histogram_bin(std::numeric_limits<float>::infinity()) == kHistogramBins - 1);
+    CHECK(sample_key(7, 3, 1) != sample_key(7, 3, 2) && sample_key(7, 3, 1) != sample_key(7, 4, 1));
+}
+
 void test_checksum_at_any_offset() {
     const std::vector<std::uint8_t> data(300, 7);
     for (std::size_t offset = 0; offset < 9; ++offset) {
@@ -207,6 +281,7 @@ int main() {
     test_conversions_stay_within_their_buffers();
     test_gather_from_several_threads();
     test_counts_beyond_a_slot();
+    test_examples_of_any_division();
     test_checksum_at_any_offset();
     std::puts("all C++ tests passed");
     return 0;

@@ -372,37 +372,31 @@ class ActivationStore:
         self.gather(shard, index, out, np.ones(self.n_snapshots))
         return torch.from_numpy(out)
 
-    def in_text_order(
-        self, batch_tokens: int, sequences: np.ndarray | None = None
+    def whole_sequences(
+        self, batch_tokens: int, *, skip: int = 0, sequences: np.ndarray | None = None
     ) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
-        """Raw activations (B, K, D) float32 in the order of the text, with sequence (B,) and position (B,).
+        """Raw activations (B, K, D) float32 of whole sequences, with sequence (B,) and position (B,), shard by shard.
 
-        Of all sequences, or of those in `sequences`.
-        Batches hold whole sequences, about `batch_tokens` tokens each. Needs 20 bytes a token of memory.
+        A batch has about `batch_tokens` tokens of one shard, in the order of the text. `skip`: leave out the batches
+        of that many tokens at the beginning. `sequences`: only these. Needs memory for the places of one shard's
+        tokens, whatever the number of shards (collection puts a sequence into one shard).
         """
-        tokens = [self.tokens(shard) for shard in range(len(self.shard_rows))]
-        shard_N = np.repeat(np.arange(len(tokens)), self.shard_rows)
-        row_N = np.concatenate([np.arange(rows) for rows in self.shard_rows])
-        sequence_N, position_N = np.concatenate([rows[:, 2:] for rows in tokens]).T
-        if sequences is not None:
-            kept = np.isin(sequence_N, sequences)
-            shard_N, row_N, sequence_N, position_N = shard_N[kept], row_N[kept], sequence_N[kept], position_N[kept]
-        order_N = np.lexsort((position_N, sequence_N))
-        starts = np.flatnonzero(np.diff(sequence_N[order_N], prepend=-2))
-        begin = 0
-        while begin < len(order_N):
-            after = starts[np.searchsorted(starts, begin, side="right") :]
-            late = after[after >= begin + batch_tokens]
-            end = int(late[0]) if len(late) else len(order_N)
-            part = order_N[begin:end]
-            out = np.empty((len(part), self.n_snapshots, self.d_model), dtype=np.float32)
-            for shard in np.unique(shard_N[part]):
-                here = np.flatnonzero(shard_N[part] == shard)
-                rows = np.empty((len(here), self.n_snapshots, self.d_model), dtype=np.float32)
-                self.gather(int(shard), row_N[part[here]], rows, np.ones(self.n_snapshots))
-                out[here] = rows
-            yield torch.from_numpy(out), sequence_N[part], position_N[part]
-            begin = end
+        for shard, shard_rows in enumerate(self.shard_rows):
+            if sequences is None and skip >= shard_rows:
+                skip -= shard_rows
+                continue
+            sequence_T, position_T = self.tokens(shard)[:, 2:].T
+            order_T = np.lexsort((position_T, sequence_T))
+            if sequences is not None:
+                order_T = order_T[np.isin(sequence_T[order_T], sequences)]
+            begin, skip = min(skip, len(order_T)), max(0, skip - len(order_T))
+            starts = np.flatnonzero(np.diff(sequence_T[order_T], prepend=-2))
+            while begin < len(order_T):
+                late = starts[np.searchsorted(starts, begin + batch_tokens) :]
+                end = int(late[0]) if len(late) else len(order_T)
+                rows = order_T[begin:end]
+                yield self.read(shard, rows), sequence_T[rows], position_T[rows]
+                begin = end
 
     def scales(self) -> np.ndarray:
         """s_K (K,) float64: sqrt(D) over the mean norm of the whole collection (docs/method.md, section 1).

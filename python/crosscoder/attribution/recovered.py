@@ -75,7 +75,8 @@ def recovered_loss(
     if missing:
         raise DataError(f"{store.path} has snapshots that the model has not: {', '.join(missing)}")
     _check_tokens(tokens, store)
-    codes = PromptCodes.joined([crosscoder.encode(x) for x, _, _ in store.in_text_order(_ENCODED_TOKENS, chosen_S)])
+    parts = np.array_split(chosen_S, -(-len(chosen_S) * C // _ENCODED_TOKENS))
+    codes = PromptCodes.joined([crosscoder.encode(_in_text_order(store, part)) for part in parts])
     ids_SC = torch.from_numpy(tokens.ids[chosen_S]).long()
     coded_SC = ids_SC != tokens.end_of_text
     counted_SC = coded_SC[:, :-1] & (ids_SC[:, 1:] != tokens.end_of_text)
@@ -94,6 +95,13 @@ def recovered_loss(
             progress.advance()
     clean_K, spliced_K, mean_K = (list(column) for column in zip(*losses, strict=True))
     return RecoveredLoss(names, int(counted_SC.sum()), clean_K, spliced_K, mean_K)
+
+
+def _in_text_order(store: ActivationStore, sequences: np.ndarray) -> Tensor:
+    """Activations (B, K, D) of the tokens of `sequences`, by sequence and position."""
+    found = list(store.whole_sequences(_ENCODED_TOKENS, sequences=sequences))
+    sequence_B, position_B = (np.concatenate([part[i] for part in found]) for i in (1, 2))
+    return torch.cat([part[0] for part in found])[torch.from_numpy(np.lexsort((position_B, sequence_B)))]
 
 
 def _check_tokens(tokens: TokenSet, store: ActivationStore) -> None:

@@ -13,9 +13,11 @@ from crosscoder.evolution.examples import (
     ContextWindows,
     ExampleCollector,
     Examples,
+    KeptTokens,
     collect_examples,
     contexts,
     density_histogram,
+    histogram_edges,
 )
 from crosscoder.evolution.latent_scaling import LatentScaling, ScalingSums, latent_scaling
 from crosscoder.evolution.neighbours import Neighbours, nearest_neighbours
@@ -74,6 +76,7 @@ __all__ = [
     "Examples",
     "FeatureTypes",
     "InductionResponse",
+    "KeptTokens",
     "KneserNey",
     "LatentScaling",
     "LifeCycles",
@@ -110,6 +113,7 @@ __all__ = [
     "feature_dimensionality",
     "feature_types",
     "fit_probes",
+    "histogram_edges",
     "induction_responses",
     "latent_scaling",
     "life_cycles",

@@ -18,7 +18,7 @@ from crosscoder.activations.store import ActivationStore
 from crosscoder.code import SparseCode
 from crosscoder.evolution.complexity import choose_features, context_needed, correlations, token_entropy
 from crosscoder.evolution.dimensionality import feature_dimensionality
-from crosscoder.evolution.examples import collect_examples, contexts
+from crosscoder.evolution.examples import ExampleCollector, contexts, histogram_edges
 from crosscoder.evolution.induction import induction_gap
 from crosscoder.evolution.latent_scaling import LatentScaling, ScalingSums
 from crosscoder.evolution.neighbours import nearest_neighbours
@@ -47,6 +47,8 @@ from crosscoder.progress import Progress
 BATCH_TOKENS = 2048
 PROBE_TOKENS, HELDOUT_TOKENS = 1 << 20, 1 << 17
 """Probes are trained on at most so many tokens, and tested on at most so many."""
+EXAMPLES_BATCH = 1024
+"""Tokens that are encoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +66,35 @@ class Analysis:
 
 
 def examples(study: Study) -> dict[str, Any]:
-    store = study.store
-    config = study.folded.config
-    with Progress("examples", store.n_tokens, "tokens") as progress:
-
-        def batches() -> Iterator[tuple[SparseCode, np.ndarray, np.ndarray]]:
-            for x_BKD, sequence_B, position_B in store.in_text_order(1024):
-                yield study.folded.encode(x_BKD), sequence_B, position_B
-                progress.advance(len(x_BKD))
-
-        examples = collect_examples(
-            batches(), config.n_features, config.n_snapshots, n_examples=study.settings.contexts
-        )
-    windows = contexts(examples, study.train)
+    store, model, settings = study.store, study.folded, study.settings
+    collector = ExampleCollector(
+        model.config.n_features,
+        model.config.n_snapshots,
+        n_examples=settings.contexts,
+        n_samples=settings.samples,
+        seed=settings.seed,
+    )
+    partial = study.partial("examples", store.identity)
+    if (state := partial.load()) is not None:
+        collector.load_state(state)
+    with Progress("examples", store.n_tokens, "tokens", done=collector.n_tokens) as progress:
+        for x_BKD, sequence_B, position_B in store.whole_sequences(EXAMPLES_BATCH, skip=collector.n_tokens):
+            collector.add(model.encode(x_BKD), sequence_B, position_B)
+            partial.offer(collector.state)
+            progress.advance(len(x_BKD))
+    found = collector.result()
     return {
-        "n_tokens": examples.n_tokens,
-        "fired": examples.fired,
-        "fired_any": examples.fired_any,
-        "firing_rate": examples.firing_rate,
-        "max_activation": examples.max_activation,
-        "mean_activation": examples.mean_activation,
-        "contexts": windows,
+        "n_tokens": found.n_tokens,
+        "fired": found.fired,
+        "fired_any": found.fired_any,
+        "firing_rate": found.firing_rate,
+        "max_activation": found.max_activation,
+        "mean_activation": found.mean_activation,
+        "histogram": found.histogram,
+        "histogram_edges": histogram_edges(),
+        "before": found.strongest.before,
+        "contexts": contexts(found.strongest, study.train),
+        "sampled": contexts(found.sampled, study.train),
     }
 
 
@@ -145,7 +155,7 @@ def positions(study: Study) -> Any:
     with Progress("positions", store.n_tokens, "tokens") as progress:
 
         def batches() -> Iterator[tuple[SparseCode, np.ndarray, np.ndarray]]:
-            for x_BKD, sequence_B, position_B in store.in_text_order(1024):
+            for x_BKD, sequence_B, position_B in store.whole_sequences(EXAMPLES_BATCH):
                 yield study.folded.encode(x_BKD), sequence_B, position_B
                 progress.advance(len(x_BKD))
 
@@ -321,8 +331,9 @@ def _kinds(study: Study) -> dict[str, np.ndarray]:
 ANALYSES: dict[str, Analysis] = {
     "examples": Analysis(
         examples,
-        "firing counts by snapshot and the strongest contexts of each feature, one a sequence, on the training tokens",
-        settings=("contexts",),
+        "on the training tokens, for each feature: firing counts by snapshot, a histogram of its activations, its "
+        "strongest contexts, one a sequence, and contexts of a uniform sample of the tokens where it is active",
+        settings=("contexts", "samples", "seed"),
     ),
     "life": Analysis(
         life,

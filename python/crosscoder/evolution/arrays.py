@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from crosscoder.errors import DataError
-from crosscoder.files import write_bytes
+from crosscoder.files import new_file
 
 Arrays = dict[str, np.ndarray]
 
@@ -31,11 +30,10 @@ def flatten(result: Any, prefix: str = "") -> Arrays:
     return {} if value.dtype == object else {prefix: value}
 
 
-def save_arrays(path: Path, arrays: Arrays) -> None:
-    """Write a compressed `.npz`, atomically. Raises `StorageError`."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_bytes(path, buffer.getvalue())
+def save_arrays(path: Path, arrays: Arrays, *, compressed: bool = True) -> None:
+    """Write a `.npz`, atomically. Raises `StorageError`."""
+    with new_file(path) as file:
+        (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **arrays)
 
 
 def load_arrays(path: Path) -> Arrays:

@@ -4,7 +4,7 @@ Letters: F features, B tokens in a batch, N pairs in a batch, n positions kept a
 
 All of it is ours. A feature is active on a token if one of its gates is open there. A passage is what the tokens of one
 document that stand in one sequence are: the part of a document that the language model sees at once. One pass over the
-tokens in order, in batches of whole sequences. What is kept does not grow with their number (but for 4 bytes a
+tokens, in batches of whole sequences. What is kept does not grow with their number (but for 4 bytes a
 passage): at most 4 n F entries of 20 or 24 bytes, and less than that again while they are sorted (F = 98,304, n = 64:
 1.0 GB measured at the peak; the result has 24 n F bytes, 150 MB).
 """
@@ -72,7 +72,7 @@ class PositionCollector:
         self._n_features, self._tokens, self._seed = n_features, tokens, np.uint64(seed)
         self._strongest = _Largest(n_features, n_positions, np.float32)
         self._sampled = _Largest(n_features, n_positions, np.float64)
-        self._last_sequence = -1
+        self._seen = np.zeros(tokens.n_sequences, dtype=bool)
         self._fired = np.zeros(n_features, dtype=np.int64)
         self._passages = self._fired.copy()
         self._most = self._fired.copy()
@@ -93,7 +93,7 @@ class PositionCollector:
         value = code.values.detach().float().cpu().numpy()
         if not np.isfinite(value).all():
             raise NonFiniteError(f"an activation in sequence {sequence[row[~np.isfinite(value)][0]]} is not finite")
-        self._last_sequence = int(sequence[-1])
+        self._seen[sequence] = True
         self._fired += np.bincount(feature, minlength=self._n_features)
 
         place = (sequence << 32) + position
@@ -121,8 +121,9 @@ class PositionCollector:
             raise DataError(f"the positions do not fit a token set of {rows} sequences of {context}")
         if (np.diff((sequence << 32) + position) <= 0).any():
             raise DataError("tokens must come in order of the text: by sequence, then by position")
-        if sequence[0] <= self._last_sequence:
-            raise DataError(f"sequence {sequence[0]} continues an earlier batch; batches hold whole sequences")
+        again = sequence[self._seen[sequence]]
+        if again.size:
+            raise DataError(f"sequence {again[0]} continues an earlier batch; batches hold whole sequences")
 
     def result(self) -> Positions:
         """Everything kept so far."""
@@ -182,7 +183,7 @@ class _Largest:
 
     def offer(self, feature: Ints, key: NDArray[Any], place: Ints, value: NDArray[np.float32]) -> None:
         # The smallest key kept is a bar that only rises: after a while few pass it.
-        passing = np.flatnonzero(key > self._bar[feature])
+        passing = np.flatnonzero(key >= self._bar[feature])
         self._parts.append((feature[passing].astype(np.int32), key[passing], place[passing], value[passing]))
         self._pending += passing.size
         if self._pending > self._most_pending:

@@ -23,6 +23,7 @@ from crosscoder.activations.tokens import TokenSet
 from crosscoder.config import StudySettings
 from crosscoder.errors import ConfigError
 from crosscoder.evolution.arrays import Arrays, flatten, load_arrays, save_arrays
+from crosscoder.evolution.partial import Partial
 from crosscoder.files import read_json, write_json
 from crosscoder.model import Crosscoder
 from crosscoder.runs import Run
@@ -102,6 +103,7 @@ class Study:
         described.unlink(missing_ok=True)
         save_arrays(path, arrays)
         write_json(described, record)
+        self.partial(name).remove()
         return load_arrays(path)
 
     def finished(self, name: str) -> Arrays | None:
@@ -110,6 +112,14 @@ class Study:
         described = path.with_suffix(".json")
         current = path.exists() and described.exists() and read_json(described).get("of") == self.record(name)["of"]
         return load_arrays(path) if current else None
+
+    def partial(self, name: str, *order: object) -> Partial:
+        """Where an analysis that takes long keeps its state while it runs, to go on from after a kill.
+
+        `order`: on what else than its result does the state rest, such as the order of the data.
+        """
+        of = " ".join([self.record(name)["of"], *map(str, order)])
+        return Partial(self.run.evolution / f".{name}.partial.npz", of)
 
     def record(self, name: str) -> dict[str, Any]:
         """What `name`.json says: definition, settings, and a digest (`of`) of everything the result rests on."""
