@@ -258,6 +258,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           "CPU features by name; true only where the operating system supports them too.");
 
     bind_step(m);
+    bind_geometry(m);
 
     m.def("gather_rows", &bind_gather_rows, py::arg("source"), py::arg("index"), py::arg("scale"), py::arg("out"),
           py::arg("snapshot"), py::arg("dtype"), py::arg("n_threads") = 1,

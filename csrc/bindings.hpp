@@ -14,6 +14,9 @@ namespace crosscoder {
 // The training step's functions, in bindings_step.cpp.
 void bind_step(pybind11::module_& m);
 
+// The geometry of decoders, in bindings_geometry.cpp.
+void bind_geometry(pybind11::module_& m);
+
 namespace arrays {
 
 namespace py = pybind11;

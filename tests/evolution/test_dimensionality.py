@@ -32,7 +32,7 @@ def test_equals_the_naive_sum(dtype: torch.dtype, tolerance: float) -> None:
     W_dec[5, 2] = 0
     W_dec[9] = 0
     mask = np.arange(37) % 3 == 0
-    result = feature_dimensionality(W_dec, masks={"third": mask}, chunk_features=10)
+    result = feature_dimensionality(W_dec, masks={"third": mask}, block_bytes=10 * 3 * 8 * 4)
     expected = naive(W_dec)
     np.testing.assert_allclose(result.per_feature, expected, rtol=tolerance, atol=1e-12)
     np.testing.assert_allclose(result.rate, expected.sum(axis=0) / 8, rtol=tolerance)

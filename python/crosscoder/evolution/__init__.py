@@ -7,7 +7,13 @@ plain arrays or tensors and return frozen dataclasses of numpy arrays.
 from __future__ import annotations
 
 from crosscoder.evolution import planted
-from crosscoder.evolution.dimensionality import Dimensionality, feature_dimensionality
+from crosscoder.evolution.dimensionality import (
+    Dimensionality,
+    KindDimensionality,
+    feature_dimensionality,
+    kind_dimensionality,
+    random_dimensionality,
+)
 from crosscoder.evolution.examples import (
     ContextWindows,
     ExampleCollector,
@@ -16,6 +22,7 @@ from crosscoder.evolution.examples import (
     contexts,
     density_histogram,
 )
+from crosscoder.evolution.geometry import decoder_norms
 from crosscoder.evolution.neighbours import Neighbours, nearest_neighbours
 from crosscoder.evolution.ngrams import (
     EntropyLines,
@@ -47,6 +54,7 @@ __all__ = [
     "EntropyLines",
     "ExampleCollector",
     "Examples",
+    "KindDimensionality",
     "KneserNey",
     "LifeCycles",
     "Neighbours",
@@ -62,15 +70,18 @@ __all__ = [
     "contexts",
     "count_ngrams",
     "decoder_cosines",
+    "decoder_norms",
     "density_histogram",
     "entropy_lines",
     "feature_dimensionality",
+    "kind_dimensionality",
     "life_cycles",
     "measure_phase",
     "nearest_neighbours",
     "ngram_targets",
     "phase_curves",
     "planted",
+    "random_dimensionality",
     "threshold_sweep",
     "turning_point",
 ]

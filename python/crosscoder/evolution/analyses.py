@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from crosscoder.code import SparseCode
-from crosscoder.evolution.dimensionality import feature_dimensionality
+from crosscoder.evolution.arrays import flatten
+from crosscoder.evolution.dimensionality import feature_dimensionality, kind_dimensionality
 from crosscoder.evolution.examples import collect_examples, contexts
+from crosscoder.evolution.geometry import decoder_norms
 from crosscoder.evolution.induction import induction_gap
 from crosscoder.evolution.neighbours import nearest_neighbours
 from crosscoder.evolution.ngrams import (
@@ -80,19 +82,23 @@ def life(study: Study) -> dict[str, Any]:
 def rotation(study: Study) -> dict[str, Any]:
     present_FK = study.result("life")["cycles.present"]
     seed = study.settings.seed
-    found = decoder_cosines(study.model.W_dec.detach(), present_FK, masks=_kinds(study), seed=seed)
+    found = decoder_cosines(study.decoders, present_FK, masks=_kinds(study), seed=seed)
     turning = turning_point(found, study.steps, seed=seed)
     kept = {name: getattr(found, name) for name in ("overall", "by_mask", "levels", "to_final", "to_previous")}
     return {**kept, "turning_point": turning}
 
 
-def dimensionality(study: Study) -> Any:
-    return feature_dimensionality(study.model.W_dec.detach(), masks=_kinds(study))
+def dimensionality(study: Study) -> dict[str, Any]:
+    seed, kinds = study.settings.seed, _kinds(study)
+    found = feature_dimensionality(study.decoders, masks=kinds, seed=seed)
+    return flatten(found) | flatten(kind_dimensionality(study.decoders, kinds, seed=seed))
 
 
 def neighbours(study: Study) -> Any:
     alive_F = study.result("examples")["fired_any"] > 0
-    return nearest_neighbours(study.model.W_dec.detach(), n_neighbours=study.settings.neighbours, alive_F=alive_F)
+    return nearest_neighbours(
+        study.decoders, n_neighbours=study.settings.neighbours, scale_K=study.decoder_scale, alive_F=alive_F
+    )
 
 
 def ngrams(study: Study) -> dict[str, Any]:
@@ -121,8 +127,8 @@ def induction(study: Study) -> dict[str, Any]:
 
 
 def _norms(study: Study) -> np.ndarray:
-    norms: np.ndarray = study.model.decoder_norms().detach().double().numpy()
-    return norms
+    norms_FK: np.ndarray = (decoder_norms(study.decoders).double() * study.decoder_scale.double()).numpy()
+    return norms_FK
 
 
 def _kinds(study: Study) -> dict[str, np.ndarray]:
@@ -152,7 +158,9 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "dimensionality": Analysis(
         dimensionality,
-        "feature dimensionality (the paper's), summed over features / D",
+        "feature dimensionality (the paper's), summed over features / D; by kind as parts of the whole and within the "
+        "kind alone, and expected of random directions with the same norms (ours)",
+        settings=("seed",),
         needs=("life",),
     ),
     "neighbours": Analysis(
