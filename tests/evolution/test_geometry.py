@@ -107,7 +107,8 @@ def test_statistics_of_cosines_equal_a_plain_count(n_threads: int) -> None:
         _core.add_cosines(
             np.ascontiguousarray(cosines[rows]), groups[rows], sums, counts, histogram, extremes, n_threads
         )
-    pairs = cosines[:, *np.triu_indices(4)].astype(np.float64)
+    first, second = np.triu_indices(4)
+    pairs = cosines[:, first, second].astype(np.float64)
     for g in range(3):
         np.testing.assert_allclose(sums[g], np.nansum(pairs[groups == g], axis=0))
         assert (counts[g] == (~np.isnan(pairs[groups == g])).sum(axis=0)).all()

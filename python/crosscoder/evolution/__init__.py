@@ -23,6 +23,7 @@ from crosscoder.evolution.examples import (
     density_histogram,
 )
 from crosscoder.evolution.geometry import decoder_norms
+from crosscoder.evolution.life_statistics import Compared, LifeIntervals, ShuffledLife, life_intervals, shuffled_life
 from crosscoder.evolution.neighbours import Neighbours, nearest_neighbours
 from crosscoder.evolution.ngrams import (
     EntropyLines,
@@ -48,6 +49,7 @@ from crosscoder.evolution.rotation import (
 from crosscoder.evolution.strength import LifeCycles, ThresholdSweep, life_cycles, threshold_sweep
 
 __all__ = [
+    "Compared",
     "ContextWindows",
     "CosineSummary",
     "Dimensionality",
@@ -57,6 +59,7 @@ __all__ = [
     "KindDimensionality",
     "KneserNey",
     "LifeCycles",
+    "LifeIntervals",
     "Neighbours",
     "NgramCounts",
     "NgramCurves",
@@ -64,6 +67,7 @@ __all__ = [
     "NgramPhase",
     "NgramTargets",
     "Rotation",
+    "ShuffledLife",
     "ThresholdSweep",
     "TurningPoint",
     "collect_examples",
@@ -76,12 +80,14 @@ __all__ = [
     "feature_dimensionality",
     "kind_dimensionality",
     "life_cycles",
+    "life_intervals",
     "measure_phase",
     "nearest_neighbours",
     "ngram_targets",
     "phase_curves",
     "planted",
     "random_dimensionality",
+    "shuffled_life",
     "threshold_sweep",
     "turning_point",
 ]

@@ -17,6 +17,7 @@ from crosscoder.evolution.dimensionality import feature_dimensionality, kind_dim
 from crosscoder.evolution.examples import collect_examples, contexts
 from crosscoder.evolution.geometry import decoder_norms
 from crosscoder.evolution.induction import induction_gap
+from crosscoder.evolution.life_statistics import life_intervals, shuffled_life
 from crosscoder.evolution.neighbours import nearest_neighbours
 from crosscoder.evolution.ngrams import (
     count_ngrams,
@@ -72,9 +73,12 @@ def examples(study: Study) -> dict[str, Any]:
 
 def life(study: Study) -> dict[str, Any]:
     norms_FK, alive_F = _norms(study), study.result("examples")["fired_any"] > 0
+    cycles = life_cycles(norms_FK, study.steps, threshold=study.settings.tau, alive_F=alive_F)
     return {
         "norms": norms_FK,
-        "cycles": life_cycles(norms_FK, study.steps, threshold=study.settings.tau, alive_F=alive_F),
+        "cycles": cycles,
+        "interval": life_intervals(cycles, seed=study.settings.seed),
+        "null": shuffled_life(cycles, seed=study.settings.seed),
         "sweep": threshold_sweep(norms_FK, study.steps, reference=study.settings.tau, alive_F=alive_F),
     }
 
@@ -145,8 +149,9 @@ ANALYSES: dict[str, Analysis] = {
     "life": Analysis(
         life,
         "decoder norms (the paper's); present where the norm is above tau times the feature's maximum, initialization "
-        "iff present at step 0, emergence at the first of two snapshots in a row where it is present (ours)",
-        settings=("tau",),
+        "iff present at step 0, emergence at the first of two snapshots in a row where it is present (ours); intervals "
+        "by a bootstrap over features, null by shuffled snapshots (ours)",
+        settings=("tau", "seed"),
         needs=("examples",),
     ),
     "rotation": Analysis(

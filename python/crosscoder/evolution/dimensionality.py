@@ -29,6 +29,7 @@ from crosscoder.evolution.checks import checked_decoders, checked_masks
 from crosscoder.evolution.geometry import blocks, grams
 
 _NULL_DRAWS = 32
+_NULL_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,21 @@ def random_dimensionality(
         raise DataError(f"squared norms must be (F, K) and at least 0, got the shape {square_FK.shape}")
     if not np.isfinite(square_FK).all():
         raise NonFiniteError("the squared decoder norms hold NaN or infinity")
+    n_features = len(square_FK)
     rng = np.random.default_rng(seed)
-    total_FK = np.zeros_like(square_FK)
-    some = square_FK > 0
-    for _ in range(n_draws):
-        cosine2_F = rng.beta(0.5, (width - 1) / 2, len(square_FK)) if width > 1 else np.ones(len(square_FK))
-        seen_FK = (cosine2_F @ square_FK) + square_FK * (1 - cosine2_F)[:, None]
-        total_FK += np.divide(square_FK, seen_FK, out=np.zeros_like(square_FK), where=some)
-    return total_FK / n_draws
+    one = width == 1  # there is one direction only
+    cosine2_MF = np.ones((n_draws, n_features)) if one else rng.beta(0.5, (width - 1) / 2, (n_draws, n_features))
+    seen_MK = cosine2_MF @ square_FK
+    share_FK = np.zeros_like(square_FK)
+    for start in range(0, n_features, _NULL_BLOCK):  # what is worked on stays in the cache
+        rows = slice(start, start + _NULL_BLOCK)
+        square_nK = square_FK[rows]
+        some_nK = square_nK > 0
+        for cosine2_F, seen_K in zip(cosine2_MF, seen_MK, strict=True):
+            # Its own term is not b_f but 1.
+            all_nK = square_nK * (1 - cosine2_F[rows])[:, None] + seen_K
+            share_FK[rows] += np.divide(square_nK, all_nK, out=np.zeros_like(all_nK), where=some_nK)
+    return share_FK / n_draws
 
 
 def _shares(W_dec: Tensor, features: Tensor | None, block_bytes: int) -> tuple[NDArray[Any], NDArray[Any]]:

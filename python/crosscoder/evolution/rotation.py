@@ -136,9 +136,10 @@ def decoder_cosines(
     """Cosines between snapshots of decoders (F, K, D), any floating dtype, over features `present_FK` (F, K)
     bool.
 
-    One pass in blocks of features; nothing of shape (F, K, K) exists, and weights mapped from disk stay there. Quantiles come from histograms of 4,096
-    bins. `masks`: name -> (F,) bool, for example one a kind. `seed` draws the groups. Raises `DataError` for
-    wrong shapes, `NonFiniteError` for weights that are not finite, `ConfigError` for levels outside [0, 1].
+    One pass in blocks of features; nothing of shape (F, K, K) exists, and weights mapped from disk stay there.
+    Quantiles come from histograms of 4,096 bins. `masks`: name -> (F,) bool, for example one a kind. `seed` draws
+    the groups. Raises `DataError` for wrong shapes, `NonFiniteError` for weights that are not finite, `ConfigError`
+    for levels outside [0, 1].
     """
     n_features, n_snapshots, width = checked_decoders(W_dec)
     present = np.asarray(present_FK, dtype=bool)
