@@ -93,7 +93,7 @@ def state_bytes(trainer: Any) -> int:
 
 
 def _resident() -> dict[str, int]:
-    """Bytes in memory now ("VmRSS"), of these not from files ("RssAnon"), and at most since `_forget_peak` ("VmHWM")."""
+    """Bytes in memory now ("VmRSS"; not from files: "RssAnon"), and at most since `_forget_peak` ("VmHWM")."""
     fields: dict[str, int] = {}
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         key, _, value = line.partition(":")

@@ -116,7 +116,7 @@ class NgramCounter:
     def unigrams(self) -> npt.NDArray[np.int64]:
         """(V,): how often each id was counted."""
 
-    def bigrams(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    def bigrams(self, n_threads: int = 1) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """first (N,), second (N,), count (N,) of the N distinct bigrams, sorted by first, then second."""
 
     @property

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from crosscoder.code import SparseCode
-from crosscoder.evolution.arrays import flatten
 from crosscoder.evolution.dimensionality import feature_dimensionality, kind_dimensionality
 from crosscoder.evolution.examples import collect_examples, contexts
 from crosscoder.evolution.geometry import decoder_norms
@@ -92,10 +91,12 @@ def rotation(study: Study) -> dict[str, Any]:
     return {**kept, "turning_point": turning}
 
 
-def dimensionality(study: Study) -> dict[str, Any]:
-    seed, kinds = study.settings.seed, _kinds(study)
-    found = feature_dimensionality(study.decoders, masks=kinds, seed=seed)
-    return flatten(found) | flatten(kind_dimensionality(study.decoders, kinds, seed=seed))
+def dimensionality(study: Study) -> Any:
+    return feature_dimensionality(study.decoders, masks=_kinds(study), seed=study.settings.seed)
+
+
+def by_kind(study: Study) -> Any:
+    return kind_dimensionality(study.decoders, _kinds(study), seed=study.settings.seed)
 
 
 def neighbours(study: Study) -> Any:
@@ -163,8 +164,15 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "dimensionality": Analysis(
         dimensionality,
-        "feature dimensionality (the paper's), summed over features / D; by kind as parts of the whole and within the "
-        "kind alone, and expected of random directions with the same norms (ours)",
+        "feature dimensionality (the paper's), summed over features / D; by kind as parts of the whole, and expected "
+        "of random directions with the same norms (ours)",
+        settings=("seed",),
+        needs=("life",),
+    ),
+    "kind_dimensionality": Analysis(
+        by_kind,
+        "feature dimensionality of each kind's features as if there were no others, and expected of random directions "
+        "with the same norms (ours)",
         settings=("seed",),
         needs=("life",),
     ),
