@@ -51,8 +51,9 @@ def tokens(stream: Stream, seed: int = 0) -> np.ndarray:
         drawn = rng.random(min(1 << 22, stream.n_tokens - start)) * cumulative[-1]
         result[start : start + len(drawn)] = ids[np.minimum(np.searchsorted(cumulative, drawn), len(ids) - 1)]
     if stream.kind == "text-like":
-        successors = ids[np.minimum(np.searchsorted(cumulative, rng.random((len(ids), SUCCESSORS)) * cumulative[-1]),
-                                    len(ids) - 1)]
+        successors = ids[
+            np.minimum(np.searchsorted(cumulative, rng.random((len(ids), SUCCESSORS)) * cumulative[-1]), len(ids) - 1)
+        ]
         follows = np.flatnonzero(rng.random(len(result) - 1) < 0.5)
         choice = rng.integers(0, SUCCESSORS, len(follows))
         result[follows + 1] = successors[result[follows], choice]
