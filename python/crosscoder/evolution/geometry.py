@@ -168,7 +168,8 @@ def _bits(W_nKD: Tensor) -> NDArray[np.uint16]:
 
 def _norms(W_nKD: Tensor) -> Tensor:
     if not is_native(W_nKD):
-        return torch.linalg.vector_norm(W_nKD, dim=2, dtype=_dtype(W_nKD)).cpu()
+        norm_nK: Tensor = torch.linalg.vector_norm(W_nKD, dim=2, dtype=_dtype(W_nKD)).cpu()
+        return norm_nK
     squares = np.empty(W_nKD.shape[:2], dtype=np.float32)
     _core.squared_norms(_bits(W_nKD), squares, thread_count())
     return torch.from_numpy(squares).sqrt_()

@@ -110,7 +110,8 @@ class _Vectors:
     def norms(self) -> Tensor:
         """(F,) on the CPU."""
         norms_FK = decoder_norms(self._W_dec) * self._scale.cpu()
-        return torch.linalg.vector_norm(norms_FK, dim=1)
+        norms_F: Tensor = torch.linalg.vector_norm(norms_FK, dim=1)
+        return norms_F
 
     def units(self, rows: Tensor) -> Tensor:
         """(n, K D) unit vectors of features `rows`."""
