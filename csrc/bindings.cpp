@@ -217,11 +217,12 @@ void bind_add(NgramCounter& counter, const py::object& tokens, int n_threads) {
     }
 }
 
-py::tuple bind_bigrams(const NgramCounter& counter) {
+py::tuple bind_bigrams(const NgramCounter& counter, int n_threads) {
+    const unsigned threads = checked_threads(n_threads);
     Bigrams bigrams;
     {
         const py::gil_scoped_release release;
-        bigrams = counter.bigrams();
+        bigrams = counter.bigrams(threads);
     }
     return py::make_tuple(to_array(std::move(bigrams.first)), to_array(std::move(bigrams.second)),
                           to_array(std::move(bigrams.count)));
@@ -259,6 +260,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
     bind_step(m);
     bind_examples(m);
+    bind_geometry(m);
 
     m.def("gather_rows", &bind_gather_rows, py::arg("source"), py::arg("index"), py::arg("scale"), py::arg("out"),
           py::arg("snapshot"), py::arg("dtype"), py::arg("n_threads") = 1,
@@ -283,7 +285,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
              "Raises ValueError naming the position of an id out of range; nothing is counted then.")
         .def("unigrams", [](const NgramCounter& counter) { return to_array(counter.unigrams()); },
              "(V,) int64: how often each id was counted.")
-        .def("bigrams", &bind_bigrams,
+        .def("bigrams", &bind_bigrams, py::arg("n_threads") = 1,
              "(first (N,) int32, second (N,) int32, count (N,) int64) of the N distinct bigrams, sorted by first,\n"
              "then second.")
         .def_property_readonly("total", &NgramCounter::n_tokens, "Number of tokens counted: unigrams().sum().")

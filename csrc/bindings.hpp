@@ -16,6 +16,9 @@ void bind_step(pybind11::module_& m);
 // The collection of examples, in bindings_examples.cpp.
 void bind_examples(pybind11::module_& m);
 
+// The geometry of decoders, in bindings_geometry.cpp.
+void bind_geometry(pybind11::module_& m);
+
 namespace arrays {
 
 namespace py = pybind11;

@@ -192,33 +192,42 @@ std::vector<std::int64_t> BasicNgramCounter<Count>::unigrams() const {
 }
 
 template <class Count>
-Bigrams BasicNgramCounter<Count>::bigrams() const {
+Bigrams BasicNgramCounter<Count>::bigrams(unsigned n_threads) const {
+    constexpr std::size_t kRowsAtOnce = 256;
     const std::lock_guard lock(mutex_);
-    std::size_t n = 0;
-    for (const Line& line : lines_) {
-        n += std::size_t{line.rows[0].size} + line.rows[1].size;
+    const auto n_rows = static_cast<std::size_t>(vocab_size_);
+    std::vector<std::size_t> begin_of(n_rows + 1);  // where a row's bigrams go
+    for (std::size_t first = 0; first < n_rows; ++first) {
+        begin_of[first + 1] = begin_of[first] + row(static_cast<std::uint32_t>(first)).size;
     }
     Bigrams result;
-    result.first.reserve(n);
-    result.second.reserve(n);
-    result.count.reserve(n);
-    std::vector<Slot> sorted;
-    for (std::uint32_t first = 0; first < static_cast<std::uint32_t>(vocab_size_); ++first) {
-        const Row& r = row(first);
-        sorted.clear();
-        std::copy_if(r.slots.get(), r.slots.get() + capacity(r), std::back_inserter(sorted),
-                     [](const Slot& slot) { return slot.second != kNone; });
-        if (!is_direct(r)) {
-            std::sort(sorted.begin(), sorted.end(),
-                      [](const Slot& a, const Slot& b) { return a.second < b.second; });
+    result.first.resize(begin_of.back());
+    result.second.resize(begin_of.back());
+    result.count.resize(begin_of.back());
+    parallel_chunks(n_rows, kRowsAtOnce, n_threads, [&, this](std::size_t begin, std::size_t end) {
+        std::vector<Slot> sorted;
+        for (std::size_t first = begin; first < end; ++first) {
+            const Row& r = row(static_cast<std::uint32_t>(first));
+            sorted.clear();
+            std::copy_if(r.slots.get(), r.slots.get() + capacity(r), std::back_inserter(sorted),
+                         [](const Slot& slot) { return slot.second != kNone; });
+            if (!is_direct(r)) {
+                std::sort(sorted.begin(), sorted.end(),
+                          [](const Slot& a, const Slot& b) { return a.second < b.second; });
+            }
+            std::size_t to = begin_of[first];
+            for (const Slot& slot : sorted) {
+                result.first[to] = static_cast<std::int32_t>(first);
+                result.second[to] = static_cast<std::int32_t>(slot.second);
+                result.count[to] = slot.count;
+                if (!excess_.empty()) {
+                    const auto excess = excess_.find(key_of(static_cast<std::uint32_t>(first), slot.second));
+                    result.count[to] += excess == excess_.end() ? 0 : excess->second;
+                }
+                ++to;
+            }
         }
-        for (const Slot& slot : sorted) {
-            result.first.push_back(static_cast<std::int32_t>(first));
-            result.second.push_back(static_cast<std::int32_t>(slot.second));
-            const auto excess = excess_.find(key_of(first, slot.second));
-            result.count.push_back(std::int64_t{slot.count} + (excess == excess_.end() ? 0 : excess->second));
-        }
-    }
+    });
     return result;
 }
 

@@ -39,7 +39,7 @@ class BasicNgramCounter {
     void add(const std::int32_t* tokens, std::size_t n_sequences, std::size_t length, unsigned n_threads);
 
     std::vector<std::int64_t> unigrams() const;
-    Bigrams bigrams() const;
+    Bigrams bigrams(unsigned n_threads = 1) const;
 
     std::int32_t vocab_size() const { return vocab_size_; }
     std::optional<std::int32_t> ignore() const { return ignore_; }

@@ -7,6 +7,7 @@ is that of the next step. `python -m harness.memory '{"shape": {...}, "contender
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
@@ -14,6 +15,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +93,43 @@ def state_bytes(trainer: Any) -> int:
 
 
 def _resident() -> dict[str, int]:
-    """Bytes in memory now ("VmRSS") and at most since `_forget_peak` ("VmHWM")."""
+    """Bytes in memory now ("VmRSS"; not from files: "RssAnon"), and at most since `_forget_peak` ("VmHWM")."""
     fields: dict[str, int] = {}
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         key, _, value = line.partition(":")
-        if key in ("VmRSS", "VmHWM"):
+        if key in ("VmRSS", "VmHWM", "RssAnon"):
             fields[key] = int(value.split()[0]) * 1024
     return fields
+
+
+class Peak:
+    """What `peak_anonymous` found."""
+
+    bytes = 0
+
+
+@contextlib.contextmanager
+def peak_anonymous(every: float = 0.01) -> Iterator[Peak]:
+    """The most memory that this process holds of its own, beyond what it holds now, while the block runs.
+
+    Pages of mapped files do not count, unless written to. Looked at every few milliseconds: shorter peaks are missed.
+    """
+    peak, done = Peak(), threading.Event()
+    _settle()
+    before = _resident()["RssAnon"]
+
+    def watch() -> None:
+        while not done.is_set():
+            peak.bytes = max(peak.bytes, _resident()["RssAnon"] - before)
+            done.wait(every)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _settle() -> None:

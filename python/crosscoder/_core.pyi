@@ -74,6 +74,49 @@ def collect_examples(
     Raises `ValueError` for places that do not ascend, for another dtype, shape or memory layout.
     """
 
+def geometry_available() -> bool:
+    """Whether this CPU has bf16 instructions (level "avx512_bf16"); if not, the functions on `decoders` raise
+    `ValueError`.
+
+    `decoders` (n, K, D) are bf16 bits, may be read-only or memory-mapped. Sums are float32; denormal numbers count
+    as 0. Nothing depends on `n_threads`.
+    """
+
+def snapshot_products(decoders: npt.NDArray[np.uint16], products: npt.NDArray[np.float32], n_threads: int) -> None:
+    """`products` (n, K, K) = dot products between a feature's decoders."""
+
+def squared_norms(decoders: npt.NDArray[np.uint16], squares: npt.NDArray[np.float32], n_threads: int) -> None:
+    """`squares` (n, K)."""
+
+def padded_width(width: int) -> int:
+    """P, the width that Gram matrices are padded to."""
+
+def add_grams(decoders: npt.NDArray[np.uint16], grams: npt.NDArray[np.float32], n_threads: int) -> None:
+    """`grams` (K, P, P) += W_k^T W_k at and above the diagonal; what is below means nothing."""
+
+def pack_form(gram: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.uint16]:
+    """A Gram matrix (P, P), read at and above the diagonal, as `quadratic_forms` takes it: two bf16 an element."""
+
+def quadratic_forms(
+    decoders: npt.NDArray[np.uint16], forms: npt.NDArray[np.uint16], values: npt.NDArray[np.float32], n_threads: int
+) -> None:
+    """`values` (n, K) = w^T G_k w, `forms` (K, ...) one packed G a snapshot."""
+
+def add_cosines(
+    cosines: npt.NDArray[np.float32],
+    groups: npt.NDArray[np.int32],
+    sums: npt.NDArray[np.float64],
+    counts: npt.NDArray[np.int64],
+    histogram: npt.NDArray[np.int64],
+    extremes: npt.NDArray[np.float32],
+    n_threads: int,
+) -> None:
+    """Add `cosines` (n, K, K), NaN where there is none, of the pairs i <= j (row-major, P = K (K + 1) / 2).
+
+    `sums` and `counts` (G, P) by group of features; `histogram` (P, bins) over [-1, 1] and `extremes` (2, P), smallest
+    and largest, over all. A feature of a negative group is left out; one beyond G is a `ValueError`.
+    """
+
 class NgramCounter:
     """Streaming unigram and bigram counts over the token ids 0 to `vocab_size` - 1.
 
@@ -94,7 +137,7 @@ class NgramCounter:
     def unigrams(self) -> npt.NDArray[np.int64]:
         """(V,): how often each id was counted."""
 
-    def bigrams(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    def bigrams(self, n_threads: int = 1) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """first (N,), second (N,), count (N,) of the N distinct bigrams, sorted by first, then second."""
 
     @property

@@ -47,20 +47,17 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     snapshot_mix: Tensor
     batch_threshold: Tensor
 
-    def __init__(self, config: CrosscoderConfig, seed: int = 0) -> None:
+    def __init__(self, config: CrosscoderConfig, seed: int | None = 0) -> None:
         """Random decoder directions, the same at every snapshot; W_enc = W_dec; biases 0 (docs/method.md, section 4).
 
         The decoder norm is sqrt(2 D / (K F)); `crosscoder.train.initialization.search_decoder_norm` finds a better
-        one from data.
+        one from data. With `seed` None W_enc and W_dec have no memory (they are on the "meta" device), for
+        `load_state_dict(..., assign=True)`.
         """
         super().__init__()
         self.config = config
         shape = (config.n_features, config.n_snapshots, config.d_model)
-        generator = torch.Generator().manual_seed(seed)
-        directions_FD = torch.rand(shape[0], shape[2], generator=generator) * 2 - 1
-        directions_FD /= torch.linalg.vector_norm(directions_FD, dim=1, keepdim=True)
-        norm = math.sqrt(2 * config.d_model / (config.n_snapshots * config.n_features))
-        self.W_dec = nn.Parameter((norm * directions_FD)[:, None, :].repeat(1, shape[1], 1))
+        self.W_dec = nn.Parameter(torch.empty(shape, device="meta") if seed is None else _directions(shape, seed))
         self.W_enc = nn.Parameter(self.W_dec.detach().clone())
         self.b_enc = nn.Parameter(torch.zeros(shape[0]))
         self.b_dec = nn.Parameter(torch.zeros(shape[1:]))
@@ -285,8 +282,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         scale_K = torch.as_tensor(scale_K).to(self.W_dec)
         if scale_K.shape != (self.config.n_snapshots,) or not bool((scale_K > 0).all()):
             raise DataError(f"scales must be {self.config.n_snapshots} positive numbers, got {scale_K.tolist()}")
-        folded = Crosscoder(self.config).to(self.W_dec)
-        folded.load_state_dict(self.unmixed_state())
+        folded = Crosscoder(self.config, seed=None)
+        folded.load_state_dict({name: tensor.clone() for name, tensor in self.unmixed_state().items()}, assign=True)
         folded.W_enc.mul_(scale_K[:, None])
         folded.W_dec.div_(scale_K[:, None])
         folded.b_dec.div_(scale_K[:, None])
@@ -320,10 +317,12 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     ) -> Crosscoder:
         """A saved crosscoder, from a folder or from the hub (`revision`, `cache_dir`, `local_files_only`, ...).
 
+        On the CPU the weights stay mapped from the file until something writes to them.
+
         Raises `DataError` naming the file if anything is missing, truncated, damaged, foreign or newer.
         """
         config, tensors = weights.load(weights.locate(str(pretrained_model_name_or_path), **hub_options))
-        model = cls(config)
+        model = cls(config, seed=None)
         model.load_state_dict(tensors, assign=True)
         return model.to(map_location)
 
@@ -331,6 +330,15 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
 def mixed(mix_KK: Tensor, x_BKD: Tensor) -> Tensor:
     """sum_l mix[k, l] x[b, l, d] (B, K, D), in the dtype of `x_BKD`."""
     return mix_KK.to(x_BKD) @ x_BKD
+
+
+def _directions(shape: tuple[int, int, int], seed: int) -> Tensor:
+    """(F, K, D): random directions, the same at every snapshot, of norm sqrt(2 D / (K F))."""
+    n_features, n_snapshots, width = shape
+    directions_FD = torch.rand(n_features, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    directions_FD /= torch.linalg.vector_norm(directions_FD, dim=1, keepdim=True)
+    norm = math.sqrt(2 * width / (n_snapshots * n_features))
+    return (norm * directions_FD)[:, None, :].repeat(1, n_snapshots, 1)
 
 
 class _Gated(torch.autograd.Function):

@@ -15,9 +15,11 @@
 
 #include "checksum.hpp"
 #include "convert.hpp"
+#include "cosine_statistics.hpp"
 #include "cpu_features.hpp"
 #include "examples.hpp"
 #include "gather.hpp"
+#include "geometry.hpp"
 #include "ngram_counter.hpp"
 #include "parallel.hpp"
 
@@ -171,7 +173,7 @@ Bigrams counted(const std::vector<std::int32_t>& tokens, std::size_t length, uns
     for (int repeat = 0; repeat < 3; ++repeat) {
         counter.add(tokens.data(), tokens.size() / length, length, n_threads);
     }
-    return counter.bigrams();
+    return counter.bigrams(n_threads);
 }
 
 // Slots of 8 bits overflow after 256, and hold the same counts as slots of 32; so do several threads.
@@ -275,7 +277,73 @@ void test_checksum_at_any_offset() {
 
 }  // namespace
 
+// Small whole numbers, exact in bfloat16: every sum is exact too. The arrays end where their numbers end.
+void test_geometry() {
+    if (!has_geometry()) {
+        return;
+    }
+    Random random;
+    for (const std::size_t n : {std::size_t{1}, std::size_t{7}, std::size_t{259}}) {
+        for (const std::size_t D : {std::size_t{1}, std::size_t{31}, std::size_t{50}}) {
+            const std::size_t K = 5;
+            std::vector<int> numbers(n * K * D);
+            std::vector<std::uint16_t> bits(numbers.size());
+            for (std::size_t i = 0; i < numbers.size(); ++i) {
+                numbers[i] = static_cast<int>(random() % 7) - 3;
+                const auto value = static_cast<float>(numbers[i]);
+                std::uint32_t wide = 0;
+                std::memcpy(&wide, &value, sizeof wide);
+                bits[i] = static_cast<std::uint16_t>(wide >> 16);
+            }
+            const auto dot = [&](std::size_t row_a, std::size_t row_b) {
+                int sum = 0;
+                for (std::size_t d = 0; d < D; ++d) {
+                    sum += numbers[row_a * D + d] * numbers[row_b * D + d];
+                }
+                return sum;
+            };
+            const DecoderBlock block = {bits.data(), n, K, D};
+            const std::size_t padded = padded_width(D);
+            std::vector<float> products(n * K * K);
+            std::vector<float> squares(n * K);
+            std::vector<float> grams(K * padded * padded);
+            std::vector<float> forms(n * K);
+            std::vector<std::uint16_t> packed(K * form_size(D));
+            snapshot_products(block, products.data(), 3);
+            squared_norms(block, squares.data(), 3);
+            add_grams(block, grams.data(), 3);
+            for (std::size_t k = 0; k < K; ++k) {
+                pack_form(grams.data() + k * padded * padded, D, packed.data() + k * form_size(D));
+            }
+            quadratic_forms(block, packed.data(), forms.data(), 3);
+            for (std::size_t f = 0; f < n; ++f) {
+                for (std::size_t k = 0; k < K; ++k) {
+                    CHECK(squares[f * K + k] == static_cast<float>(dot(f * K + k, f * K + k)));
+                    for (std::size_t other = 0; other < K; ++other) {
+                        CHECK(products[(f * K + k) * K + other] == static_cast<float>(dot(f * K + k, f * K + other)));
+                    }
+                    float form = 0;
+                    for (std::size_t j = 0; j < n; ++j) {
+                        const auto product = static_cast<float>(dot(f * K + k, j * K + k));
+                        form += product * product;
+                    }
+                    CHECK(forms[f * K + k] == form);
+                }
+            }
+            std::vector<double> sums(2 * K * (K + 1) / 2);
+            std::vector<std::int64_t> counts(sums.size());
+            std::vector<std::int64_t> histogram(sums.size() / 2 * 4);
+            std::vector<float> extremes(sums.size());
+            const std::vector<std::int32_t> groups(n, 1);
+            const CosineStatistics to = {sums.data(), counts.data(), histogram.data(), extremes.data(), 4};
+            add_cosines(products.data(), groups.data(), n, K, to, 3);  // what lies outside [-1, 1] is no cosine
+            CHECK(counts[0] == 0);
+        }
+    }
+}
+
 int main() {
+    test_geometry();
     test_levels();
     test_parallel_for();
     test_conversions_stay_within_their_buffers();

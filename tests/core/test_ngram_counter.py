@@ -25,12 +25,12 @@ def plain_counts(batches: list[np.ndarray], ignore: int | None) -> tuple[Counter
     return unigrams, bigrams
 
 
-def assert_counts(counter: _core.NgramCounter, batches: list[np.ndarray]) -> None:
+def assert_counts(counter: _core.NgramCounter, batches: list[np.ndarray], n_threads: int = 1) -> None:
     unigrams, bigrams = plain_counts(batches, counter.ignore)
     assert counter.unigrams().dtype == np.int64
     assert counter.unigrams().tolist() == [unigrams[i] for i in range(counter.vocab_size)]
     assert counter.total == unigrams.total()
-    first, second, count = counter.bigrams()
+    first, second, count = counter.bigrams(n_threads)
     assert [str(a.dtype) for a in (first, second, count)] == ["int32", "int32", "int64"]
     assert list(zip(first.tolist(), second.tolist(), count.tolist(), strict=True)) == [
         (*pair, bigrams[pair]) for pair in sorted(bigrams)
@@ -63,7 +63,7 @@ def test_counts_are_those_of_a_plain_count(
     counter = _core.NgramCounter(vocab_size, ignore=ignore)
     for batch in batches:
         counter.add(batch, n_threads)
-    assert_counts(counter, batches)
+    assert_counts(counter, batches, n_threads)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
@@ -73,7 +73,7 @@ def test_a_long_stream_with_rows_of_every_size(n_threads: int) -> None:
     counter = _core.NgramCounter(700)
     for batch in batches:
         counter.add(batch, n_threads)
-    assert_counts(counter, batches)
+    assert_counts(counter, batches, n_threads)
 
 
 def test_one_dimension_is_one_sequence() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crosscoder.errors import ConfigError
+from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution import nearest_neighbours
 
 
@@ -29,6 +29,18 @@ def test_equals_the_full_matrix(snapshot: int | None) -> None:
     np.testing.assert_allclose(result.cosines[kept], np.take_along_axis(cosine, expected, 1)[kept], atol=1e-6)
     assert (result.features[out] == -1).all() and (result.cosines[out] == 0).all()
     assert result.snapshot == (2 if snapshot == -1 else snapshot)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_by_snapshot_is_that_of_scaled_decoders(dtype: torch.dtype) -> None:
+    W_dec = torch.randn(40, 3, 6, generator=torch.Generator().manual_seed(2)).to(dtype)
+    scale_K = torch.tensor([1.0, 8.0, 0.0])
+    result = nearest_neighbours(W_dec, n_neighbours=3, scale_K=scale_K)
+    expected = nearest_neighbours(W_dec.double() * scale_K[:, None], n_neighbours=3)
+    assert (result.features == expected.features).all()
+    np.testing.assert_allclose(result.cosines, expected.cosines, atol=1e-6)
+    with pytest.raises(DataError, match=r"scale_K has shape \(2,\)"):
+        nearest_neighbours(W_dec, scale_K=torch.ones(2))
 
 
 def test_fewer_features_than_neighbours_and_ties() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,7 +44,7 @@ def text(n_sequences: int, seed: int, vocab_size: int = V) -> NDArray[np.int32]:
 
 def test_counts_equal_the_reference() -> None:
     ids = text(50, seed=0)
-    counted, expected = count_ngrams(ids, V, chunk_sequences=7), counts_of(ids, V)
+    counted, expected = count_ngrams(ids, V, chunk_tokens=7 * ids.shape[1]), counts_of(ids, V)
     for name in ("unigrams", "first", "second", "count"):
         assert (getattr(counted, name) == getattr(expected, name)).all()
     assert counted.n_bigrams == 50 * 19 and counted.vocab_size == V
@@ -51,6 +52,23 @@ def test_counts_equal_the_reference() -> None:
         count_ngrams(np.array([[0, 11]]), 11)
     with pytest.raises(DataError, match="integers"):
         count_ngrams(np.zeros((3, 4)), V)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "int64", "uint64"])
+def test_counts_of_ids_on_disk(dtype: str, tmp_path: Path) -> None:
+    """Mapped, of any integer type, chunk by chunk: the same counts, and ids that narrowing would hide are refused."""
+    ids = text(50, seed=0)
+    np.save(tmp_path / "ids.npy", ids.astype(dtype))
+    mapped = np.load(tmp_path / "ids.npy", mmap_mode="r")
+    done: list[int] = []
+    counted, expected = count_ngrams(mapped, V, chunk_tokens=240, on_chunk=done.append), counts_of(ids, V)
+    for name in ("unigrams", "first", "second", "count"):
+        assert (getattr(counted, name) == getattr(expected, name)).all()
+    assert done == [12, 12, 12, 12, 2]
+    wrong = ids.astype(dtype)
+    wrong[40, 3] = 60_000 if dtype == "uint16" else V if dtype == "int32" else 2**32 + 1
+    with pytest.raises(DataError, match=rf"\[0, {wrong.max()}\], outside a vocabulary of {V}"):
+        count_ngrams(wrong, V, chunk_tokens=240)
 
 
 def test_kneser_ney_by_hand() -> None:

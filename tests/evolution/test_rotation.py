@@ -25,7 +25,7 @@ def turning(n_features: int, boundary: int, *, noise: float, seed: int, drift: f
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:All-NaN slice")
 def test_equals_the_dense_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "_CHUNK_ELEMENTS", 6 * 4 * 5)  # several chunks
+    monkeypatch.setattr(rotation, "_BLOCK_BYTES", 6 * 4 * 5 * 4)  # several chunks
     W_dec = torch.randn(41, 4, 5, generator=torch.Generator().manual_seed(0))
     W_dec[3, 2] = 0
     W_dec[:, 1] = W_dec[:, 0] * 3

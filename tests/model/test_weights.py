@@ -11,6 +11,7 @@ import torch
 
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
+from crosscoder.evolution import decoder_norms
 
 
 @pytest.fixture
@@ -43,6 +44,28 @@ def test_from_the_hubs_cache(saved: Path, tmp_path: Path, monkeypatch: pytest.Mo
         "someone/crosscoder", revision="v1", cache_dir=tmp_path / "cache", local_files_only=True
     )
     assert loaded.config.n_features == 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_weights_stay_in_the_file(tmp_path: Path) -> None:
+    """Loading holds the file's pages and little else, at its peak too; writing to the weights leaves the file."""
+
+    def memory(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+    model = Crosscoder(CrosscoderConfig(8, 256, 8_192)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    stored = (tmp_path / "model" / "model.safetensors").read_bytes()
+    del model
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    loaded = Crosscoder.from_pretrained(tmp_path / "model")
+    decoder_norms(loaded.W_dec.detach())
+    assert memory("VmHWM") - before < 1.4 * len(stored)
+    with torch.no_grad():
+        loaded.W_dec.zero_()
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == stored
 
 
 def edit(folder: Path, **changes: Any) -> None:

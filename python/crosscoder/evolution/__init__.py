@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from crosscoder.evolution import planted
 from crosscoder.evolution.complexity import ContextNeeded, TokenEntropy, context_needed, token_entropy
-from crosscoder.evolution.dimensionality import Dimensionality, feature_dimensionality
+from crosscoder.evolution.dimensionality import (
+    Dimensionality,
+    KindDimensionality,
+    feature_dimensionality,
+    kind_dimensionality,
+    random_dimensionality,
+)
 from crosscoder.evolution.examples import (
     ContextWindows,
     ExampleCollector,
@@ -19,7 +25,9 @@ from crosscoder.evolution.examples import (
     density_histogram,
     histogram_edges,
 )
+from crosscoder.evolution.geometry import decoder_norms
 from crosscoder.evolution.latent_scaling import LatentScaling, ScalingSums, latent_scaling
+from crosscoder.evolution.life_statistics import Compared, LifeIntervals, ShuffledLife, life_intervals, shuffled_life
 from crosscoder.evolution.neighbours import Neighbours, nearest_neighbours
 from crosscoder.evolution.ngrams import (
     EntropyLines,
@@ -66,6 +74,7 @@ from crosscoder.evolution.types import (
 )
 
 __all__ = [
+    "Compared",
     "ContextNeeded",
     "ContextWindows",
     "CosineSummary",
@@ -77,9 +86,11 @@ __all__ = [
     "FeatureTypes",
     "InductionResponse",
     "KeptTokens",
+    "KindDimensionality",
     "KneserNey",
     "LatentScaling",
     "LifeCycles",
+    "LifeIntervals",
     "Matching",
     "Neighbours",
     "NgramCounts",
@@ -95,6 +106,7 @@ __all__ = [
     "Probes",
     "Rotation",
     "ScalingSums",
+    "ShuffledLife",
     "Stability",
     "ThresholdSweep",
     "TokenEntropy",
@@ -107,6 +119,7 @@ __all__ = [
     "contexts",
     "count_ngrams",
     "decoder_cosines",
+    "decoder_norms",
     "density_histogram",
     "emergence_by_type",
     "entropy_lines",
@@ -115,8 +128,10 @@ __all__ = [
     "fit_probes",
     "histogram_edges",
     "induction_responses",
+    "kind_dimensionality",
     "latent_scaling",
     "life_cycles",
+    "life_intervals",
     "match_features",
     "measure_phase",
     "nearest_neighbours",
@@ -124,6 +139,8 @@ __all__ = [
     "norm_honesty",
     "phase_curves",
     "planted",
+    "random_dimensionality",
+    "shuffled_life",
     "snapshot_areas",
     "snapshot_reader",
     "stratified_sample",

@@ -17,10 +17,12 @@ from crosscoder.activations.loader import ActivationLoader
 from crosscoder.activations.store import ActivationStore
 from crosscoder.code import SparseCode
 from crosscoder.evolution.complexity import choose_features, context_needed, correlations, token_entropy
-from crosscoder.evolution.dimensionality import feature_dimensionality
+from crosscoder.evolution.dimensionality import feature_dimensionality, kind_dimensionality
 from crosscoder.evolution.examples import ExampleCollector, contexts, histogram_edges
+from crosscoder.evolution.geometry import decoder_norms
 from crosscoder.evolution.induction import induction_gap
 from crosscoder.evolution.latent_scaling import LatentScaling, ScalingSums
+from crosscoder.evolution.life_statistics import life_intervals, shuffled_life
 from crosscoder.evolution.neighbours import nearest_neighbours
 from crosscoder.evolution.ngrams import (
     count_ngrams,
@@ -100,9 +102,12 @@ def examples(study: Study) -> dict[str, Any]:
 
 def life(study: Study) -> dict[str, Any]:
     norms_FK, alive_F = _norms(study), study.result("examples")["fired_any"] > 0
+    cycles = life_cycles(norms_FK, study.steps, threshold=study.settings.tau, alive_F=alive_F)
     return {
         "norms": norms_FK,
-        "cycles": life_cycles(norms_FK, study.steps, threshold=study.settings.tau, alive_F=alive_F),
+        "cycles": cycles,
+        "interval": life_intervals(cycles, seed=study.settings.seed),
+        "null": shuffled_life(cycles, seed=study.settings.seed),
         "sweep": threshold_sweep(norms_FK, study.steps, reference=study.settings.tau, alive_F=alive_F),
     }
 
@@ -110,19 +115,25 @@ def life(study: Study) -> dict[str, Any]:
 def rotation(study: Study) -> dict[str, Any]:
     present_FK = study.result("life")["cycles.present"]
     seed = study.settings.seed
-    found = decoder_cosines(study.model.W_dec.detach(), present_FK, masks=_kinds(study), seed=seed)
+    found = decoder_cosines(study.decoders, present_FK, masks=_kinds(study), seed=seed)
     turning = turning_point(found, study.steps, seed=seed)
     kept = {name: getattr(found, name) for name in ("overall", "by_mask", "levels", "to_final", "to_previous")}
     return {**kept, "turning_point": turning}
 
 
 def dimensionality(study: Study) -> Any:
-    return feature_dimensionality(study.model.W_dec.detach(), masks=_kinds(study))
+    return feature_dimensionality(study.decoders, masks=_kinds(study), seed=study.settings.seed)
+
+
+def by_kind(study: Study) -> Any:
+    return kind_dimensionality(study.decoders, _kinds(study), seed=study.settings.seed)
 
 
 def neighbours(study: Study) -> Any:
     alive_F = study.result("examples")["fired_any"] > 0
-    return nearest_neighbours(study.model.W_dec.detach(), n_neighbours=study.settings.neighbours, alive_F=alive_F)
+    return nearest_neighbours(
+        study.decoders, n_neighbours=study.settings.neighbours, scale_K=study.decoder_scale, alive_F=alive_F
+    )
 
 
 def ngrams(study: Study) -> dict[str, Any]:
@@ -319,8 +330,8 @@ def _active(code: SparseCode, ids_n: Tensor) -> Tensor:
 
 
 def _norms(study: Study) -> np.ndarray:
-    norms: np.ndarray = study.model.decoder_norms().detach().double().numpy()
-    return norms
+    norms_FK: np.ndarray = (decoder_norms(study.decoders).double() * study.decoder_scale.double()).numpy()
+    return norms_FK
 
 
 def _kinds(study: Study) -> dict[str, np.ndarray]:
@@ -338,8 +349,9 @@ ANALYSES: dict[str, Analysis] = {
     "life": Analysis(
         life,
         "decoder norms (the paper's); present where the norm is above tau times the feature's maximum, initialization "
-        "iff present at step 0, emergence at the first of two snapshots in a row where it is present (ours)",
-        settings=("tau",),
+        "iff present at step 0, emergence at the first of two snapshots in a row where it is present (ours); intervals "
+        "by a bootstrap over features, null by shuffled snapshots (ours)",
+        settings=("tau", "seed"),
         needs=("examples",),
     ),
     "rotation": Analysis(
@@ -351,7 +363,16 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "dimensionality": Analysis(
         dimensionality,
-        "feature dimensionality (the paper's), summed over features / D",
+        "feature dimensionality (the paper's), summed over features / D; by kind as parts of the whole, and expected "
+        "of random directions with the same norms (ours)",
+        settings=("seed",),
+        needs=("life",),
+    ),
+    "kind_dimensionality": Analysis(
+        by_kind,
+        "feature dimensionality of each kind's features as if there were no others, and expected of random directions "
+        "with the same norms (ours)",
+        settings=("seed",),
         needs=("life",),
     ),
     "neighbours": Analysis(

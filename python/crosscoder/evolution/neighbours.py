@@ -19,6 +19,7 @@ from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution.checks import checked_decoders
+from crosscoder.evolution.geometry import decoder_norms
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ def nearest_neighbours(
     *,
     n_neighbours: int = 8,
     snapshot: int | None = None,
+    scale_K: Tensor | None = None,
     alive_F: ArrayLike | None = None,
     chunk_features: int = 2048,
 ) -> Neighbours:
     """Nearest neighbours of decoders (F, K, D) on W_dec's device, blockwise: nothing of shape (F, F) exists.
 
+    `scale_K` (K,), at least 0, multiplies each snapshot's decoders first (without a copy of them all).
     Only features alive (`alive_F` (F,) bool, default all) with a decoder that is not 0 take part. Equal
     cosines are ordered by id. Raises `DataError` for wrong shapes, `ConfigError` for a snapshot that does not
     exist.
@@ -54,21 +57,21 @@ def nearest_neighbours(
         raise ConfigError(f"snapshot {snapshot} does not exist; there are {n_snapshots}")
     if n_neighbours < 1:
         raise ConfigError(f"n_neighbours must be at least 1, got {n_neighbours}")
-    vectors = W_dec.flatten(1) if snapshot is None else W_dec[:, snapshot]
+    vectors = _Vectors(W_dec, snapshot, scale_K)
     alive = torch.ones(n_features, dtype=torch.bool) if alive_F is None else torch.as_tensor(np.asarray(alive_F, bool))
     if alive.shape != (n_features,):
         raise DataError(f"alive_F has shape {tuple(alive.shape)}, expected ({n_features},)")
-    ids = (alive & (_norms(vectors, chunk_features) > 0)).nonzero()[:, 0]
+    ids = (alive & (vectors.norms() > 0)).nonzero()[:, 0]
 
     features = torch.full((n_features, n_neighbours), -1, dtype=torch.int64)
     cosines = torch.zeros(n_features, n_neighbours)
     blocks = torch.split(ids, chunk_features)
     for rows in blocks:
-        query = _units(vectors, rows)
+        query = vectors.units(rows)
         best_cosine = query.new_empty(len(rows), 0)
         best_id = torch.empty(len(rows), 0, dtype=torch.int64, device=query.device)
         for columns in blocks:
-            cosine = query @ _units(vectors, columns).T
+            cosine = query @ vectors.units(columns).T
             if columns is rows:
                 cosine.fill_diagonal_(-torch.inf)
             value, place = cosine.topk(min(n_neighbours, len(columns)), dim=1)
@@ -94,12 +97,25 @@ def _ordered(cosine: Tensor, ids: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return cosine.gather(1, order), ids.gather(1, order)
 
 
-def _norms(vectors: Tensor, chunk: int) -> Tensor:
-    parts = torch.split(vectors, chunk)
-    return torch.cat([torch.linalg.vector_norm(part.float(), dim=1) for part in parts]).cpu()
+class _Vectors:
+    """A feature's vector: its decoders, each times its snapshot's scale, one behind the other, or one of them."""
 
+    def __init__(self, W_dec: Tensor, snapshot: int | None, scale_K: Tensor | None) -> None:
+        self._W_dec = W_dec if snapshot is None else W_dec[:, snapshot, None]
+        scale = torch.ones(W_dec.shape[1]) if scale_K is None else scale_K
+        if scale.shape != (W_dec.shape[1],):
+            raise DataError(f"scale_K has shape {tuple(scale.shape)}, expected ({W_dec.shape[1]},)")
+        self._scale = (scale if snapshot is None else scale[snapshot, None]).to(W_dec.device)
 
-def _units(vectors: Tensor, rows: Tensor) -> Tensor:
-    chosen = vectors[rows.to(vectors.device)]
-    chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
-    return torch.nn.functional.normalize(chosen, dim=1, eps=0.0)
+    def norms(self) -> Tensor:
+        """(F,) on the CPU."""
+        norms_FK = decoder_norms(self._W_dec) * self._scale.cpu()
+        norms_F: Tensor = torch.linalg.vector_norm(norms_FK, dim=1)
+        return norms_F
+
+    def units(self, rows: Tensor) -> Tensor:
+        """(n, K D) unit vectors of features `rows`."""
+        chosen = self._W_dec[rows.to(self._W_dec.device)]
+        chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
+        scaled = chosen * self._scale.to(chosen)[:, None]
+        return torch.nn.functional.normalize(scaled.flatten(1), dim=1, eps=0.0)

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.hardware import thread_count
 
 _DENSE_ROWS = 4096
 _CACHED_ELEMENTS = 1 << 18
@@ -141,25 +142,55 @@ class NgramCurves:
 # --------------------------------------------------------------------------------------------------- counts
 
 
-def count_ngrams(ids_SC: ArrayLike, vocab_size: int, *, chunk_sequences: int = 65536) -> NgramCounts:
-    """Counts over token ids (S, C) by the C++ counter. `vocab_size` is the model's (its number of logits),
-    not the tokenizer's. Raises `DataError` for ids outside the vocabulary."""
+def count_ngrams(
+    ids_SC: ArrayLike,
+    vocab_size: int,
+    *,
+    chunk_tokens: int = 1 << 22,
+    on_chunk: Callable[[int], None] | None = None,
+) -> NgramCounts:
+    """Counts over token ids (S, C) by the C++ counter, on all CPUs. `vocab_size` is the model's (its number of
+    logits), not the tokenizer's.
+
+    The ids may be of any integer type and mapped from disk (`np.load(..., mmap_mode="r")`): they are read once, in
+    chunks of whole sequences. Memory beyond a chunk: 10 to 15 bytes for each distinct bigram while counting, 16 more
+    for the result. `on_chunk` is told the number of sequences done. Raises `DataError` for ids outside the vocabulary.
+    """
     from crosscoder._core import NgramCounter
 
-    ids = _checked_ids(ids_SC, vocab_size)
+    ids = _id_array(ids_SC)
     counter = NgramCounter(vocab_size)
-    for start in range(0, len(ids), chunk_sequences):
-        counter.add(np.ascontiguousarray(ids[start : start + chunk_sequences], dtype=np.int32))
-    first, second, count = counter.bigrams()
+    size = max(1, chunk_tokens // ids.shape[1])
+    for start in range(0, len(ids), size):
+        chunk = ids[start : start + size]
+        if not np.can_cast(chunk.dtype, np.int32):
+            _check_range(chunk, vocab_size)  # before it is narrowed
+        try:
+            counter.add(np.ascontiguousarray(chunk, dtype=np.int32), thread_count())
+        except ValueError as error:
+            _check_range(chunk, vocab_size)
+            raise DataError(f"sequences {start} to {start + len(chunk) - 1}: {error}") from error
+        if on_chunk is not None:
+            on_chunk(len(chunk))
+    first, second, count = counter.bigrams(thread_count())
     return NgramCounts(unigrams=counter.unigrams(), first=first, second=second, count=count)
 
 
-def _checked_ids(ids_SC: ArrayLike, vocab_size: int) -> NDArray[Any]:
+def _id_array(ids_SC: ArrayLike) -> NDArray[Any]:
     ids = np.asarray(ids_SC)
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape[1] < 2 or not ids.size:
         raise DataError(f"token ids must be integers (S, C) with C at least 2, got {ids.shape} {ids.dtype}")
+    return ids
+
+
+def _check_range(ids: NDArray[Any], vocab_size: int) -> None:
     if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
         raise DataError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {vocab_size}")
+
+
+def _checked_ids(ids_SC: ArrayLike, vocab_size: int) -> NDArray[Any]:
+    ids = _id_array(ids_SC)
+    _check_range(ids, vocab_size)
     return ids
 
 

@@ -28,12 +28,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder import _core
+from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution.checks import checked_decoders, checked_masks, checked_steps, inverse
+from crosscoder.evolution.geometry import blocks, cosines
+from crosscoder.hardware import thread_count
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _BINS = 4096
-_CHUNK_ELEMENTS = 1 << 23
+# Of decoders at once: their cosines, (n, K, K), then stay in the cache.
+_BLOCK_BYTES = 1 << 24
 # Cosines of float32 directions carry errors of about 1e-7: smaller differences are no structure.
 _RESOLUTION = 1e-6
 
@@ -132,9 +136,10 @@ def decoder_cosines(
     """Cosines between snapshots of decoders (F, K, D), any floating dtype, over features `present_FK` (F, K)
     bool.
 
-    One pass in chunks of features; nothing of shape (F, K, K) exists. Quantiles come from histograms of 4,096
-    bins. `masks`: name -> (F,) bool, for example one a kind. `seed` draws the groups. Raises `DataError` for
-    wrong shapes, `NonFiniteError` for weights that are not finite, `ConfigError` for levels outside [0, 1].
+    One pass in blocks of features; nothing of shape (F, K, K) exists, and weights mapped from disk stay there.
+    Quantiles come from histograms of 4,096 bins. `masks`: name -> (F,) bool, for example one a kind. `seed` draws
+    the groups. Raises `DataError` for wrong shapes, `NonFiniteError` for weights that are not finite, `ConfigError`
+    for levels outside [0, 1].
     """
     n_features, n_snapshots, width = checked_decoders(W_dec)
     present = np.asarray(present_FK, dtype=bool)
@@ -146,25 +151,20 @@ def decoder_cosines(
     n_groups = min(n_groups, n_features)
     groups = np.random.default_rng(seed).permutation(n_features) % n_groups
 
-    overall = _Accumulator(n_snapshots)
-    by_mask = {name: _Accumulator(n_snapshots) for name in chosen}
-    pairs = n_snapshots * n_snapshots
-    sums = torch.zeros(n_groups, pairs, dtype=torch.float64)
-    counts = torch.zeros(n_groups, pairs, dtype=torch.int64)
+    overall = _Accumulator(n_snapshots, n_groups)
+    by_mask = {name: _Accumulator(n_snapshots, 1) for name in chosen}
     to_final = np.full((n_features, n_snapshots), np.nan, dtype=np.float32)
     to_previous = to_final.copy()
-    size = max(1, _CHUNK_ELEMENTS // (n_snapshots * max(width, n_snapshots)))
-    for start in range(0, n_features, size):
-        rows = slice(start, start + size)
-        cosines, both = _cosines(W_dec[rows], torch.from_numpy(present[rows]), start)
-        group = torch.from_numpy(groups[rows])
-        sums.index_add_(0, group, cosines.reshape(-1, pairs).double())
-        counts.index_add_(0, group, both.reshape(-1, pairs).long())
-        overall.add(cosines, both)
+    for rows in blocks(W_dec, _BLOCK_BYTES):
+        cosines_nKK, norm_nK = cosines(W_dec[rows], rows.start)
+        usable = torch.from_numpy(present[rows]) & (inverse(norm_nK) > 0)
+        # 0 where present, NaN else: added, it takes away what is not known.
+        unknown_nK = torch.where(usable, 0.0, torch.nan)
+        cosines_nKK.add_(unknown_nK[:, :, None]).add_(unknown_nK[:, None, :])
+        known = cosines_nKK.numpy()
+        overall.add(known, groups[rows])
         for name, mask in chosen.items():
-            inside = torch.from_numpy(mask[rows])
-            by_mask[name].add(cosines[inside], both[inside])
-        known = torch.where(both, cosines, torch.nan).numpy()
+            by_mask[name].add(known, np.where(mask[rows], 0, -1))
         to_final[rows] = known[:, :, -1]
         to_previous[rows, 1:] = np.diagonal(known, offset=1, axis1=1, axis2=2)
     return Rotation(
@@ -174,8 +174,8 @@ def decoder_cosines(
         to_final=to_final,
         to_previous=to_previous,
         width=width,
-        group_sums=sums.reshape(n_groups, n_snapshots, n_snapshots).numpy(),
-        group_counts=counts.reshape(n_groups, n_snapshots, n_snapshots).numpy(),
+        group_sums=overall.square(overall.sums),
+        group_counts=overall.square(overall.counts),
     )
 
 
@@ -257,81 +257,57 @@ def turning_point(
     )
 
 
-def _cosines(W_dec: Tensor, present_FK: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """(chunk, K, K) float32 cosines, 0 where not `both`, and `both` bool: present at i and at j. On the
-    CPU."""
-    dtype = torch.float64 if W_dec.dtype == torch.float64 else torch.float32
-    w_FKD = W_dec.to(dtype)
-    norm_FK1 = torch.linalg.vector_norm(w_FKD, dim=2, keepdim=True)
-    if not bool(norm_FK1.isfinite().all()):
-        feature = start + int((~norm_FK1.isfinite()).any(dim=1)[:, 0].nonzero()[0])
-        raise NonFiniteError(f"the decoder of feature {feature} holds NaN or infinity")
-    # Multiplied by the inverse: one pass over the large tensor.
-    unit_FKD = w_FKD * inverse(norm_FK1)
-    cosines = torch.bmm(unit_FKD, unit_FKD.transpose(1, 2)).clamp_(-1, 1).to("cpu", torch.float32)
-    usable = present_FK & (inverse(norm_FK1)[:, :, 0] > 0).cpu()
-    both = usable[:, :, None] & usable[:, None, :]
-    return torch.where(both, cosines, 0), both
-
-
 class _Accumulator:
-    """Mean and quantiles of cosines by pair of snapshots, streaming: sums, counts, extremes and
-    histograms."""
+    """Mean and quantiles of cosines by pair of snapshots, streaming: sums, counts, extremes and histograms.
 
-    def __init__(self, n_snapshots: int) -> None:
+    P here is K (K + 1) / 2: each snapshot with itself too.
+    """
+
+    def __init__(self, n_snapshots: int, n_groups: int) -> None:
         self._k = n_snapshots
-        self._pairs = torch.triu_indices(n_snapshots, n_snapshots)
-        n_pairs = self._pairs.shape[1]
-        self._sums = torch.zeros(n_pairs, dtype=torch.float64)
-        self._counts = torch.zeros(n_pairs, dtype=torch.int64)
-        self._smallest = torch.full((n_pairs,), torch.inf)
-        self._largest = torch.full((n_pairs,), -torch.inf)
-        self._histogram = torch.zeros(n_pairs * _BINS, dtype=torch.int64)
+        self._pairs = np.triu_indices(n_snapshots)
+        n_pairs = len(self._pairs[0])
+        self.sums = np.zeros((n_groups, n_pairs))
+        self.counts = np.zeros((n_groups, n_pairs), dtype=np.int64)
+        self._histogram = np.zeros((n_pairs, _BINS), dtype=np.int64)
+        self._extremes = np.stack([np.full(n_pairs, np.inf), np.full(n_pairs, -np.inf)]).astype(np.float32)
 
-    def add(self, cosines: Tensor, both: Tensor) -> None:
-        """Cosines (chunk, K, K) where `both`."""
-        if not len(cosines):
-            return
-        i, j = self._pairs
-        values, valid = cosines[:, i, j], both[:, i, j]
-        self._sums += torch.where(valid, values, 0).sum(dim=0, dtype=torch.float64)
-        self._counts += valid.sum(dim=0)
-        self._smallest = torch.minimum(self._smallest, torch.where(valid, values, torch.inf).amin(dim=0))
-        self._largest = torch.maximum(self._largest, torch.where(valid, values, -torch.inf).amax(dim=0))
-        bins = ((values + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1)
-        bins += torch.arange(len(i)) * _BINS
-        self._histogram += torch.bincount(bins[valid], minlength=len(self._histogram))
+    def add(self, cosines_nKK: NDArray[np.float32], group_n: NDArray[Any]) -> None:
+        """Cosines, NaN where there is none, of features of these groups (below 0: not counted)."""
+        group = np.ascontiguousarray(group_n, dtype=np.int32)
+        _core.add_cosines(cosines_nKK, group, self.sums, self.counts, self._histogram, self._extremes, thread_count())
 
     def summary(self, levels: tuple[float, ...]) -> CosineSummary:
-        counts = self._counts.numpy()
-        mean = _means(self._sums.numpy(), counts.astype(np.float64))
-        quantiles = np.stack([self._quantile(level) for level in levels]) if levels else np.zeros((0, len(counts)))
-        return CosineSummary(self._square(mean), self._square(quantiles), self._square(counts))
+        counts = self.counts.sum(axis=0)
+        mean = _means(self.sums.sum(axis=0), counts.astype(np.float64))
+        cumulative = self._histogram.cumsum(axis=1)
+        quantiles = [self._quantile(level, counts, cumulative) for level in levels]
+        stacked = np.stack(quantiles) if quantiles else np.zeros((0, len(counts)))
+        return CosineSummary(self.square(mean), self.square(stacked), self.square(counts))
 
-    def _quantile(self, level: float) -> NDArray[np.float64]:
-        """(pairs,): between the two observations around rank level * (n - 1), as numpy's default."""
-        counts = self._counts.numpy()
+    def _quantile(self, level: float, counts: NDArray[np.int64], cumulative: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(P,): between the two observations around rank level * (n - 1), as numpy's default."""
         rank = level * np.maximum(counts - 1, 0)
         below = np.floor(rank).astype(np.int64)
         above = np.minimum(below + 1, np.maximum(counts - 1, 0))
-        low, high = self._ranked(below), self._ranked(above)
+        low, high = self._ranked(below, counts, cumulative), self._ranked(above, counts, cumulative)
         return np.where(counts > 0, low + (rank - below) * (high - low), np.nan)
 
-    def _ranked(self, rank: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(pairs,): the observation of each rank, those of a bin taken as evenly spread over it."""
-        cumulative = self._histogram.reshape(-1, _BINS).numpy().cumsum(axis=1)
+    def _ranked(
+        self, rank: NDArray[np.int64], counts: NDArray[np.int64], cumulative: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """(P,): the observation of each rank, those of a bin taken as evenly spread over it."""
         bins = (cumulative <= rank[:, None]).sum(axis=1).clip(0, _BINS - 1)
         rows = np.arange(len(rank))
         before = np.where(bins > 0, cumulative[rows, bins - 1], 0)
         inside = np.maximum(cumulative[rows, bins] - before, 1)
         value = (bins + (rank - before + 0.5) / inside) * (2 / _BINS) - 1
-        some = self._counts.numpy() > 0
-        smallest, largest = self._smallest.double().numpy(), self._largest.double().numpy()
-        return np.asarray(np.clip(value, np.where(some, smallest, 0.0), np.where(some, largest, 0.0)))
+        smallest, largest = np.where(counts > 0, self._extremes.astype(np.float64), 0.0)
+        return np.asarray(np.clip(value, smallest, largest))
 
-    def _square(self, values: NDArray[Any]) -> NDArray[Any]:
-        """(..., pairs) as symmetric (..., K, K)."""
-        i, j = self._pairs.numpy()
+    def square(self, values: NDArray[Any]) -> NDArray[Any]:
+        """(..., P) as symmetric (..., K, K)."""
+        i, j = self._pairs
         square = np.zeros((*values.shape[:-1], self._k, self._k), dtype=values.dtype)
         square[..., i, j] = values
         square[..., j, i] = values

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from crosscoder import weights
 from crosscoder.activations.snapshots import SnapshotSet
@@ -46,10 +47,16 @@ class Study:
         """The crosscoder for raw activations."""
         return Crosscoder.from_pretrained(self.run.crosscoder).eval()
 
-    @cached_property
-    def model(self) -> Crosscoder:
-        """The crosscoder for scaled activations: there all snapshots' decoders have one unit."""
-        return self.folded.unfold_scales()
+    @property
+    def decoders(self) -> Tensor:
+        """(F, K, D) decoders for raw activations, mapped from the file: what depends on directions within a snapshot
+        is the same as for scaled ones. Where snapshots are compared, `decoder_scale` gives all one unit."""
+        return self.folded.W_dec.detach()
+
+    @property
+    def decoder_scale(self) -> Tensor:
+        """(K,) the factor that turns `decoders` into those for scaled activations."""
+        return self.folded.snapshot_scale
 
     @cached_property
     def snapshots(self) -> SnapshotSet:

@@ -23,6 +23,11 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
         figures["n_initialization"] = figures["features_by_kind"]["initialization"]
         figures["n_emergent"] = figures["features_by_kind"]["emergent"]
         figures["presence_threshold"] = float(results["life"]["cycles.threshold"])
+        figures["life_intervals"] = _life_intervals(results["life"], revisions)
+        figures["life_null"] = {
+            name: {part: _number(results["life"][f"null.{name}.{part}"]) for part in ("observed", "null_mean", "p")}
+            for name in ("contiguous", "emergent", "largest_births", "excess_variation")
+        }
     if "rotation" in results:
         point = {
             name.removeprefix("turning_point."): value
@@ -52,6 +57,11 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
         figures["induction_gap_by_snapshot"] = _by(revisions, results["induction"]["gap"])
     if "dimensionality" in results:
         figures["dimensionality_by_snapshot"] = _by(revisions, results["dimensionality"]["rate"])
+        figures["dimensionality_null_by_snapshot"] = _by(revisions, results["dimensionality"]["null_rate"])
+    if "kind_dimensionality" in results:
+        figures["kind_dimensionality_by_snapshot"] = {
+            name: _by(revisions, results["kind_dimensionality"][f"rate_within.{name}"]) for name in KIND_NAMES
+        }
     if "types" in results:
         figures["features_by_type"] = _types(results["types"])
     if "complexity" in results:
@@ -112,6 +122,26 @@ def _complexity(complexity: Mapping[str, np.ndarray]) -> dict[str, Any]:
             }
             for part in ("all", "emergent")
         },
+    }
+
+
+def _life_intervals(life: Mapping[str, np.ndarray], revisions: Sequence[str]) -> dict[str, Any]:
+    """[low, high] of each figure."""
+
+    def pairs(name: str, keys: Sequence[str]) -> dict[str, list[float]]:
+        ends = zip(life[f"interval.{name}_low"], life[f"interval.{name}_high"], strict=True)
+        return {key: [float(low), float(high)] for key, (low, high) in zip(keys, ends, strict=True)}
+
+    def pair(name: str) -> list[float] | None:
+        low, high = float(life[f"interval.{name}_low"]), float(life[f"interval.{name}_high"])
+        return None if np.isnan(low) else [low, high]
+
+    return {
+        "level": float(life["interval.level"]),
+        "features_by_kind": pairs("n_by_kind", KIND_NAMES),
+        "births_by_snapshot": pairs("births", revisions),
+        "median_emergence_step": pair("median_emergence_step"),
+        "median_lifetime": pair("median_lifetime"),
     }
 
 

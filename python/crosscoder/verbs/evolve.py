@@ -22,7 +22,7 @@ class EvolveConfig:
     run: tyro.conf.Positional[Path]
     """The run's folder, with a trained crosscoder."""
     only: tuple[str, ...] = ()
-    """Just these of: examples life rotation dimensionality neighbours ngrams induction positions
+    """Just these of: examples life rotation dimensionality kind_dimensionality neighbours ngrams induction positions
     types complexity probes latent_scaling."""
     study: StudySettings = field(default_factory=StudySettings)
 
