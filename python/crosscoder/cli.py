@@ -25,6 +25,7 @@ VERBS = {
     "train": "train a crosscoder on stored activations",
     "eval": "explained variance, L0 and dead features on held-out text",
     "evolve": "when features are born, turn and die; n-gram phase; examples",
+    "explain": "features in words, how complex they are and whether the words hold, by a language model",
     "attribute": "which features carry a task: attribution and ablation at every snapshot",
     "report": "make the page and the figures of a run",
     "doctor": "what this machine has, and what to do about what is missing",

@@ -26,6 +26,7 @@ Open `report.html` in a browser: it needs no network.
 | `training/checkpoints/` | while training: from here a killed run goes on |
 | `crosscoder/` | the crosscoder, for raw activations: `crosscoder.Crosscoder.from_pretrained(...)` |
 | `evolution/` | the results of the analyses as arrays (`.npz`) |
+| `evolution/explanations.parquet` | features in words, with scores; `explanations/answers.jsonl`: all that was asked |
 | `attribution/TASK/` | which features carry a task (`.parquet`): prompts, metric, attributions, ablation curves |
 | `figures/` | every figure as SVG, its data as CSV |
 

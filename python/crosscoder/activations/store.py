@@ -372,16 +372,21 @@ class ActivationStore:
         self.gather(shard, index, out, np.ones(self.n_snapshots))
         return torch.from_numpy(out)
 
-    def in_text_order(self, batch_tokens: int) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
+    def in_text_order(
+        self, batch_tokens: int, sequences: np.ndarray | None = None
+    ) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
         """Raw activations (B, K, D) float32 in the order of the text, with sequence (B,) and position (B,).
 
-        Batches hold whole sequences, about `batch_tokens` tokens each. Needs 20 bytes a token of memory.
+        Batches hold whole sequences, about `batch_tokens` tokens each; all of them, or those named in `sequences`.
+        Needs 20 bytes a token of memory.
         """
         tokens = [self.tokens(shard) for shard in range(len(self.shard_rows))]
         shard_N = np.repeat(np.arange(len(tokens)), self.shard_rows)
         row_N = np.concatenate([np.arange(rows) for rows in self.shard_rows])
         sequence_N, position_N = np.concatenate([rows[:, 2:] for rows in tokens]).T
         order_N = np.lexsort((position_N, sequence_N))
+        if sequences is not None:
+            order_N = order_N[np.isin(sequence_N[order_N], sequences)]
         starts = np.flatnonzero(np.diff(sequence_N[order_N], prepend=-2))
         begin = 0
         while begin < len(order_N):

@@ -1,0 +1,138 @@
+"""Statistics that several analyses share: correlations, intervals, permutations.
+
+All are the textbook's, in numpy. Values are taken as independent; where features share structure an interval is too
+narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from crosscoder.errors import DataError
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 999
+LEVEL = 0.95
+
+
+def ranks(values: ArrayLike) -> Floats:
+    """Ranks (n,) from 1, ties sharing their mean."""
+    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    ends = counts.cumsum()
+    return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=np.float64)
+
+
+def pearson(first: ArrayLike, second: ArrayLike) -> float:
+    """Correlation; NaN if an input is constant or has under 2 values. Raises `DataError` for different lengths."""
+    a, b = _paired(first, second)
+    if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> float:
+    """Rank correlation with mean ranks for ties; NaN and errors as `pearson`."""
+    a, b = _paired(first, second)
+    return pearson(ranks(a), ranks(b))
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *values: ArrayLike,
+    n_resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of `statistic(*values)`, the i-th of all values (n,) drawn together, with replacement.
+
+    Resamples whose statistic is NaN are left out; NaN if all are, or if there are no values. Raises `DataError` for
+    values of different lengths.
+    """
+    columns = [np.asarray(column) for column in values]
+    n = columns[0].shape[0]
+    if any(column.shape[0] != n for column in columns):
+        raise DataError(f"values resampled together have {', '.join(str(len(column)) for column in columns)} entries")
+    if n == 0:
+        return math.nan, math.nan
+    rng = np.random.default_rng([seed, n])
+    found = np.empty(n_resamples)
+    for i in range(n_resamples):
+        index = rng.integers(0, n, n)
+        found[i] = statistic(*(column[index] for column in columns))
+    found = found[~np.isnan(found)]
+    if not found.size:
+        return math.nan, math.nan
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def permutation_p(
+    statistic: Callable[[Floats, Floats], float],
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    n_permutations: int = RESAMPLES,
+    seed: int = 0,
+) -> float:
+    """Two-sided p: how often |statistic| is as large when `second` is shuffled, (1 + hits) / (1 + permutations).
+
+    NaN where the statistic is.
+    """
+    a, b = _paired(first, second)
+    observed = abs(statistic(a, b))
+    if math.isnan(observed):
+        return math.nan
+    rng = np.random.default_rng([seed, a.size])
+    bar = observed * (1 - 1e-12)  # the same pairs added up in another order may differ in the last bits
+    hits = sum(abs(statistic(a, rng.permutation(b))) >= bar for _ in range(n_permutations))
+    return (1 + hits) / (1 + n_permutations)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's and Spearman's correlation of n pairs, each with bootstrap interval and permutation p."""
+
+    n: int
+    pearson: float
+    pearson_low: float
+    pearson_high: float
+    pearson_p: float
+    spearman: float
+    spearman_low: float
+    spearman_high: float
+    spearman_p: float
+
+
+def correlate(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Correlation:
+    """Both correlations of (n,) with (n,), over the pairs where neither is NaN. NaN where they are not defined."""
+    a, b = _paired(first, second)
+    known = ~(np.isnan(a) | np.isnan(b))
+    a, b = a[known], b[known]
+    rank_a, rank_b = ranks(a), ranks(b)
+    pearson_low, pearson_high = bootstrap_interval(pearson, a, b, seed=seed)
+    spearman_low, spearman_high = bootstrap_interval(spearman, a, b, seed=seed)
+    return Correlation(
+        n=a.size,
+        pearson=pearson(a, b),
+        pearson_low=pearson_low,
+        pearson_high=pearson_high,
+        pearson_p=permutation_p(pearson, a, b, seed=seed),
+        spearman=pearson(rank_a, rank_b),
+        spearman_low=spearman_low,
+        spearman_high=spearman_high,
+        spearman_p=permutation_p(pearson, rank_a, rank_b, seed=seed),
+    )
+
+
+def _paired(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
+    a, b = (np.asarray(values, dtype=np.float64).ravel() for values in (first, second))
+    if a.size != b.size:
+        raise DataError(f"cannot pair {a.size} values with {b.size}")
+    return a, b
