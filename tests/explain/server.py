@@ -175,7 +175,9 @@ def knowing(prompt: str) -> str:
     assert found is not None
     word = found.group(1)
     if "<<" in "".join(passages.values()):
-        here = [n for n, text in passages.items() if any(word in mark for mark in re.findall(r"<<(.*?)>>", text))]
+        here = [
+            n for n, text in passages.items() if any(word == mark.strip() for mark in re.findall(r"<<(.*?)>>", text))
+        ]
     else:
         here = [n for n, text in passages.items() if re.search(rf"(?<!\S){re.escape(word)}(?!\S)", text)]
     return json.dumps({"passages": here})

@@ -61,7 +61,7 @@ class Answers:
 
     def add(self, record: Record) -> None:
         """Append, durably. Raises `StorageError`."""
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
         with self._lock, explained_write_errors(self.path):
             make_folder(self.path.parent)
             with self.path.open("ab") as file:
