@@ -126,18 +126,20 @@ class ExplanationStudy:
         return self._study.snapshots.load_tokenizer()
 
     @cached_property
+    def _texts(self) -> Texts:
+        return Texts(self._tokenizer, self._study.train.end_of_text)
+
+    @cached_property
     def _tests(self) -> dict[str, list[Test | str]]:
-        texts = Texts(self._tokenizer)
         return {
-            kind: [make_test(kind, self.contexts, n, texts, self._seed) for n in range(len(self.features))]
+            kind: [make_test(kind, self.contexts, n, self._texts, self._seed) for n in range(len(self.features))]
             for kind in KINDS
         }
 
     def explanation_questions(self) -> list[Question]:
         """One a feature."""
-        texts = Texts(self._tokenizer)
         return [
-            self._question("explanation", int(feature), explain_prompt(top_passages(self.contexts, n, texts)))
+            self._question("explanation", int(feature), explain_prompt(top_passages(self.contexts, n, self._texts)))
             for n, feature in enumerate(self.features)
         ]
 
@@ -157,8 +159,8 @@ class ExplanationStudy:
         return questions
 
     def _question(self, kind: str, feature: int, prompt: str) -> Question:
-        # The model's own tokenizer: it is here, and a small vocabulary errs on the side of more tokens.
-        length = len(self._tokenizer.encode(prompt))
+        # Another tokenizer than the endpoint's, but it is here; a byte in four is what large vocabularies come to.
+        length = max(len(self._tokenizer.encode(prompt)), len(prompt.encode()) // 4)
         read = read_explanation if kind == "explanation" else lambda text: read_passages(text, 2 * HALF)
         return Question(kind, feature, prompt, read, length)
 
