@@ -207,6 +207,15 @@ def test_what_was_cut_is_asked_again_with_more_room(path: Path) -> None:
         assert setting.answers.tokens_of("m") == (3 * 10 + 2, 3 * 3 + 5) == Answers(path).tokens_of("m")
 
 
+def test_failures_between_answers_do_not_end_it(path: Path) -> None:
+    def faults(prompt: str, attempt: int) -> Fault | None:
+        return Fault(400) if int(prompt.split()[1]) % 3 else None
+
+    with Server(echo, faults) as server:
+        found = Setting(server, path, max_in_flight=1).ask(questions(12))
+        assert [value == "HTTP 400" for value in found] == [True, True, False] * 4
+
+
 @pytest.mark.parametrize("fault", [Fault(500), Fault(400), Fault(body=b"<html>"), Fault(close=True)])
 def test_an_endpoint_that_only_fails_is_given_up(path: Path, fault: Fault) -> None:
     with Server(echo, lambda prompt, attempt: None if prompt == "question 1" else fault) as server:

@@ -58,6 +58,15 @@ def test_the_form_follows_from_the_host() -> None:
     )
     chat = Endpoint("https://api.anthropic.com/v1/", "m", api="openai", max_output=1, timeout=1)
     assert chat.url == "https://api.anthropic.com/v1/chat/completions"
+    assert Endpoint(chat.url, "m", max_output=1, timeout=1).url == "https://api.anthropic.com/v1/messages"
+
+
+def test_this_machine_is_not_reached_by_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with Server(lambda prompt: "yes") as server:
+        assert endpoint(server.url).ask("p").text == "yes"
 
 
 def test_without_a_key_no_header_is_sent() -> None:

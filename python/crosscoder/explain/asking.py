@@ -141,7 +141,6 @@ class Asker:
                 self._stop.set()
                 if any(future.running() for future in futures):
                     warn(f"waiting for the answers in flight, {self.endpoint.timeout:g} s at most")
-                pool.shutdown(wait=True, cancel_futures=True)
                 raise
         answers = [found[self._key(question)] for question in questions]
         return [answer for answer in answers if answer is not None]

@@ -80,11 +80,14 @@ class Endpoint:
         self.model, self.max_output, self.timeout = model, max_output, timeout
         self.anthropic = api == "anthropic" or (api == "auto" and self.host == "api.anthropic.com")
         self._key = key
-        base = url.rstrip("/")
+        base = url.rstrip("/").removesuffix("/chat/completions").removesuffix("/messages")
         if self.anthropic:
             base = base if base.endswith("/v1") else f"{base}/v1"
         self.url = f"{base}/{'messages' if self.anthropic else 'chat/completions'}"
-        self._opener = urllib.request.build_opener(_NoRedirect())
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+        if self.host in _LOCAL:  # a proxy of the environment cannot reach this machine's own
+            handlers.append(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(*handlers)
 
     @property
     def unsafe(self) -> bool:
