@@ -26,6 +26,7 @@ VERBS = {
     "eval": "explained variance, L0 and dead features on held-out text",
     "sweep": "explained variance against L0, beside SAEs, over lambda and F",
     "evolve": "when features are born, turn and die; n-gram phase; examples",
+    "explain": "features in words, how complex they are and whether the words hold, by a language model",
     "compare": "match the features with another run's, and their histories: is the dictionary stable?",
     "attribute": "which features carry a task: attribution and ablation at every snapshot",
     "report": "make the page and the figures of a run",

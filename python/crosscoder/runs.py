@@ -27,6 +27,7 @@ Open `report.html` in a browser: it needs no network.
 | `crosscoder/` | the crosscoder, for raw activations: `crosscoder.Crosscoder.from_pretrained(...)` |
 | `evolution/` | the results of the analyses as arrays (`.npz`) |
 | `comparison/RUN.npz` | features matched with those of another run |
+| `evolution/explanations.parquet` | features in words, with scores; `explanations/answers.jsonl`: all that was asked |
 | `attribution/TASK/` | which features carry a task (`.parquet`): prompts, metric, attributions, ablation curves |
 | `sweep/` | explained variance against L0 beside SAEs: `results.parquet`, `frontier.svg`, every trained point |
 | `figures/` | every figure as SVG, its data as CSV |

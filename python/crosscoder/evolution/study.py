@@ -47,6 +47,11 @@ class Study:
         """The crosscoder for raw activations."""
         return Crosscoder.from_pretrained(self.run.crosscoder).eval()
 
+    @cached_property
+    def model(self) -> Crosscoder:
+        """The crosscoder for scaled activations. A copy of the weights in memory: not for what needs decoders alone."""
+        return self.folded.unfold_scales()
+
     @property
     def decoders(self) -> Tensor:
         """(F, K, D) decoders for raw activations, mapped from the file: what depends on directions within a snapshot
