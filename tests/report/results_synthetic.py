@@ -89,7 +89,34 @@ def results(n: int = 60, seed: int = 0) -> Results:
     cosines = np.where(rng.random((n, len(STEPS))) < 0.1, np.nan, rng.random((n, len(STEPS))))
     cosines[:, 0] = np.nan
     measured = np.arange(0, n, 3)
+    K, relative, auc = len(STEPS), rng.random((measured.size, len(STEPS))), rng.random((measured.size, len(STEPS)))
+    flags = rng.random((n, K)) < 0.2
     arrays = {
+        "probes": {
+            "features": measured,
+            "relative": relative,
+            "areas.auc": auc,
+            "areas.shuffled": np.full_like(auc, 0.5),
+            "areas.random": np.full_like(auc, 0.6),
+            "honesty.bins": np.array([0, 0.5, 1]),
+            "honesty.bin_auc": np.array([0.7, 0.9]),
+            "honesty.bin_auc_without": np.array([0.65, 0.85]),
+            "honesty.bin_count": np.array([30, 40]),
+            "honesty.correlation_overall": np.array(0.7),
+            "honesty.correlation_median": np.array(0.6),
+            "honesty.correlation_median_null": np.array(0.05),
+            "honesty.share_hidden": np.array(0.025),
+            "honesty.share_hollow": np.array(np.nan),
+            "honesty.hidden": np.array([[measured[2], 1], [measured[0], 3]]),
+            "honesty.hollow": np.array([[measured[1], 4]]),
+        },
+        "latent_scaling": {
+            "low": flags,
+            "shrunk": flags & (rng.random((n, K)) < 0.3),
+            "decoupled": flags & (rng.random((n, K)) < 0.3),
+            "share_shrunk": np.array(0.3),
+            "share_decoupled": np.array(0.3),
+        },
         "life": lives,
         "rotation": {"to_final": cosines, "to_previous": cosines},
         "types": types(n, lives["cycles.emergence"], rng),

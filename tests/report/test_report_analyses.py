@@ -103,6 +103,15 @@ def test_numbers_are_those_of_the_results(results: Results, tables: dict[str, Fi
     assert all(value is None for value, scope in zip(frontier["sae"], frontier["scope"], strict=True) if scope == "all")
 
 
+def test_disagreements_have_the_numbers_of_their_pairs(results: Results, tables: dict[str, FigureTable]) -> None:
+    columns, probes = tables["disagreements"].columns, results.arrays["probes"]
+    assert columns["feature"] == [6, 0, 3] and columns["what"] == ["hidden", "hidden", "hollow"]
+    assert columns["step"] == results.steps[[1, 3, 4]].tolist()
+    np.testing.assert_allclose(columns["AUC"], probes["areas.auc"][[2, 0, 1], [1, 3, 4]], rtol=1e-5)
+    scaling = results.arrays["latent_scaling"]
+    assert tables["latent_scaling"].columns["shrunk"] == scaling["shrunk"].sum(axis=0).tolist()
+
+
 def test_at_most_so_many_features_are_drawn_and_the_figure_says_so() -> None:
     few, sentence = drawn(np.arange(7))
     assert few.tolist() == list(range(7)) and sentence == "All 7 features are drawn."
@@ -145,7 +154,7 @@ def test_in_the_browser(visit: Visit, tables: dict[str, FigureTable], tmp_path: 
         assert share == pytest.approx(np.log1p(20) / np.log1p(1000), abs=0.01)
         dots = page.locator("#plot-explained_complexity [aria-label=dot] circle")
         dots.nth(3).scroll_into_view_if_needed()
-        dots.nth(3).hover()
+        dots.nth(3).hover(force=True)
         page.wait_for_timeout(50)
         tip = page.locator("#plot-explained_complexity [aria-label=tip]").text_content()
         assert re.search(r"feature \d+", tip) and "<b>word</b>" in tip

@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import results_synthetic
 
 from crosscoder.report.findings import Finding, findings, leads
 from crosscoder.report.results import Results
-from crosscoder.report.sections import CROSSCODER, DIMENSIONALITY, NGRAMS, ROTATION, STRENGTH
+from crosscoder.report.sections import (
+    COMPLEXITY,
+    CROSSCODER,
+    DIMENSIONALITY,
+    HONESTY,
+    NGRAMS,
+    ROTATION,
+    STRENGTH,
+    TYPES,
+)
 
 STEPS = np.array([0, 1, 10, 100])
 
@@ -93,3 +103,32 @@ def test_what_was_not_found_is_said() -> None:
     assert births.endswith("emerge during training.")
     assert "no turning point" in turning and "0.4" in turning
     assert "Induction does not form" in induction
+
+
+def test_other_analyses_have_sentences_where_they_were_run() -> None:
+    summary, arrays = results()
+    more = results_synthetic.results()
+    arrays |= {name: dict(more.arrays[name]) for name in ("types", "complexity", "probes", "latent_scaling")}
+    found = {one.section: one.sentence for one in found_in(summary, arrays, sweep=results_synthetic.sweep())}
+    assert "Kruskal–Wallis p = 0.001), median steps: " in found[TYPES]
+    assert found[COMPLEXITY].startswith("Emergent features that emerge later are more complex: rank correlation")
+    assert "has the median 0.60 (0.05 with another feature's norms); 2.5% of the norms near 0" in found[HONESTY]
+    assert "high norms" not in found[HONESTY], "no share of none"
+    assert "1.0 points more of the last snapshot's variance" in found[CROSSCODER] and "one seed" in found[CROSSCODER]
+    arrays["types"]["emergent.p"] = np.array(0.3)
+    arrays["complexity"]["emergent.context.spearman_p"] = np.array(0.3)
+    arrays["probes"]["honesty.correlation_median"] = np.array(0.1)
+    found = {one.section: one.sentence for one in found_in(summary, arrays)}
+    assert found[TYPES].endswith("(Kruskal–Wallis p = 0.3): no order is told.")
+    assert "is not settled" in found[COMPLEXITY] and "hardly follows" in found[HONESTY]
+
+
+def test_births_have_their_interval_and_their_null() -> None:
+    summary, arrays = results()
+    null = {"observed": 0.9, "null_mean": 0.5, "null_low": 0.4, "null_high": 0.6, "p": 0.01}
+    arrays["life"] |= {f"null.contiguous.{name}": np.array(value) for name, value in null.items()}
+    arrays["life"] |= {"interval.n_by_kind_low": np.array([990, 850, 0, 0]), "interval.level": np.array(0.9)}
+    arrays["life"] |= {"interval.n_by_kind_high": np.array([1010, 950, 0, 0])}
+    births, order, *_ = sentences(summary, arrays)
+    assert "900 emerge during training (90% interval over features: 850 to 950)" in births
+    assert order.startswith("90% of the features live without a gap, more than where the snapshots are shuffled (50%")

@@ -6,6 +6,7 @@ A result without the arrays of a figure has none: what was not run leaves its fi
 from __future__ import annotations
 
 from crosscoder.report.baseline_tables import frontier
+from crosscoder.report.honesty_tables import disagreements, latent_scaling, separability, separability_by_norm
 from crosscoder.report.life_tables import births_by_threshold, rates, sharedness, thresholds, to_final, to_previous
 from crosscoder.report.results import Maker, Results
 from crosscoder.report.table import FigureTable
@@ -35,6 +36,10 @@ MAKERS: tuple[Maker, ...] = (
     explained_complexity,
     explanation_scores,
     explanations,
+    separability,
+    separability_by_norm,
+    disagreements,
+    latent_scaling,
     frontier,
 )
 """In the order of the page within a section."""

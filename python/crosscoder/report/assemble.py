@@ -43,7 +43,7 @@ NEEDED = {
 """The figures of `summary.json` that the page rests on, by the verb that writes them."""
 
 
-OPTIONAL = ("types", "complexity")
+OPTIONAL = ("types", "complexity", "probes", "latent_scaling")
 """Analyses whose sections are left out where they were not run."""
 TABLES = {"explanations": "evolution/explanations.parquet", "sweep": "sweep/results.parquet"}
 """Results that are tables, left out in the same way."""
@@ -223,7 +223,7 @@ def _figures(summary: Mapping[str, Any], results: Mapping[str, Arrays]) -> Figur
         births=life["cycles.births"],
         deaths=life["cycles.deaths"],
         dimensionality=results["dimensionality"]["rate"],
-        dimensionality_by_kind={kind: results["dimensionality"][f"rate_by_mask.{kind}"] for kind in SHOWN_KINDS},
+        dimensionality_by_kind=_dimensions(results["dimensionality"]),
         kl_unigram=ngrams["curves.kl_unigram"],
         kl_bigram=ngrams["curves.kl_bigram"],
         kl_bigram_row=ngrams["curves.kl_bigram_each"],
@@ -236,6 +236,12 @@ def _figures(summary: Mapping[str, Any], results: Mapping[str, Arrays]) -> Figur
         },
         induction_gap=results["induction"]["gap"],
     )
+
+
+def _dimensions(found: Arrays) -> dict[str, np.ndarray]:
+    """Curves beside the total: by kind, and what random directions with the same norms would have."""
+    curves = {kind: found[f"rate_by_mask.{kind}"] for kind in SHOWN_KINDS}
+    return curves | ({"random directions": found["null_rate"]} if "null_rate" in found else {})
 
 
 def _features(study: Study, results: Mapping[str, Arrays]) -> Features:

@@ -12,7 +12,16 @@ from crosscoder.evolution.arrays import Arrays
 from crosscoder.evolution.strength import EMERGENT
 from crosscoder.evolution.types import OTHER, TYPE_NAMES
 from crosscoder.report.results import Results
-from crosscoder.report.sections import COMPLEXITY, CROSSCODER, DIMENSIONALITY, NGRAMS, ROTATION, STRENGTH, TYPES
+from crosscoder.report.sections import (
+    COMPLEXITY,
+    CROSSCODER,
+    DIMENSIONALITY,
+    HONESTY,
+    NGRAMS,
+    ROTATION,
+    STRENGTH,
+    TYPES,
+)
 from crosscoder.sweep.tables import comparisons
 
 
@@ -36,6 +45,7 @@ def findings(summary: Mapping[str, Any], results: Results) -> list[Finding]:
         (NGRAMS, _induction(arrays["induction"]["gap"], steps_K)),
         (TYPES, _types(results)),
         (COMPLEXITY, _complexity(results)),
+        (HONESTY, _honesty(results)),
         (CROSSCODER, _crosscoder(summary)),
         (CROSSCODER, _baselines(results)),
     ]
@@ -220,6 +230,31 @@ def _complexity(results: Results) -> str:
         "Whether emergent features that emerge later are more complex is not settled"
     )  # fmt: skip
     return f"{start}: rank correlation of emergence with {', with '.join(parts)}."
+
+
+def _honesty(results: Results) -> str:
+    names = ("correlation_median", "correlation_median_null", "share_hidden", "share_hollow")
+    found = results.get("probes", *(f"honesty.{name}" for name in names))
+    parts = []
+    if found is not None and np.isfinite(found[0]):
+        median, null, hidden, hollow = (float(value) for value in found)
+        n = len(results.arrays["probes"]["features"])
+        verdict = "follows" if median - null > 0.2 else "hardly follows"
+        part = (
+            f"The norm {verdict} how separable a feature is: over the snapshots of {n:,} probed features the rank "
+            f"correlation of AUC and norm has the median {median:.2f} ({null:.2f} with another feature's norms)"
+        )
+        shares = ((hidden, "norms near 0", "separable all the same"), (hollow, "high norms", "not separable"))
+        parts.append(
+            part + "".join(f"; {share:.1%} of the {what} are {how}" for share, what, how in shares if share == share)
+        )
+    scaled = results.get("latent_scaling", "share_shrunk", "share_decoupled", "low")
+    if scaled is not None and np.isfinite(scaled[0]):
+        parts.append(
+            f"By latent scaling {float(scaled[0]):.1%} of the {int(scaled[2].sum()):,} norms near 0 are shrunk by the "
+            f"penalty and {float(scaled[1]):.1%} taken over by other features"
+        )
+    return "".join(f"{part}. " for part in parts).strip()
 
 
 def _baselines(results: Results) -> str:
