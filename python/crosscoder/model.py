@@ -267,7 +267,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         dtype = torch.promote_types(self.W_enc.dtype, torch.float32)
         old_KK, new_KK = self.snapshot_mix.double(), mix_KK.to(self.snapshot_mix.device, torch.float64)
         change_KK = torch.linalg.solve(new_KK, old_KK).to(dtype)
-        for rows in self.W_enc.detach().split(4096):
+        for rows in torch.split(self.W_enc.detach(), 4096):
             rows.copy_(mixed(change_KK, rows.to(dtype)))
         self.snapshot_mix.copy_(new_KK)
         self._note_mix()
@@ -303,7 +303,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         state: dict[str, Tensor] = self.state_dict()
         if self.is_mixed:
             dtype = torch.promote_types(self.W_enc.dtype, torch.float32)
-            parts = [mixed(self.snapshot_mix.T, rows.to(dtype)) for rows in self.W_enc.detach().split(4096)]
+            parts = [mixed(self.snapshot_mix.T, rows.to(dtype)) for rows in torch.split(self.W_enc.detach(), 4096)]
             state["W_enc"] = torch.cat(parts).to(self.W_enc.dtype)
         del state["snapshot_mix"]
         return state

@@ -62,10 +62,28 @@ def test_a_few_tokens_prove_nothing() -> None:
     assert not len(join_proportional(model, torch.zeros(4, F).to_sparse(), 0.95))
 
 
-def test_a_feature_is_joined_to_one_other_at_a_time() -> None:
+def test_more_than_two_parts_find_each_other() -> None:
     model, f = halves()
-    f[:, 2] = 3 * f[:, 0]
-    assert len(join_proportional(model, f.to_sparse(), 0.95)) == 1
+    f[:, 2], f[:, 3] = 3 * f[:, 0], 0.5 * f[:, 0]
+    expected = reconstruction(model, f)
+    dropped = join_proportional(model, f.to_sparse(), 0.95)
+    kept = ({0, 1, 2, 3} - set(dropped.tolist())).pop()
+    assert len(dropped) == 3
+    f[:, dropped] = 0
+    assert torch.allclose(reconstruction(model, f), expected, atol=1e-4) and f[:, kept].any()
+
+
+@pytest.mark.parametrize(("apart", "n_dropped"), [(True, 1), (False, 0)])
+def test_parts_at_different_snapshots_may_differ_more(apart: bool, n_dropped: int) -> None:
+    model, f = halves()
+    g = torch.Generator().manual_seed(4)
+    f[:, 1] = f[:, 0] * (0.3 + 1.4 * torch.rand(40, generator=g))
+    cosine = float(torch.cosine_similarity(f[:, 0], f[:, 1], dim=0))
+    assert 0.8 < cosine < 0.94
+    if not apart:
+        with torch.no_grad():
+            model.W_dec[1, :2] = 1.0
+    assert len(join_proportional(model, f.to_sparse(), 0.95)) == n_dropped
 
 
 def test_recent_codes_are_those_of_the_batches() -> None:

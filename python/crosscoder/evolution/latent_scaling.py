@@ -30,6 +30,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ class ScalingSums:
         self._inverse_FK = inverse(self.norms_FK)
         self.peak_F = n_snapshots - 1 - self.norms_FK.flip(1).argmax(dim=1)
         self._other_F = _others(np.flatnonzero(alive), n_features, seed).to(W_dec.device)
-        double = {"dtype": torch.float64, "device": W_dec.device}
+        double: dict[str, Any] = {"dtype": torch.float64, "device": W_dec.device}
         self._n_tokens = 0
         self._sum_F = torch.zeros(n_features, **double)  # of f
         self._square_F = torch.zeros(n_features, **double)  # of f^2

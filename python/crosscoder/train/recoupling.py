@@ -21,6 +21,13 @@ N_BATCHES = 8
 """Batches, just before a revival, whose activations are compared."""
 MIN_TOGETHER = 6
 """Tokens on which both must be active: fewer say little about being proportional."""
+EXCLUSIVE = 0.2
+"""Two features whose norms over snapshots have at most this cosine are there at different snapshots."""
+EXCLUSIVE_FACTOR = 0.8
+"""Such a pair needs so much of the cosine of activations that others need: the snapshots that one of them reads
+without the other make its activations noisier, and joining loses nothing at any snapshot."""
+ROUNDS = 3
+"""Rounds of pairs at a time: parts of up to eight features find each other."""
 _MAX_PAIRS = 40_000_000
 """Pairs of features active on one token, summed over tokens, that are looked at; later tokens are left out."""
 
@@ -67,21 +74,41 @@ class RecentCodes:
 def join_proportional(model: Crosscoder, f_TF: Tensor, cosine: float) -> Tensor:
     """Join pairs of features whose activations `f_TF` (sparse, tokens by features) have at least this cosine.
 
-    The one that explains more takes the other's decoder (times the ratio of their activations) and the mean of both
-    encoders and thresholds; the other's decoder becomes 0. A feature takes part in one pair at most, the closest
-    first. Returns the features that were given up, (n,).
+    Pairs of which one is there only where the other is not need less (`EXCLUSIVE_FACTOR`). The one that explains more
+    takes the other's decoder (times the ratio of their activations) and the mean of both encoders and thresholds; the
+    other's decoder becomes 0. A feature takes part in one pair at a time, the closest first, in `ROUNDS` rounds, so
+    that more than two parts find each other. Returns the features that were given up, (n,).
     """
-    kept, dropped, ratio_n = _pairs(model, f_TF, cosine)
-    if len(kept):
-        dtype = torch.promote_types(model.W_dec.dtype, torch.float32)
-        a = ratio_n.to(dtype)
-        joined = model.W_dec[kept].to(dtype) + a[:, None, None] * model.W_dec[dropped].to(dtype)
-        encoder = (model.W_enc[kept].to(dtype) + model.W_enc[dropped].to(dtype) / a[:, None, None]) / 2
-        model.b_enc[kept] = ((model.b_enc[kept].to(dtype) + model.b_enc[dropped].to(dtype) / a) / 2).to(model.b_enc)
-        model.log_threshold[kept] = (model.log_threshold[kept] + model.log_threshold[dropped]) / 2
-        model.W_dec[kept], model.W_enc[kept] = joined.to(model.W_dec), encoder.to(model.W_enc)
-        model.W_dec[dropped] = 0
-    return dropped
+    given_up = []
+    for _ in range(ROUNDS):
+        kept, dropped, ratio_n = _pairs(model, f_TF, cosine)
+        if not len(kept):
+            break
+        _join(model, kept, dropped, ratio_n)
+        given_up.append(dropped)
+        f_TF = _joined_activations(f_TF, kept, dropped, ratio_n)
+    return torch.cat(given_up) if given_up else torch.zeros(0, dtype=torch.int64, device=f_TF.device)
+
+
+def _join(model: Crosscoder, kept: Tensor, dropped: Tensor, ratio_n: Tensor) -> None:
+    dtype = torch.promote_types(model.W_dec.dtype, torch.float32)
+    a = ratio_n.to(dtype)
+    joined = model.W_dec[kept].to(dtype) + a[:, None, None] * model.W_dec[dropped].to(dtype)
+    encoder = (model.W_enc[kept].to(dtype) + model.W_enc[dropped].to(dtype) / a[:, None, None]) / 2
+    model.b_enc[kept] = ((model.b_enc[kept].to(dtype) + model.b_enc[dropped].to(dtype) / a) / 2).to(model.b_enc)
+    model.log_threshold[kept] = (model.log_threshold[kept] + model.log_threshold[dropped]) / 2
+    model.W_dec[kept], model.W_enc[kept] = joined.to(model.W_dec), encoder.to(model.W_enc)
+    model.W_dec[dropped] = 0
+
+
+def _joined_activations(f_TF: Tensor, kept: Tensor, dropped: Tensor, ratio_n: Tensor) -> Tensor:
+    """What the joined encoders give, roughly: the mean of both."""
+    tokens, features = f_TF.indices()
+    target_F = torch.arange(f_TF.shape[1], device=f_TF.device)
+    weight_F = torch.ones(f_TF.shape[1], device=f_TF.device)
+    target_F[dropped] = kept
+    weight_F[kept], weight_F[dropped] = 0.5, 0.5 / ratio_n
+    return _sparse(torch.stack([tokens, target_F[features]]), f_TF.values() * weight_F[features], f_TF.shape)
 
 
 def _pairs(model: Crosscoder, f_TF: Tensor, cosine: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,9 +124,14 @@ def _pairs(model: Crosscoder, f_TF: Tensor, cosine: float) -> tuple[Tensor, Tens
     same = first == second
     squares_F[first[same]] = product_n[same]
     cosine_n = product_n / (squares_F[first] * squares_F[second]).sqrt()
-    close = (first < second) & (cosine_n >= cosine) & (together.values() >= MIN_TOGETHER)
-    order = cosine_n[close].argsort(descending=True, stable=True)
-    first, second, product_n = first[close][order], second[close][order], product_n[close][order]
+    norms_FK = model.decoder_norms()
+    close = (first < second) & (cosine_n >= EXCLUSIVE_FACTOR * cosine) & (together.values() >= MIN_TOGETHER)
+    first, second, product_n, cosine_n = first[close], second[close], product_n[close], cosine_n[close]
+    shared_n = torch.cosine_similarity(norms_FK[first], norms_FK[second])
+    close = (cosine_n >= cosine) | (shared_n <= EXCLUSIVE)
+    order = close.nonzero().squeeze(1)
+    order = order[cosine_n[order].argsort(descending=True, stable=True)]
+    first, second, product_n = first[order], second[order], product_n[order]
     taken: set[int] = set()
     chosen = []
     for n, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
@@ -107,18 +139,20 @@ def _pairs(model: Crosscoder, f_TF: Tensor, cosine: float) -> tuple[Tensor, Tens
             taken |= {i, j}
             chosen.append(n)
     first, second, product_n = first[chosen], second[chosen], product_n[chosen]
-    norms_F = torch.linalg.vector_norm(model.decoder_norms(), dim=1)
+    norms_F = torch.linalg.vector_norm(norms_FK, dim=1)
     swap = squares_F[second] * norms_F[second] ** 2 > squares_F[first] * norms_F[first] ** 2
     kept, dropped = torch.where(swap, second, first), torch.where(swap, first, second)
     return kept, dropped, product_n / squares_F[kept]
 
 
 def _sparse(places: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
-    return torch.sparse_coo_tensor(places, values, shape, check_invariants=False).coalesce()
+    matrix: Tensor = torch.sparse_coo_tensor(places, values, shape, check_invariants=False).coalesce()
+    return matrix
 
 
 def _gram(f_TF: Tensor) -> Tensor:
     """f^T f, sparse."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse.mm(f_TF.t(), f_TF).coalesce()
+        products: Tensor = torch.sparse.mm(f_TF.t(), f_TF).coalesce()
+    return products

@@ -30,7 +30,8 @@ def whitening_mix(x_BKD: Tensor) -> Tensor:
     if not len(x_BKD) or not bool(torch.isfinite(covariance_KK).all()) or not float(mean) > 0:
         return torch.eye(K, dtype=torch.float64, device=x_BKD.device)
     values_K, vectors_KK = torch.linalg.eigh(covariance_KK / mean)
-    return (vectors_KK * (values_K.clamp_min(0) + RIDGE).rsqrt()) @ vectors_KK.T
+    mix_KK: Tensor = (vectors_KK * (values_K.clamp_min(0) + RIDGE).rsqrt()) @ vectors_KK.T
+    return mix_KK
 
 
 def whiten(model: Crosscoder, x_BKD: Tensor) -> None:
