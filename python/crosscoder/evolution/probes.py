@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.evolution.planted import spearman
+from crosscoder.evolution.statistics import spearman
 
 RIDGE = 1e-4
 """Added to the covariance's diagonal, as a multiple of its mean."""

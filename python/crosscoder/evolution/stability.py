@@ -33,7 +33,7 @@ from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError, MissingDependencyError
 from crosscoder.evolution.checks import checked_decoders
-from crosscoder.evolution.planted import spearman
+from crosscoder.evolution.statistics import spearman
 
 FLOOR = 0.5
 """A pair of a smaller cosine is none."""
