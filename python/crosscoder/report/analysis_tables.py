@@ -38,8 +38,8 @@ MAKERS: tuple[Maker, ...] = (
     explanations,
     separability,
     separability_by_norm,
-    disagreements,
     latent_scaling,
+    disagreements,
     frontier,
 )
 """In the order of the page within a section."""

@@ -172,8 +172,8 @@ def _bars(figure: Figure, table: FigureTable, spec: Bars, marks: Sequence[Mark])
         axes.tick_params(axis="x", labelrotation=30)
     if by_step and len(names) > 1:
         for mark in marks:
-            ends = [mark["step"], mark.get("low"), mark.get("high")]
-            _mark(axes, mark, *(None if end is None else _between(names, end) for end in ends))
+            low, high = (None if mark.get(end) is None else _between(names, mark[end]) for end in ("low", "high"))
+            _mark(axes, mark, _between(names, mark["step"]), low, high)
     axes.set_xlabel(spec.x_label)
     _set_y(axes, spec.y)
     if len(spec.series) > 5:

@@ -15,7 +15,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
 MUTED = "#5b5f68"
 
 
-def floats(column: Sequence[Any]) -> np.ndarray[Any, Any]:
+def floats(column: Sequence[Any] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.array([np.nan if value is None else value for value in column], dtype=np.float64)
 
 

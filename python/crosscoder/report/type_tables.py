@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from crosscoder.evolution.complexity import STAYS
 from crosscoder.evolution.types import OTHER, TYPE_NAMES
 from crosscoder.report.results import SHOWN_KINDS, Results
 from crosscoder.report.sections import COMPLEXITY, TYPES
@@ -184,7 +185,7 @@ def context_needed(results: Results) -> FigureTable | None:
         results,
         "context_needed",
         "Context that features need, against emergence",
-        "Tokens that must be kept for the activation to stay at nine tenths of itself or more at the strongest "
+        f"Tokens that must be kept for the activation to stay at {STAYS:.0%} of itself or more at the strongest "
         f"positions; for {known.sum():,} features, drawn evenly over the snapshots of emergence, which bends the "
         "correlation over all of them.",
         found[0][known],
