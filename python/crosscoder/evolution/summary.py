@@ -72,8 +72,10 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
         scaling = results["latent_scaling"]
         pairs = {name: int(scaling[name].sum()) for name in ("low", "shrunk", "decoupled")}
         features = {name: int(scaling[name].any(axis=1).sum()) for name in ("low", "shrunk", "decoupled")}
-        names = ("share_shrunk", "share_shrunk_null", "share_decoupled", "share_decoupled_null")
-        shares = {name: _finite(scaling[name]) for name in names}
+        shares = {
+            name: _finite(scaling[name])
+            for name in ("share_shrunk", "share_shrunk_null", "share_decoupled", "share_decoupled_null")
+        }
         figures["latent_scaling"] = {"pairs": pairs, "features": features, **shares}
     return figures
 

@@ -66,7 +66,8 @@ def assemble(run: Run) -> PageData:
     studied = finished_tasks(run)
     names = ("examples", "life", "rotation", "dimensionality", "neighbours", "ngrams", "induction")
     arrays = {name: study.result(name) for name in names}
-    arrays |= {name: found for name in OPTIONAL if (found := study.finished(name)) is not None}
+    optional = {name: study.finished(name) for name in OPTIONAL}
+    arrays |= {name: result for name, result in optional.items() if result is not None}
     results = Results(study.steps, arrays, _tables(run))
     found = findings(summary, results)
     source = read_json(run.activations("train") / "manifest.json")["source"]
