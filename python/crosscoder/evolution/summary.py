@@ -35,7 +35,7 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
             if name.startswith("turning_point.")
         }
         names = ("step", "step_low", "step_high", "level", "within", "across", "p_shuffled", "p_random")
-        figures["turning_point"] = {name: float(point[name]) for name in names}
+        figures["turning_point"] = {name: _finite(point[name]) for name in names}
     if "ngrams" in results:
         ngrams = results["ngrams"]
         figures["model_loss"] = float(ngrams["curves.loss"][-1])
