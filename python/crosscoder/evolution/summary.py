@@ -56,8 +56,8 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
         scaling = results["latent_scaling"]
         pairs = {name: int(scaling[name].sum()) for name in ("low", "shrunk", "decoupled")}
         features = {name: int(scaling[name].any(axis=1).sum()) for name in ("low", "shrunk", "decoupled")}
-        names = ("share_shrunk", "share_shrunk_null", "share_decoupled", "share_decoupled_null")
-        shares = {name: _finite(scaling[name]) for name in names}
+        kinds_of_share = ("shrunk", "shrunk_null", "decoupled", "decoupled_null")
+        shares = {f"share_{name}": _finite(scaling[f"share_{name}"]) for name in kinds_of_share}
         figures["latent_scaling"] = {"pairs": pairs, "features": features, **shares}
     return figures
 
@@ -94,7 +94,12 @@ def stability_figures(stability: Stability) -> dict[str, Any]:
     """Main figures of a comparison with another crosscoder."""
     names = [field.name for field in dataclasses.fields(stability) if field.type in ("int", "float")]
     figures = {name: _finite(getattr(stability, name)) for name in names}
-    return {**figures, "loss": stability.matching.loss, "n_cut": stability.matching.n_cut}
+    return {
+        **figures,
+        "loss": stability.matching.loss,
+        "n_cut": stability.matching.n_cut,
+        "candidates": stability.matching.candidates,
+    }
 
 
 def _mean(values: np.ndarray) -> float:
