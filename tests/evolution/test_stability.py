@@ -36,6 +36,14 @@ def test_equals_the_hungarian_method(shape: tuple[int, int], monkeypatch: pytest
     assert (found.cosine[paired] >= 0.5).all()
     np.testing.assert_allclose(found.nearest, cosine.amax(dim=1), atol=1e-6)
 
+    rows, columns = linear_sum_assignment(cosine.clamp_min(0).numpy(), maximize=True)
+    full = match_features(first, second)
+    assert (full.candidates, full.loss, full.n_cut) == (0, 0, 0)
+    assert full.cosine.sum() == pytest.approx(float(cosine[rows, columns].sum()), abs=1e-4)
+    paired = np.flatnonzero(full.match >= 0)
+    assert len(np.unique(full.match[paired])) == len(paired) == min(shape)
+    np.testing.assert_allclose(full.nearest, found.nearest, atol=1e-6)
+
     for n in (1, 2, 4):
         cut = match_features(first, second, candidates=n)
         lost = (best - cut.cosine.sum()) / min(shape)
@@ -65,6 +73,8 @@ def test_a_permuted_copy_is_matched_exactly() -> None:
     assert found.n_first == found.n_second == there.sum() < 100
     assert (order.numpy()[found.matching.match[there]] == np.flatnonzero(there)).all()
     assert (found.matching.match[~there] == -1).all() and np.isnan(found.matching.nearest[~there]).all()
+    again = match_features(first, second, take_first=there, take_second=there[order], candidates=3)
+    assert (again.match == found.matching.match).all()
     assert found.share_stable == 1 and found.share_stable_null == 0 and (found.share_at[:-1] == 1).all()
     assert found.n_pairs == there.sum() and found.n_pairs_emerging == (there & (truth.emergence > 0)).sum()
     assert found.emergence_correlation == pytest.approx(1) and found.emergence_same == found.emergence_within_one == 1
@@ -110,11 +120,13 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="snapshot 2 does not exist"):
         match_features(W_dec, W_dec, snapshot=2)
     with pytest.raises(ConfigError, match="candidates"):
-        match_features(W_dec, W_dec, candidates=0)
+        match_features(W_dec, W_dec, candidates=-1)
     with pytest.raises(DataError, match="mask of the second"):
         match_features(W_dec, W_dec, take_second=[True])
     with pytest.raises(DataError, match="emergence"):
         compare_dictionaries(W_dec, W_dec, np.zeros(4), np.zeros(5))
     monkeypatch.setitem(sys.modules, "scipy.sparse.csgraph", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'crosscoder\[compare\]'"):
-        match_features(W_dec, W_dec)
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    for candidates in (0, 1):
+        with pytest.raises(MissingDependencyError, match=r"pip install 'crosscoder\[compare\]'"):
+            match_features(W_dec, W_dec, candidates=candidates)

@@ -30,14 +30,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from crosscoder.code import SparseCode, offsets_of
+from crosscoder.code import SparseCode
 from crosscoder.errors import DataError
 from crosscoder.evolution.checks import checked_decoders, inverse
 
@@ -103,13 +103,13 @@ class ScalingSums:
         self._inverse_FK = inverse(self.norms_FK)
         self.peak_F = n_snapshots - 1 - self.norms_FK.flip(1).argmax(dim=1)
         self._other_F = _others(np.flatnonzero(alive), n_features, seed).to(W_dec.device)
-        double: dict[str, Any] = {"dtype": torch.float64, "device": W_dec.device}
         self._n_tokens = 0
-        self._sum_F = torch.zeros(n_features, **double)  # of f
-        self._square_F = torch.zeros(n_features, **double)  # of f^2
-        self._open_FK = torch.zeros(n_features, n_snapshots, **double)  # of f^2 where the gate is open
-        self._mean_K2D = torch.zeros(n_snapshots, 2, width, **double)  # sums of the targets
-        self._dots_FK23 = torch.zeros(n_features, n_snapshots, 2, 3, **double)  # of f <direction, target>
+        zeros = partial(torch.zeros, dtype=torch.float64, device=W_dec.device)
+        self._sum_F = zeros(n_features)  # of f
+        self._square_F = zeros(n_features)  # of f^2
+        self._open_FK = zeros(n_features, n_snapshots)  # of f^2 where the gate is open
+        self._mean_K2D = zeros(n_snapshots, 2, width)  # sums of the targets
+        self._dots_FK23 = zeros(n_features, n_snapshots, 2, 3)  # of f <direction, target>
 
     def add(self, code: SparseCode, error_BKD: Tensor, reconstruction_BKD: Tensor) -> None:
         """Count B tokens: their code, x - x^ and x^, in the unit of the decoders.
@@ -126,7 +126,9 @@ class ScalingSums:
             )
         self._n_tokens += code.n_tokens
         features_N, order_N = code.features.long().sort(stable=True)
-        ids_U, place_N = features_N.unique_consecutive(return_inverse=True)
+        counts_F = torch.bincount(features_N, minlength=n_features)
+        ids_U = counts_F.nonzero()[:, 0]
+        offsets = torch.cat([counts_F.new_zeros(1), counts_F[ids_U].cumsum(0)])
         value_N = code.values[order_N]
         square_N = value_N.double().square()
         self._sum_F.index_add_(0, features_N, value_N.double())
@@ -136,7 +138,7 @@ class ScalingSums:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             f_UB = torch.sparse_csr_tensor(
-                offsets_of(place_N, len(ids_U)),
+                offsets,
                 code.rows()[order_N],
                 value_N.to(self._dtype),
                 (len(ids_U), code.n_tokens),
@@ -159,7 +161,7 @@ class ScalingSums:
         n_features, n_snapshots, _ = self._W_dec.shape
         mean_K2D = self._mean_K2D / self._n_tokens
         beta_FK23 = torch.empty_like(self._dots_FK23)
-        for ids_C in torch.arange(n_features, device=self._W_dec.device).split(chunk_features):
+        for ids_C in torch.split(torch.arange(n_features, device=self._W_dec.device), chunk_features):
             length_C = self.norms_FK[ids_C, self.peak_F[ids_C]].double()
             scale_C = (length_C.square() * self._square_F[ids_C]).reciprocal()
             for k in range(n_snapshots):
@@ -212,12 +214,14 @@ class ScalingSums:
 
     def _along_own(self, ids: Tensor, k: int) -> Tensor:
         length = self.norms_FK[ids, self.peak_F[ids]]
-        return self._W_dec[ids, k].to(self._dtype) * (length * self._inverse_FK[ids, k])[:, None]
+        own_UD: Tensor = self._W_dec[ids, k].to(self._dtype) * (length * self._inverse_FK[ids, k])[:, None]
+        return own_UD
 
     def _along_other(self, ids: Tensor) -> Tensor:
         other, length = self._other_F[ids], self.norms_FK[ids, self.peak_F[ids]]
         factor = length * self._inverse_FK[other, self.peak_F[other]]
-        return self._along_peak(other) * factor[:, None]
+        other_UD: Tensor = self._along_peak(other) * factor[:, None]
+        return other_UD
 
 
 def latent_scaling(

@@ -297,7 +297,7 @@ def norm_honesty(
 def _areas(w_nD: Tensor, x_TD: Tensor, *labels: list[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
     """(n,) AUC for each of the labels; a block of features at a time."""
     areas = [np.full(len(w_nD), np.nan) for _ in labels]
-    for block in torch.arange(len(w_nD)).split(64):
+    for block in torch.split(torch.arange(len(w_nD)), 64):
         score_nT = (w_nD[block] @ x_TD.T).numpy()
         ordered_nT = np.sort(score_nT, axis=1)
         for i, score, ordered in zip(block.tolist(), score_nT, ordered_nT, strict=True):
@@ -320,7 +320,9 @@ def _largest(values_T: NDArray[np.generic], n: int) -> NDArray[np.int64]:
     return np.argpartition(values_T, len(values_T) - n)[len(values_T) - n :] if n else np.zeros(0, dtype=np.int64)
 
 
-def _mean(values: NDArray[np.generic], weight: NDArray[np.float64], where: NDArray[np.bool_]) -> float:
+def _mean(
+    values: NDArray[np.float64] | NDArray[np.bool_], weight: NDArray[np.float64], where: NDArray[np.bool_]
+) -> float:
     total = weight[where].sum()
     return float((values[where] * weight[where]).sum() / total) if total > 0 else float("nan")
 

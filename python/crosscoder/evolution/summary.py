@@ -184,7 +184,12 @@ def stability_figures(stability: Stability) -> dict[str, Any]:
     """Main figures of a comparison with another crosscoder."""
     names = [field.name for field in dataclasses.fields(stability) if field.type in ("int", "float")]
     figures = {name: _finite(getattr(stability, name)) for name in names}
-    return {**figures, "loss": stability.matching.loss, "n_cut": stability.matching.n_cut}
+    return {
+        **figures,
+        "loss": stability.matching.loss,
+        "n_cut": stability.matching.n_cut,
+        "candidates": stability.matching.candidates,
+    }
 
 
 def _mean(values: np.ndarray) -> float:
