@@ -88,11 +88,13 @@ def make_run(path: Path) -> Run:
     train.save(run.tokens("train"))
     row, column = np.nonzero(train.ids)  # nothing is stored at the end of a text
     order = np.random.default_rng(7).permutation(len(row))
+    in_second = row[order] >= train.n_sequences // 2
+    order = order[np.argsort(in_second, kind="stable")]  # as collection has it: a sequence lies in one shard
     row, column = row[order], column[order]
     ids = train.ids[row, column]
     table = np.stack([ids, train.document[row, column], row, column], axis=1).astype(np.int32)
     x_NKD = activations(ids)
-    half = len(ids) // 2
+    half = int((~in_second).sum())
     store = ActivationStore.create(
         run.activations("train"), K, WIDTH, "fp32", shard_rows=[half, len(ids) - half], snapshots=REVISIONS
     )
