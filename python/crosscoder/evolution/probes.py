@@ -12,6 +12,8 @@ there. How that is measured here is ours:
   w = (C_k + ridge tr(C_k) / D)^-1 (mean of the active tokens - mean of the others). C_k may be the covariance of all
   tokens: it differs from the one within the classes by a multiple of the difference's outer product, which changes the
   length of w alone. So one matrix a snapshot serves all features, and one pass over the tokens is enough.
+  Logistic regression is a little better: by 0.019 of AUC in the mean, 0.040 at most, on three features at three
+  snapshots of the quickstart (40,000 tokens for training, 50,000 held out).
 - Its score is the area under the ROC curve (AUC) on held-out tokens: the probability that a token where the feature is
   active scores higher than one where it is not.
 
