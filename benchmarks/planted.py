@@ -81,6 +81,7 @@ def run(recipe: str, seed: int, options: argparse.Namespace) -> dict[str, object
         "emergence_correlation": round(found.emergence_correlation, 4),
         "emergence_exact": round(found.emergence_exact, 4),
         "share_emergent": round(found.share_emergent, 4),
+        "share_at_single_snapshots": round(found.share_other, 4),
         "turning_point": [int(found.turning_point), truth.turning_point],
         "turning_point_covered": bool(found.turning_point_covered),
         "turning_point_p": round(found.turning_point_p, 4),

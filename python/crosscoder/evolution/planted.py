@@ -208,8 +208,9 @@ class PlantedScore:
     emergence_exact: float
     """Share of the recovered features whose emergence is estimated exactly; NaN if none is recovered."""
     share_emergent: float
-    """Share of the learned features alive that are called emergent or "other": in the null, the false
-    births."""
+    """Share of the learned features alive that are called emergent: in the null, all falsely."""
+    share_other: float
+    """Share of the learned features alive that are there at single snapshots only."""
     turning_point: int
     """Estimated boundary, -1 if none was found."""
     turning_point_covered: bool
@@ -269,7 +270,8 @@ def score(
         emergence=emergence,
         emergence_correlation=spearman(emergence[recovered], truth.emergence[recovered]),
         emergence_exact=float((emergence == truth.emergence)[recovered].mean()) if recovered.any() else np.nan,
-        share_emergent=(kinds["emergent"] + kinds["other"]) / max(n_alive, 1),
+        share_emergent=kinds["emergent"] / max(n_alive, 1),
+        share_other=kinds["other"] / max(n_alive, 1),
         turning_point=turn.boundary,
         turning_point_covered=truth.turning_point > 0
         and turn.boundary_low <= truth.turning_point <= turn.boundary_high,
