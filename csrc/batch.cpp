@@ -57,6 +57,24 @@ void column_sums(const StepKernels& kernels, const float* a, std::size_t n_rows,
     });
 }
 
+void mix_snapshots(const StepKernels& kernels, const float* x, const float* mix_KK, std::size_t n_tokens,
+                   std::size_t n_snapshots, std::size_t width, float* out, unsigned n_threads) {
+    parallel_chunks(n_tokens, kTokensPerChunk, n_threads, [&](std::size_t begin, std::size_t end) {
+        std::vector<const float*> rows(n_snapshots);
+        for (std::size_t b = begin; b < end; ++b) {
+            const std::size_t token = b * n_snapshots * width;
+            for (std::size_t l = 0; l < n_snapshots; ++l) {
+                rows[l] = x + token + l * width;
+            }
+            std::fill(out + token, out + token + n_snapshots * width, 0.0F);
+            for (std::size_t k = 0; k < n_snapshots; ++k) {
+                kernels.combine_fp32(out + token + k * width, rows.data(), mix_KK + k * n_snapshots, n_snapshots,
+                                     width);
+            }
+        }
+    });
+}
+
 void squared_distances(const float* x, const float* mean, std::size_t n_tokens, std::size_t n_snapshots,
                        std::size_t width, float* out_BK, unsigned n_threads) {
     parallel_chunks(n_tokens, kTokensPerChunk, n_threads, [&](std::size_t begin, std::size_t end) {

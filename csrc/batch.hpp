@@ -26,6 +26,10 @@ void prepare_batch(const StepKernels& kernels, const float* x, std::size_t n_tok
 void column_sums(const StepKernels& kernels, const float* a, std::size_t n_rows, std::size_t width, float* sums,
                  unsigned n_threads);
 
+// out_bk = sum_l mix_kl x_bl, for x and out (B, K, D).
+void mix_snapshots(const StepKernels& kernels, const float* x, const float* mix_KK, std::size_t n_tokens,
+                   std::size_t n_snapshots, std::size_t width, float* out, unsigned n_threads);
+
 // out_BK = sum over d of (x - mean_KD)^2.
 void squared_distances(const float* x, const float* mean, std::size_t n_tokens, std::size_t n_snapshots,
                        std::size_t width, float* out_BK, unsigned n_threads);

@@ -441,6 +441,20 @@ void bind_batch(py::module_& m) {
         },
         py::arg("a"), py::arg("sums"), py::arg("n_threads"));
     m.def(
+        "mix_snapshots",
+        [](const py::object& x, const py::object& mix, const py::object& result, int n_threads) {
+            const std::size_t B = length(x, "x", 0, 3);
+            const std::size_t K = length(x, "x", 1, 3);
+            const std::size_t D = length(x, "x", 2, 3);
+            const auto* values = in<float>(x, "x", {B, K, D});
+            const auto* factors = in<float>(mix, "mix", {K, K});
+            auto* to = out<float>(result, "out", {B, K, D});
+            const unsigned threads = arrays::threads(n_threads);
+            const py::gil_scoped_release release;
+            mix_snapshots(kernels(), values, factors, B, K, D, to, threads);
+        },
+        py::arg("x"), py::arg("mix"), py::arg("out"), py::arg("n_threads"));
+    m.def(
         "squared_distances",
         [](const py::object& x, const py::object& mean, const py::object& result, int n_threads) {
             const std::size_t B = length(x, "x", 0, 3);

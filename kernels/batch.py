@@ -1,4 +1,4 @@
-"""Sums over a batch on a CPU, in an order that does not depend on the number of threads."""
+"""Sums and mixtures over a batch on a CPU, in an order that does not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ def column_sums(a_RC: Tensor) -> Tensor:
     sums_C = torch.empty(a_RC.shape[1])
     _core.column_sums(array(a_RC), array(sums_C), n_threads())
     return sums_C
+
+
+def mix_snapshots(mix_KK: Tensor, x_BKD: Tensor, out_BKD: Tensor) -> Tensor:
+    """`out_BKD` = sum over l of mix[k, l] x[b, l, d]; all float32 and contiguous."""
+    _core.mix_snapshots(array(x_BKD), array(mix_KK), array(out_BKD), n_threads())
+    return out_BKD
 
 
 def squared_distances(x_BKD: Tensor, mean_KD: Tensor) -> Tensor:

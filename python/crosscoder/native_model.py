@@ -18,7 +18,7 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.code import SparseCode
 from crosscoder.kernels.arrays import array, code_arrays, n_threads
-from crosscoder.kernels.batch import column_sums
+from crosscoder.kernels.batch import column_sums, mix_snapshots
 from crosscoder.kernels.decode import native as decode_native
 from crosscoder.kernels.encode import native as encode_native
 from crosscoder.kernels.encode.products import Batch, prepare
@@ -51,13 +51,21 @@ def rows_of(model: Crosscoder, products: Products | None = None, scale: Tensor |
     return rows
 
 
+def encoder_input(model: Crosscoder, x_BKD: Tensor, scratch: Scratch) -> Tensor:
+    """`Crosscoder.encoder_input` in C++, contiguous; in `scratch` where it is not `x_BKD` itself."""
+    x_BKD = x_BKD.contiguous()
+    if not model.is_mixed:
+        return x_BKD
+    return mix_snapshots(model.snapshot_mix.float(), x_BKD, scratch.take("mixed", tuple(x_BKD.shape)))
+
+
 def encode(model: Crosscoder, x_BKD: Tensor, products: Products | None = None) -> SparseCode:
     """The code of a batch (B, K, D) in float32."""
     rows = rows_of(model, products)
-    x_BC = model.encoder_input(x_BKD).flatten(1).contiguous()
+    scratch = NoScratch()
+    x_BC = encoder_input(model, x_BKD, scratch).flatten(1)
     if rows.unscaled() and len(x_BC):
         rows = rows_of(model, products, column_scale(x_BC))
-    scratch = NoScratch()
     batch = prepare(x_BC, rows, scratch)
     code, _ = _code_of(model, batch, rows, rows.norms_FK * model.snapshot_scale, scratch)
     return cast(SparseCode, code)
@@ -142,7 +150,7 @@ def sparse_pass(
     window = config.threshold_window if config.threshold_mode == "narrow" and not config.selects_by_rank else 0.0
     norms_FK, theta_F = rows.norms_FK, model.threshold.float()
     x_BKD = x_BKD.contiguous()
-    read_BKD = model.encoder_input(x_BKD).contiguous()
+    read_BKD = encoder_input(model, x_BKD, scratch)
     batch = prepare(read_BKD.flatten(1), rows, scratch)
     code, smallest = _code_of(
         model,
