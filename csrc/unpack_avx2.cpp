@@ -76,32 +76,33 @@ void scaled(const void* src, float scale, void* dst, size_t n, bool stream) {
     }
 }
 
-// load: 16 values, one a byte.
+// eight: of 16 values the first or the second eight, in the lower bytes.
 struct Int8 {
     static constexpr size_t kPerByte = 1;
-    static __m128i load(const uint8_t* src) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(src)); }
+    static __m128i eight(const uint8_t* src, size_t half) {
+        return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(src + half * kWidth));
+    }
 };
 struct Int4 {
     static constexpr size_t kPerByte = 2;
-    static __m128i load(const uint8_t* src) {
+    static __m128i eight(const uint8_t* src, size_t half) {
         const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(src));
-        const __m128i lower = _mm_set1_epi8(15);
-        const __m128i each = _mm_and_si128(_mm_unpacklo_epi8(pairs, _mm_srli_epi16(pairs, 4)), lower);
-        const __m128i sign = _mm_set1_epi8(8);
-        return _mm_sub_epi8(_mm_xor_si128(each, sign), sign);
+        const __m128i each = _mm_and_si128(_mm_unpacklo_epi8(pairs, _mm_srli_epi16(pairs, 4)), _mm_set1_epi8(15));
+        const __m128i values = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+        const __m128i all = _mm_shuffle_epi8(values, each);
+        return half == 0 ? all : _mm_srli_si128(all, kWidth);
     }
 };
 
-// Of the lower 8 bytes.
-__m256 dequantised(__m128i bytes, __m256 scale, const float* gain, const float* offset) {
-    const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+__m256 dequantised(__m128i eight, __m256 scale, const float* gain, const float* offset) {
+    const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight));
     return _mm256_fmadd_ps(_mm256_mul_ps(value, scale), _mm256_loadu_ps(gain), _mm256_loadu_ps(offset));
 }
 
-template <class To>
-void store_dequantised(__m128i bytes, __m256 scale, const float* gain, const float* offset, To* dst, bool stream) {
-    store_pair(dst, dequantised(bytes, scale, gain, offset),
-               dequantised(_mm_srli_si128(bytes, kWidth), scale, gain + kWidth, offset + kWidth), stream);
+template <class From, class To>
+void store_dequantised(const uint8_t* src, __m256 scale, const float* gain, const float* offset, To* dst, bool stream) {
+    store_pair(dst, dequantised(From::eight(src, 0), scale, gain, offset),
+               dequantised(From::eight(src, 1), scale, gain + kWidth, offset + kWidth), stream);
 }
 
 template <class From, class To>
@@ -118,7 +119,7 @@ void quantised(const void* src, const uint16_t* scales, size_t group, const floa
         const bool past_caches = stream && aligned(to + begin);
         size_t i = begin;
         for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
-            store_dequantised(From::load(from + i / From::kPerByte), scale, gain + i, offset + i, to + i, past_caches);
+            store_dequantised<From>(from + i / From::kPerByte, scale, gain + i, offset + i, to + i, past_caches);
         }
         if (i < end) {
             uint8_t in[2 * kWidth] = {};
@@ -128,7 +129,7 @@ void quantised(const void* src, const uint16_t* scales, size_t group, const floa
             memcpy(in, from + i / From::kPerByte, (end - i + From::kPerByte - 1) / From::kPerByte);
             memcpy(gains, gain + i, (end - i) * sizeof(float));
             memcpy(offsets, offset + i, (end - i) * sizeof(float));
-            store_dequantised(From::load(in), scale, gains, offsets, out, false);
+            store_dequantised<From>(in, scale, gains, offsets, out, false);
             memcpy(to + i, out, (end - i) * sizeof(To));
         }
     }
