@@ -30,6 +30,7 @@ from crosscoder.hardware import cpu_name
 
 PIECE = 4 << 20
 THREADS = 2
+RATES = ("first_pass_activations_per_s", "later_pass_activations_per_s", "later_pass_activations_per_cpu_s")
 
 
 def make_store(folder: Path, dtype: str, options: argparse.Namespace) -> ActivationStore:
@@ -194,12 +195,10 @@ def main() -> None:
         store = make_store(options.folder, dtype, options)
         result[dtype] = measure(store, options)
         result[dtype]["cold"] = measure_cold(store, options)
-    if "bf16" in result and "int8" in result:
-        for clock in ("s", "cpu_s"):
-            name = f"later_pass_activations_per_{clock}"
-            result[f"int8_to_bf16_{name}"] = result["int8"][name] / result["bf16"][name]
-        name = "first_pass_activations_per_s"
-        result[f"int8_to_bf16_{name}"] = result["int8"][name] / result["bf16"][name]
+    for finer, coarser in (("bf16", "int8"), ("int8", "int4")):
+        if finer in result and coarser in result:
+            for rate in RATES:
+                result[f"{coarser}_to_{finer}_{rate}"] = result[coarser][rate] / result[finer][rate]
     print(json.dumps(result, indent=2))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -102,7 +102,8 @@ def kinds(options: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any] | 
         "int4, Hadamard 128, one scale a token": {"bits": 4, "group": 128, "rotation": 128, "whiten": True},
         "int4, Hadamard 32, groups of 32": {"bits": 4, "group": 32, "rotation": 32, "whiten": True},
     }
-    return {"bf16": ("bf16", None), "int8": ("int8", None), **{name: ("fp32", how) for name, how in simulated.items()}}
+    stores: dict[str, tuple[str, dict[str, Any] | None]] = {dtype: (dtype, None) for dtype in ("bf16", "int8", "int4")}
+    return stores | {name: ("fp32", how) for name, how in simulated.items()}
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
 const std::vector<std::string>& item_names() {
-    static const std::vector<std::string> names = {"fp32", "bf16", "fp16", "int8", "int32"};
+    static const std::vector<std::string> names = {"fp32", "bf16", "fp16", "int8", "int32", "int4"};
     return names;
 }
 
@@ -39,7 +39,7 @@ Item parse_item(const std::string& name) {
             return static_cast<Item>(i);
         }
     }
-    throw py::value_error("dtype must be one of fp32, bf16, fp16, int8, not " + name);
+    throw py::value_error("dtype must be one of fp32, bf16, fp16, int8, int4, not " + name);
 }
 
 template <class T>
@@ -73,8 +73,11 @@ bool bind_write_activations(const std::string& path, const std::string& temporar
     check_shape(x, "x", {-1, -1});
     SegmentHead head = head_of(store, shard, static_cast<std::uint64_t>(x.shape(0)), x.shape(1));
     head.item = parse_item(dtype);
-    if (head.item == Item::int32 || (head.item == Item::int8) != (group > 0)) {
-        throw py::value_error("int8, and no other dtype, needs a group of channels");
+    if (head.item == Item::int32 || head.quantised() != (group > 0)) {
+        throw py::value_error("int8 and int4, and no other dtype, need a group of channels");
+    }
+    if (head.item == Item::int4 && group % 2 != 0 && group < head.width) {
+        throw py::value_error("int4 needs an even group of channels, or one group");
     }
     head.group = group;
     head.name = name;

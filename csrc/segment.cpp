@@ -91,7 +91,7 @@ std::uint16_t up_to_bf16(float value) {
 
 struct NotFinite {};
 
-// Mean and standard deviation of each channel: what int8 takes off and divides by, so that a channel that is
+// Mean and standard deviation of each channel: what int8 and int4 take off and divide by, so that a channel that is
 // always large costs the others nothing.
 void fit_channels(SegmentHead& head, const float* x) {
     const std::size_t D = head.width;
@@ -119,9 +119,11 @@ void fit_channels(SegmentHead& head, const float* x) {
     }
 }
 
-void encode_int8(const SegmentHead& head, const float* row, std::vector<float>& whitened, std::int8_t* items,
-                 unsigned char* scales) {
+// `items` are zeros before.
+void quantise(const SegmentHead& head, const float* row, std::vector<float>& whitened, unsigned char* items,
+              unsigned char* scales) {
     const std::size_t D = head.width;
+    const float most = head.item == Item::int8 ? 127.0F : 7.0F;
     for (std::size_t d = 0; d < D; ++d) {
         whitened[d] = (row[d] - head.offset[d]) / head.gain[d];
     }
@@ -134,12 +136,17 @@ void encode_int8(const SegmentHead& head, const float* row, std::vector<float>& 
         if (!std::isfinite(largest)) {
             throw NotFinite();
         }
-        const std::uint16_t half = up_to_bf16(largest / 127.0F);
+        const std::uint16_t half = up_to_bf16(largest / most);
         const float scale = from_bf16(half);
         put(scales, 2 * g, half);
         for (std::size_t d = begin; d < end; ++d) {
             const float steps = scale > 0 ? std::nearbyint(whitened[d] / scale) : 0.0F;
-            items[d] = static_cast<std::int8_t>(std::clamp(steps, -127.0F, 127.0F));
+            const int q = static_cast<int>(std::clamp(steps, -most, most));
+            if (head.item == Item::int8) {
+                items[d] = static_cast<unsigned char>(q);
+            } else {  // the earlier channel of a byte in its lower half
+                items[d / 2] = static_cast<unsigned char>(items[d / 2] | (q & 15) << d % 2 * 4);
+            }
         }
     }
 }
@@ -231,7 +238,23 @@ FileError::FileError(int code, const std::string& path)
     : std::runtime_error(path + ": " + std::strerror(code)), code_(code), path_(path) {}
 
 std::size_t SegmentHead::head_bytes() const {
-    return round_up_to_page(kArraysAt + (item == Item::int8 ? 16 : 8) * std::size_t{width} + 8);
+    return round_up_to_page(kArraysAt + (quantised() ? 16 : 8) * std::size_t{width} + 8);
+}
+
+std::size_t SegmentHead::items_bytes() const {
+    switch (item) {
+        case Item::int4:
+            return (std::size_t{width} + 1) / 2;
+        case Item::int8:
+            return width;
+        case Item::bf16:
+        case Item::fp16:
+            return 2 * std::size_t{width};
+        case Item::fp32:
+        case Item::int32:
+            break;
+    }
+    return 4 * std::size_t{width};
 }
 
 std::size_t SegmentHead::rows_of(std::size_t block) const {
@@ -281,7 +304,7 @@ std::vector<unsigned char> format_head(const SegmentHead& head) {
         at += head.width * sizeof values[0];
     };
     append(head.column_sums);
-    if (head.item == Item::int8) {
+    if (head.quantised()) {
         append(head.offset);
         append(head.gain);
     }
@@ -319,11 +342,12 @@ SegmentHead parse_head(const unsigned char* b, std::size_t size, const std::stri
     const auto name_bytes = get<std::uint32_t>(b, 72);
     // A right checksum over wrong fields is another writer's fault, not the disk's: refused all the same.
     const bool tokens = head.kind == Kind::tokens && head.item == Item::int32;
-    const bool activations = head.kind == Kind::activations && head.item <= Item::int8;
-    const bool grouped = head.item == Item::int8 ? head.group >= 1 : head.group == 0;
-    if (!(tokens || activations) || !grouped || head.width < 1 || head.width > kMostWidth || head.rows < 1 ||
-        head.rows >> 40 != 0 || head.rows_per_block < 1 || head.rows_per_block > 1U << 24 || name_bytes > kNameBytes ||
-        head.head_bytes() != length || !std::isfinite(head.norm_sum)) {
+    const bool activations = head.kind == Kind::activations && (head.item <= Item::int8 || head.item == Item::int4);
+    const bool grouped = head.quantised() ? head.group >= 1 : head.group == 0;
+    const bool whole_bytes = head.item != Item::int4 || head.group % 2 == 0 || head.group >= head.width;
+    if (!(tokens || activations) || !grouped || !whole_bytes || head.width < 1 || head.width > kMostWidth ||
+        head.rows < 1 || head.rows >> 40 != 0 || head.rows_per_block < 1 || head.rows_per_block > 1U << 24 ||
+        name_bytes > kNameBytes || head.head_bytes() != length || !std::isfinite(head.norm_sum)) {
         throw FormatError(path + ": the header makes no sense; collect it again");
     }
     head.name.assign(reinterpret_cast<const char*>(b + kNameAt), name_bytes);
@@ -335,7 +359,7 @@ SegmentHead parse_head(const unsigned char* b, std::size_t size, const std::stri
         at += values.size() * sizeof values[0];
     };
     extract(head.column_sums);
-    if (head.item == Item::int8) {
+    if (head.quantised()) {
         extract(head.offset);
         extract(head.gain);
     }
@@ -353,11 +377,12 @@ bool write_activations(const std::string& path, const std::string& temporary, Se
     if (!std::all_of(x, x + n, [](float value) { return std::isfinite(value); })) {
         return false;
     }
-    if (head.item == Item::int8) {
+    if (head.quantised()) {
         fit_channels(head, x);
     }
     head.rows_per_block = default_rows_per_block(head.row_bytes());
     std::vector<float> stored(D), whitened(D);
+    std::vector<std::uint16_t> halves(head.groups());
     const auto encode_row = [&](const float* row, unsigned char* items, unsigned char* scales) {
         switch (head.item) {
             case Item::bf16:
@@ -378,14 +403,13 @@ bool write_activations(const std::string& path, const std::string& temporary, Se
                     }
                 }
                 break;
-            case Item::int8: {
-                std::vector<std::uint16_t> halves(head.groups());
-                encode_int8(head, row, whitened, reinterpret_cast<std::int8_t*>(items), scales);
+            case Item::int8:
+            case Item::int4:
+                quantise(head, row, whitened, items, scales);
                 std::memcpy(halves.data(), scales, 2 * halves.size());
-                unpack_portable.int8[0](reinterpret_cast<const std::int8_t*>(items), halves.data(), head.group,
-                                        head.gain.data(), head.offset.data(), stored.data(), D, false);
+                unpack_portable.quantised[head.item == Item::int4 ? 1 : 0][0](
+                    items, halves.data(), head.group, head.gain.data(), head.offset.data(), stored.data(), D, false);
                 break;
-            }
             case Item::fp32:
             case Item::int32:
                 std::memcpy(items, row, 4 * D);
@@ -405,7 +429,7 @@ bool write_activations(const std::string& path, const std::string& temporary, Se
     };
     try {
         write_blocks(path, temporary, head, [&](std::size_t first, std::size_t rows, unsigned char* block) {
-            const std::size_t items_bytes = D * head.item_bytes();
+            const std::size_t items_bytes = head.items_bytes();
             for (std::size_t i = 0; i < rows; ++i) {
                 encode_row(x + (first + i) * D, block + i * items_bytes,
                            block + rows * items_bytes + 2 * i * head.groups());
@@ -584,7 +608,7 @@ RowUnpacker::RowUnpacker(const UnpackKernels& kernels, const SegmentHead& head, 
     : kernels_(kernels),
       item_(head.item),
       width_(head.width),
-      row_items_bytes_(head.width * head.item_bytes()),
+      items_bytes_(head.items_bytes()),
       groups_(head.groups()),
       group_(head.group),
       scale_(scale),
@@ -601,12 +625,14 @@ RowUnpacker::RowUnpacker(const UnpackKernels& kernels, const SegmentHead& head, 
 }
 
 void RowUnpacker::operator()(const unsigned char* block, std::size_t rows, std::size_t row, void* out) const {
-    const unsigned char* items = block + row * row_items_bytes_;
-    if (item_ != Item::int8) {
+    const unsigned char* items = block + row * items_bytes_;
+    if (groups_ == 0) {
         kernels_.scaled[static_cast<std::size_t>(item_)][output_](items, scale_, out, width_, stream_);
         return;
     }
-    const unsigned char* scales = block + rows * row_items_bytes_ + 2 * row * groups_;
+    const unsigned char* scales = block + rows * items_bytes_ + 2 * row * groups_;
+    const std::size_t per_byte = item_ == Item::int4 ? 2 : 1;
+    const auto unpack = kernels_.quantised[per_byte - 1][output_];
     constexpr std::size_t kMost = 256;
     std::uint16_t aligned[kMost];  // scales may lie at odd addresses
     for (std::size_t g = 0; g < groups_; g += kMost) {
@@ -614,9 +640,8 @@ void RowUnpacker::operator()(const unsigned char* block, std::size_t rows, std::
         std::memcpy(aligned, scales + 2 * g, 2 * count);
         const std::size_t begin = g * group_;
         const std::size_t width = std::min(width_ - begin, count * group_);
-        kernels_.int8[output_](reinterpret_cast<const std::int8_t*>(items) + begin, aligned, group_,
-                               gain_.data() + begin, offset_.data() + begin,
-                               static_cast<unsigned char*>(out) + begin * (output_ == 0 ? 4 : 2), width, stream_);
+        unpack(items + begin / per_byte, aligned, group_, gain_.data() + begin, offset_.data() + begin,
+               static_cast<unsigned char*>(out) + begin * (output_ == 0 ? 4 : 2), width, stream_);
     }
 }
 

@@ -33,7 +33,7 @@ class FileError : public std::runtime_error {
 };
 
 enum class Kind : std::uint32_t { tokens = 0, activations = 1 };
-enum class Item : std::uint32_t { fp32 = 0, bf16 = 1, fp16 = 2, int8 = 3, int32 = 4 };
+enum class Item : std::uint32_t { fp32 = 0, bf16 = 1, fp16 = 2, int8 = 3, int32 = 4, int4 = 5 };
 
 constexpr std::size_t kPage = 4096;
 constexpr std::uint32_t kSegmentVersion = 2;
@@ -47,17 +47,18 @@ struct SegmentHead {
     std::uint32_t width = 0;
     std::uint64_t rows = 0;
     std::uint32_t rows_per_block = 0;
-    std::uint32_t group = 0;  // int8: neighbouring channels that share a scale
+    std::uint32_t group = 0;  // int8, int4: neighbouring channels that share a scale
     std::uint64_t store = 0;  // identity of the store
     double norm_sum = 0;
     std::string name;       // of the snapshot
     std::vector<double> column_sums;   // (width,)
-    std::vector<float> offset, gain;   // int8: (width,)
+    std::vector<float> offset, gain;   // int8, int4: (width,)
     std::uint64_t salt = 0;            // what ties a block to this file
 
-    std::size_t groups() const { return item == Item::int8 ? (width + group - 1) / group : 0; }
-    std::size_t item_bytes() const { return item == Item::int8 ? 1 : (item == Item::bf16 || item == Item::fp16 ? 2 : 4); }
-    std::size_t row_bytes() const { return width * item_bytes() + 2 * groups(); }
+    bool quantised() const { return item == Item::int8 || item == Item::int4; }
+    std::size_t groups() const { return quantised() ? (std::size_t{width} + group - 1) / group : 0; }
+    std::size_t items_bytes() const;  // of a row, without its scales
+    std::size_t row_bytes() const { return items_bytes() + 2 * groups(); }
     std::size_t head_bytes() const;
     std::size_t n_blocks() const { return static_cast<std::size_t>((rows + rows_per_block - 1) / rows_per_block); }
     std::size_t rows_of(std::size_t block) const;
@@ -133,7 +134,7 @@ class RowUnpacker {
   private:
     const UnpackKernels& kernels_;
     Item item_;
-    std::size_t width_, row_items_bytes_, groups_, group_;
+    std::size_t width_, items_bytes_, groups_, group_;
     float scale_;
     int output_;
     bool stream_;

@@ -76,15 +76,39 @@ void scaled(const void* src, float scale, void* dst, size_t n, bool stream) {
     }
 }
 
-__m256 dequantised(const int8_t* src, __m256 scale, const float* gain, const float* offset) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(src));
-    const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+// eight: of 16 values the first or the second eight, in the lower bytes.
+struct Int8 {
+    static constexpr size_t kPerByte = 1;
+    static __m128i eight(const uint8_t* src, size_t half) {
+        return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(src + half * kWidth));
+    }
+};
+struct Int4 {
+    static constexpr size_t kPerByte = 2;
+    static __m128i eight(const uint8_t* src, size_t half) {
+        const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(src));
+        const __m128i each = _mm_and_si128(_mm_unpacklo_epi8(pairs, _mm_srli_epi16(pairs, 4)), _mm_set1_epi8(15));
+        const __m128i values = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+        const __m128i all = _mm_shuffle_epi8(values, each);
+        return half == 0 ? all : _mm_srli_si128(all, kWidth);
+    }
+};
+
+__m256 dequantised(__m128i eight, __m256 scale, const float* gain, const float* offset) {
+    const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight));
     return _mm256_fmadd_ps(_mm256_mul_ps(value, scale), _mm256_loadu_ps(gain), _mm256_loadu_ps(offset));
 }
 
-template <class To>
-void int8(const int8_t* src, const uint16_t* scales, size_t group, const float* gain, const float* offset, void* dst,
-          size_t n, bool stream) {
+template <class From, class To>
+void store_dequantised(const uint8_t* src, __m256 scale, const float* gain, const float* offset, To* dst, bool stream) {
+    store_pair(dst, dequantised(From::eight(src, 0), scale, gain, offset),
+               dequantised(From::eight(src, 1), scale, gain + kWidth, offset + kWidth), stream);
+}
+
+template <class From, class To>
+void quantised(const void* src, const uint16_t* scales, size_t group, const float* gain, const float* offset,
+               void* dst, size_t n, bool stream) {
+    const uint8_t* from = static_cast<const uint8_t*>(src);
     To* to = static_cast<To*>(dst);
     for (size_t begin = 0, g = 0; begin < n; begin += group, ++g) {
         const size_t end = begin + group < n ? begin + group : n;
@@ -95,20 +119,17 @@ void int8(const int8_t* src, const uint16_t* scales, size_t group, const float* 
         const bool past_caches = stream && aligned(to + begin);
         size_t i = begin;
         for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
-            const size_t j = i + kWidth;
-            store_pair(to + i, dequantised(src + i, scale, gain + i, offset + i),
-                       dequantised(src + j, scale, gain + j, offset + j), past_caches);
+            store_dequantised<From>(from + i / From::kPerByte, scale, gain + i, offset + i, to + i, past_caches);
         }
         if (i < end) {
-            int8_t in[2 * kWidth] = {};
+            uint8_t in[2 * kWidth] = {};
             float gains[2 * kWidth] = {};
             float offsets[2 * kWidth] = {};
             To out[2 * kWidth];
-            memcpy(in, src + i, end - i);
+            memcpy(in, from + i / From::kPerByte, (end - i + From::kPerByte - 1) / From::kPerByte);
             memcpy(gains, gain + i, (end - i) * sizeof(float));
             memcpy(offsets, offset + i, (end - i) * sizeof(float));
-            store_pair(out, dequantised(in, scale, gains, offsets),
-                       dequantised(in + kWidth, scale, gains + kWidth, offsets + kWidth), false);
+            store_dequantised<From>(in, scale, gains, offsets, out, false);
             memcpy(to + i, out, (end - i) * sizeof(To));
         }
     }
@@ -119,6 +140,7 @@ void int8(const int8_t* src, const uint16_t* scales, size_t group, const float* 
 constinit const UnpackKernels unpack_avx2 = {{{scaled<float, float>, scaled<float, Bf16>},
                                               {scaled<Bf16, float>, scaled<Bf16, Bf16>},
                                               {scaled<Fp16, float>, scaled<Fp16, Bf16>}},
-                                             {int8<float>, int8<Bf16>}};
+                                             {{quantised<Int8, float>, quantised<Int8, Bf16>},
+                                              {quantised<Int4, float>, quantised<Int4, Bf16>}}};
 
 }  // namespace crosscoder

@@ -110,32 +110,75 @@ void scaled_bf16(const void* src, float scale, void* dst, size_t n, bool stream)
 }
 #endif
 
-__m512 dequantised(const int8_t* src, __m512 scale, const float* gain, const float* offset, __mmask16 mask) {
-    const __m512 value = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, src)));
-    return _mm512_fmadd_ps(_mm512_mul_ps(value, scale), _mm512_maskz_loadu_ps(mask, gain),
-                           _mm512_maskz_loadu_ps(mask, offset));
-}
+// Values of a group times its scale, each product rounded. pair: 32 values; part: the first n <= 16.
+class Int8 {
+  public:
+    static constexpr size_t kPerByte = 1;
+    explicit Int8(__m512 scale) : scale_(scale) {}
+    void pair(const uint8_t* src, __m512* values) const {
+        values[0] = part(src, kWidth);
+        values[1] = part(src + kWidth, kWidth);
+    }
+    __m512 part(const uint8_t* src, size_t n) const {
+        const __m128i bytes = _mm_maskz_loadu_epi8(tail_mask(n), src);
+        return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), scale_);
+    }
 
-template <class To>
-void int8(const int8_t* src, const uint16_t* scales, size_t group, const float* gain, const float* offset, void* dst,
-          size_t n, bool stream) {
+  private:
+    __m512 scale_;
+};
+
+// There are only 16 products: they are made once a group and looked up.
+class Int4 {
+  public:
+    static constexpr size_t kPerByte = 2;
+    explicit Int4(__m512 scale)
+        : products_(_mm512_mul_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1), scale)) {}
+    void pair(const uint8_t* src, __m512* values) const {
+        const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src));
+        const __m128i upper = _mm_srli_epi16(pairs, 4);
+        values[0] = looked_up(_mm_unpacklo_epi8(pairs, upper));
+        values[1] = looked_up(_mm_unpackhi_epi8(pairs, upper));
+    }
+    __m512 part(const uint8_t* src, size_t n) const {
+        const __m128i pairs = _mm_maskz_loadu_epi8(tail_mask((n + 1) / 2), src);
+        return looked_up(_mm_unpacklo_epi8(pairs, _mm_srli_epi16(pairs, 4)));
+    }
+
+  private:
+    // Of each byte the lower 4 bits; the permutation takes no notice of the others.
+    __m512 looked_up(__m128i bytes) const { return _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(bytes), products_); }
+
+    __m512 products_;
+};
+
+template <class From, class To>
+void quantised(const void* src, const uint16_t* scales, size_t group, const float* gain, const float* offset,
+               void* dst, size_t n, bool stream) {
+    const uint8_t* from = static_cast<const uint8_t*>(src);
     To* to = static_cast<To*>(dst);
     for (size_t begin = 0, g = 0; begin < n; begin += group, ++g) {
         const size_t end = begin + group < n ? begin + group : n;
         const uint32_t bits = static_cast<uint32_t>(scales[g]) << 16;
         float factor = 0;
         memcpy(&factor, &bits, sizeof factor);
-        const __m512 scale = _mm512_set1_ps(factor);
+        const From source(_mm512_set1_ps(factor));
         const bool past_caches = stream && aligned(to + begin);
         size_t i = begin;
         for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
             const size_t j = i + kWidth;
-            store_pair(to + i, dequantised(src + i, scale, gain + i, offset + i, 0xffff),
-                       dequantised(src + j, scale, gain + j, offset + j, 0xffff), past_caches);
+            __m512 values[2];
+            source.pair(from + i / From::kPerByte, values);
+            store_pair(to + i, _mm512_fmadd_ps(values[0], _mm512_loadu_ps(gain + i), _mm512_loadu_ps(offset + i)),
+                       _mm512_fmadd_ps(values[1], _mm512_loadu_ps(gain + j), _mm512_loadu_ps(offset + j)), past_caches);
         }
         for (; i < end; i += kWidth) {
-            const __mmask16 mask = end - i < kWidth ? tail_mask(end - i) : __mmask16{0xffff};
-            store(to + i, dequantised(src + i, scale, gain + i, offset + i, mask), mask);
+            const size_t left = end - i < kWidth ? end - i : kWidth;
+            const __mmask16 mask = tail_mask(left);
+            store(to + i,
+                  _mm512_fmadd_ps(source.part(from + i / From::kPerByte, left), _mm512_maskz_loadu_ps(mask, gain + i),
+                                  _mm512_maskz_loadu_ps(mask, offset + i)),
+                  mask);
         }
     }
 }
@@ -146,12 +189,14 @@ void int8(const int8_t* src, const uint16_t* scales, size_t group, const float* 
 constinit const UnpackKernels unpack_avx512_bf16 = {{{scaled<float, float>, scaled<float, Bf16>},
                                                      {scaled<Bf16, float>, scaled<Bf16, Bf16>},
                                                      {scaled<Fp16, float>, scaled<Fp16, Bf16>}},
-                                                    {int8<float>, int8<Bf16>}};
+                                                    {{quantised<Int8, float>, quantised<Int8, Bf16>},
+                                                     {quantised<Int4, float>, quantised<Int4, Bf16>}}};
 #else
 constinit const UnpackKernels unpack_avx512 = {{{scaled<float, float>, scaled<float, Bf16>},
                                                 {scaled<Bf16, float>, scaled_bf16},
                                                 {scaled<Fp16, float>, scaled<Fp16, Bf16>}},
-                                               {int8<float>, int8<Bf16>}};
+                                               {{quantised<Int8, float>, quantised<Int8, Bf16>},
+                                                {quantised<Int4, float>, quantised<Int4, Bf16>}}};
 #endif
 
 }  // namespace crosscoder

@@ -14,9 +14,10 @@ struct UnpackKernels {
     // dst[i] = T(float(src[i]) * scale); [source: fp32, bf16, fp16][T: fp32, bf16].
     void (*scaled[3][2])(const void* src, float scale, void* dst, size_t n, bool stream);
     // dst[i] = T(fma(src[i] * scales[i / group], gain[i], offset[i])): the product is rounded, then the fused multiply-
-    // add once. scales are bfloat16 bits; [T: fp32, bf16].
-    void (*int8[2])(const int8_t* src, const uint16_t* scales, size_t group, const float* gain, const float* offset,
-                    void* dst, size_t n, bool stream);
+    // add once. scales are bfloat16 bits. int4: two's complement, two a byte, the first in the lower half; `group` is
+    // even, or at least n. [source: int8, int4][T: fp32, bf16].
+    void (*quantised[2][2])(const void* src, const uint16_t* scales, size_t group, const float* gain,
+                            const float* offset, void* dst, size_t n, bool stream);
 };
 
 extern const UnpackKernels unpack_portable;

@@ -57,12 +57,20 @@ void scaled(const void* src, float scale, void* dst, size_t n, bool) {
     }
 }
 
-template <class To>
-void int8(const int8_t* src, const uint16_t* scales, size_t group, const float* gain, const float* offset, void* dst,
-          size_t n, bool) {
+struct Int8 {
+    static int at(const uint8_t* src, size_t i) { return static_cast<int8_t>(src[i]); }
+};
+struct Int4 {
+    static int at(const uint8_t* src, size_t i) { return ((src[i / 2] >> i % 2 * 4 & 15) ^ 8) - 8; }
+};
+
+template <class From, class To>
+void quantised(const void* src, const uint16_t* scales, size_t group, const float* gain, const float* offset,
+               void* dst, size_t n, bool) {
+    const uint8_t* from = static_cast<const uint8_t*>(src);
     To* to = static_cast<To*>(dst);
     for (size_t i = 0; i < n; ++i) {
-        const float value = static_cast<float>(src[i]) * widen_bf16(scales[i / group]);
+        const float value = static_cast<float>(From::at(from, i)) * widen_bf16(scales[i / group]);
         store(fmaf(value, gain[i], offset[i]), to + i);
     }
 }
@@ -73,6 +81,6 @@ constinit const UnpackKernels unpack_portable = {
     {{scaled<float, float>, scaled<float, Bf16>},
      {scaled<Bf16, float>, scaled<Bf16, Bf16>},
      {scaled<Fp16, float>, scaled<Fp16, Bf16>}},
-    {int8<float>, int8<Bf16>}};
+    {{quantised<Int8, float>, quantised<Int8, Bf16>}, {quantised<Int4, float>, quantised<Int4, Bf16>}}};
 
 }  // namespace crosscoder

@@ -166,8 +166,9 @@ def write_activations(
 ) -> bool:
     """Write `x` (T, D) as a segment: to `temporary`, synced, renamed to `path`. `name` is the snapshot's.
 
-    False, with nothing written, if a value is not finite (also after rounding to `dtype`: fp32, bf16, fp16, int8).
-    `group`: channels that share a scale, for int8; 0 for the others. Raises `OSError`.
+    False, with nothing written, if a value is not finite (also after rounding to `dtype`: fp32, bf16, fp16, int8 or
+    int4).
+    `group`: channels that share a scale, for int8 and int4; 0 for the others. Raises `OSError`.
     """
 
 def write_tokens(path: str, temporary: str, rows: npt.NDArray[np.int32], *, store: int, shard: int) -> None:

@@ -140,7 +140,7 @@ def test_the_number_of_threads_and_the_way_of_reading_do_not_matter(wide: Activa
     assert torch.equal(first, everything(loader))
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8", "int4"])
 def test_bf16_batches_are_the_fp32_ones_rounded(wide: ActivationStore, tmp_path: Path, dtype: str) -> None:
     x = torch.cat([wide.read(shard) for shard in range(3)])[:1_000, :, 5:106]  # a width that is no multiple of anything
     store = ActivationStore.from_array(tmp_path / "s", x, dtype, rows_per_shard=400)

@@ -72,7 +72,7 @@ def test_wrong_shapes(tmp_path: Path, x: torch.Tensor) -> None:
     with pytest.raises(DataError, match=r"\(tokens, snapshots, width\)"):
         ActivationStore.from_array(tmp_path / "t", x[0])
     with pytest.raises(ConfigError, match="dtype must be one of"):
-        ActivationStore.from_array(tmp_path / "t", x, "int4")
+        ActivationStore.from_array(tmp_path / "t", x, "int2")
 
 
 def test_another_store_is_not_overwritten(tmp_path: Path, x: torch.Tensor) -> None:
@@ -91,9 +91,10 @@ def files_of(store: Path) -> list[Path]:
     return sorted(path for path in store.rglob("*") if path.is_file() and path.suffix in (".seg", ".json"))
 
 
-def test_every_flipped_byte_of_a_store_is_found(tmp_path: Path, x: torch.Tensor) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_every_flipped_byte_of_a_store_is_found(tmp_path: Path, x: torch.Tensor, dtype: str) -> None:
     """All bytes of all files: headers, data, padding, checksums, manifest."""
-    ActivationStore.from_array(tmp_path / "s", x[:, :1], "int8")
+    ActivationStore.from_array(tmp_path / "s", x[:, :1], dtype)
     ActivationStore.open(tmp_path / "s").verify()
     for path in files_of(tmp_path / "s"):
         good, missed = path.read_bytes(), []
@@ -140,10 +141,16 @@ def test_verify_names_every_damaged_block(large: ActivationStore) -> None:
         large.read(0, np.arange(500, 550))
 
 
-def test_truncation_at_every_block_is_found(large: ActivationStore) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "int8", "int4"])
+def test_truncation_at_every_block_is_found(large: ActivationStore, tmp_path: Path, dtype: str) -> None:
+    if dtype != "fp32":
+        x = torch.randn(4_000, 2, 301, generator=torch.Generator().manual_seed(1))
+        large = ActivationStore.from_array(tmp_path / "s", x, dtype, rows_per_shard=2_000)
+    assert large.segment(1, 1).head["n_blocks"] > 1
     file = large.segment_path(1, 1)
     good = file.read_bytes()
-    for length in [0, 1, 100, 4095, *range(4096, len(good), 1 << 18), len(good) - 4096, len(good) - 1]:
+    begin = int.from_bytes(good[16:20], "little")
+    for length in [0, 1, 100, 4095, *range(begin, len(good), 1 << 18), len(good) - 4096, len(good) - 1]:
         file.write_bytes(good[:length])
         with pytest.raises(DataError, match=r"snapshot-001\.seg.* truncated"):
             ActivationStore.open(large.path).verify()
@@ -209,7 +216,7 @@ def resigned(data: bytearray, position: int, value: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("position", "value"),
     [
-        (20, 7), (24, 9), (24, 4), (24, 3), (36, 0), (36, 1 << 30), (40, 0), (44, 1 << 30), (48, 0),
+        (20, 7), (24, 9), (24, 4), (24, 3), (24, 5), (36, 0), (36, 1 << 30), (40, 0), (44, 1 << 30), (48, 0),
         (48, 1 << 31), (52, 3), (72, 949), (72, (1 << 32) - 1), (64 + 4, 0x7FF00000),
     ],
 )  # fmt: skip
@@ -220,21 +227,52 @@ def test_headers_that_make_no_sense(large: ActivationStore, position: int, value
         ActivationStore.open(large.path).verify()
 
 
-def test_int8_is_close_also_beside_outlier_channels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "most"), [("int8", 3e-4), ("int4", 1.3e-2)])
+def test_coarse_dtypes_are_close_also_beside_outlier_channels(tmp_path: Path, dtype: str, most: float) -> None:
     """A channel that is a hundred times larger costs the others nothing."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2_000, 1, 96, generator=generator)
     x[:, :, 7] = x[:, :, 7] * 100 + 500
     x[:, :, 8] = 3.5
-    store = ActivationStore.from_array(tmp_path / "s", x, "int8", rows_per_shard=700)
+    store = ActivationStore.from_array(tmp_path / "s", x, dtype, rows_per_shard=700)
     error = torch.cat([store.read(shard) for shard in range(3)]) - x
     lost = error.square().mean(dim=(0, 1)) / x.var(dim=(0, 1))
     usual = torch.arange(96) != 8
-    assert lost[usual].max() < 3e-4
+    assert lost[usual].max() < most
     assert error[:, :, 8].abs().max() < 1e-5
     exact = torch.cat([store.read(shard) for shard in range(3)]).double()
     np.testing.assert_allclose(store.means()[0], exact.mean(dim=(0, 1)), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(store.scales(), 96**0.5 / exact.norm(dim=2).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 5, 31, 32, 33, 97, 300])
+@pytest.mark.parametrize(("dtype", "steps"), [("int8", 127), ("int4", 7)])
+def test_coarse_dtypes_are_off_by_half_a_step(tmp_path: Path, dtype: str, steps: int, width: int) -> None:
+    """No value by more than half of its group's scale, whatever the width; the file is as docs/store-format.md says."""
+    x = torch.randn(50, 1, width, generator=torch.Generator().manual_seed(width)) * 3 + 2
+    store = ActivationStore.from_array(tmp_path / "s", x, dtype)
+    group, head = store.manifest["scale_group"], store.segment(0, 0).head
+    data, at = store.segment_path(0, 0).read_bytes(), 1024 + 8 * width
+    offset, gain = np.frombuffer(data, np.float32, 2 * width, at).reshape(2, width)
+    groups, items_bytes = -(-width // group), width if dtype == "int8" else (width + 1) // 2
+    assert store.row_bytes == items_bytes + 2 * groups and head["rows_per_block"] >= 50
+    begin = int.from_bytes(data[16:20], "little")
+    items = np.frombuffer(data, np.uint8, 50 * items_bytes, begin).reshape(50, items_bytes)
+    halves = np.frombuffer(data, np.uint16, 50 * groups, begin + items.size).reshape(50, groups)
+    scale = (halves.astype(np.uint32) << 16).view(np.float32).repeat(group, axis=1)[:, :width]
+    if dtype == "int4":
+        both = np.stack([items & 15, items >> 4], axis=2).reshape(50, -1)
+        assert not both[:, width:].any(), "the half of a byte that no channel takes is 0"
+        q = (both[:, :width] ^ 8).astype(np.int32) - 8
+    else:
+        q = items.view(np.int8).astype(np.int32)
+    assert np.abs(q).max() <= steps and (np.abs(q).max(axis=0) >= steps - 1).any()
+    expected = (q * scale).astype(np.float64) * gain + offset
+    read = store.read(0)[:, 0].numpy()
+    np.testing.assert_allclose(read, expected, rtol=1e-6, atol=1e-6)
+    off = np.abs(read - x[:, 0].numpy()) / gain
+    assert (off <= scale * 0.5001 + 1e-6).all()
+    assert ((scale * steps).max() <= np.abs((x[:, 0].numpy() - offset) / gain).max() * (1 + 2**-6)).all()
 
 
 def test_snapshots_are_added_later_and_subsets_read(tmp_path: Path, x: torch.Tensor) -> None:
@@ -330,6 +368,7 @@ MALFORMED = [
     {"format_version": 2.5}, {"format_version": True}, {"format_version": [2]},
     {"d_model": -5}, {"d_model": None}, {"d_model": 0}, {"d_model": 5.0}, {"d_model": 10**30}, {"d_model": True},
     {"dtype": "int4"}, {"dtype": None}, {"dtype": ["fp32"]}, {"dtype": "int8"},
+    {"dtype": "int4", "scale_group": 3}, {"dtype": "int4", "scale_group": False}, {"dtype": "int2"},
     {"scale_group": 4}, {"scale_group": None}, {"scale_group": False},
     {"byte_order": "big"}, {"byte_order": None},
     {"shard_rows": []}, {"shard_rows": [37, 37, -26]}, {"shard_rows": "100"}, {"shard_rows": [37.5]},

@@ -90,6 +90,8 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "layer 16 of 0 to 31" in printed and "209,715.2 GB" in printed and "does not fit into 73.6 GB" in printed
     assert cli.main([*options, "--model", "pythia-160m-paper", "--dtype", "int8"]) == 0
     assert "19,814.4 GB" in capsys.readouterr().out  # 8e8 x 32 x 768 x (1 + 2/256) bytes
+    assert cli.main([*options, "--model", "pythia-160m-paper", "--dtype", "int4"]) == 0
+    assert "11,059.2 GB" in capsys.readouterr().out  # 8e8 x 32 x 768 x (1/2 + 2/32) bytes
     for wrong, message in (
         (["--layer", "12"], "layer 12 does not exist: the model has layers 0 to 11"),
         (["--gpu", "h1000"], "gpu must be one of"),

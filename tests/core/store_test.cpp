@@ -81,7 +81,7 @@ SegmentHead head_of(Item item, std::uint32_t width, std::uint64_t rows, std::uin
     head.rows = rows;
     head.shard = shard;
     head.store = 77;
-    head.group = item == Item::int8 ? std::min<std::uint32_t>(width, 48) : 0;
+    head.group = head.quantised() ? std::min<std::uint32_t>(width, 48) : 0;
     head.name = name;
     return head;
 }
@@ -102,16 +102,17 @@ void test_unpacking_stays_within_its_buffers() {
     for (std::size_t n = 1; n < 80; ++n) {
         std::vector<float> wide(n), gain(n), offset(n);
         std::vector<std::uint16_t> half(n);
-        std::vector<std::int8_t> bytes(n);
+        std::vector<std::uint8_t> bytes(n);
         for (std::size_t i = 0; i < n; ++i) {
             wide[i] = i % 7 == 3 ? 1e-39F : random.normal();
             gain[i] = random.normal();
             offset[i] = random.normal();
             half[i] = static_cast<std::uint16_t>(random() & 0xbbffU);  // finite as bf16 and as fp16
-            bytes[i] = static_cast<std::int8_t>(random());
+            bytes[i] = static_cast<std::uint8_t>(random());
         }
-        const std::size_t group = n < 20 ? n : 16;
+        const std::size_t group = n < 20 || n % 3 == 0 ? n : (n % 3 == 1 ? 16 : 34);
         const std::vector<std::uint16_t> scales((n + group - 1) / group, 0x3c01);
+        const std::vector<std::uint8_t> pairs(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>((n + 1) / 2));
         const auto all = [&](const UnpackKernels& kernels, bool stream) {
             std::vector<std::uint8_t> out;
             const auto append = [&out](const auto& made) {
@@ -127,12 +128,17 @@ void test_unpacking_stays_within_its_buffers() {
                 append(to_float);
                 append(to_half);
             }
-            std::vector<float> to_float(n);
-            std::vector<std::uint16_t> to_half(n);
-            kernels.int8[0](bytes.data(), scales.data(), group, gain.data(), offset.data(), to_float.data(), n, stream);
-            kernels.int8[1](bytes.data(), scales.data(), group, gain.data(), offset.data(), to_half.data(), n, stream);
-            append(to_float);
-            append(to_half);
+            const void* quantised[2] = {bytes.data(), pairs.data()};
+            for (int source = 0; source < 2; ++source) {
+                std::vector<float> to_float(n);
+                std::vector<std::uint16_t> to_half(n);
+                kernels.quantised[source][0](quantised[source], scales.data(), group, gain.data(), offset.data(),
+                                             to_float.data(), n, stream);
+                kernels.quantised[source][1](quantised[source], scales.data(), group, gain.data(), offset.data(),
+                                             to_half.data(), n, stream);
+                append(to_float);
+                append(to_half);
+            }
             return out;
         };
         const std::vector<std::uint8_t> expected = all(unpack_portable, false);
@@ -149,7 +155,7 @@ void test_unpacking_stays_within_its_buffers() {
 void test_round_trips() {
     const Folder folder;
     const std::string path = folder.of("a.seg");
-    for (const Item item : {Item::fp32, Item::bf16, Item::fp16, Item::int8}) {
+    for (const Item item : {Item::fp32, Item::bf16, Item::fp16, Item::int8, Item::int4}) {
         for (const std::uint32_t width : {1U, 5U, 64U, 300U}) {
             const std::size_t T = 400;
             const std::vector<float> x = values(T * width);
@@ -160,7 +166,10 @@ void test_round_trips() {
             const std::vector<std::int64_t> index = {399, 0, 7, 7, 200};
             std::vector<float> out(index.size() * width);
             file.gather(unpack_kernels(active_level()), index.data(), index.size(), 2.0F, out.data(), width);
-            const float tolerance = item == Item::fp32 ? 0 : (item == Item::int8 ? 0.2F : 0.04F);
+            float tolerance = item == Item::fp32 ? 0 : 0.04F;
+            if (file.head().quantised()) {  // half a step of the largest value, 6 deviations (of 1), both doubled
+                tolerance = item == Item::int8 ? 0.2F : 0.9F;
+            }
             for (std::size_t i = 0; i < out.size(); ++i) {
                 const float expected = 2.0F * x[static_cast<std::size_t>(index[i / width]) * width + i % width];
                 CHECK(std::fabs(out[i] - expected) <= tolerance);
@@ -179,11 +188,11 @@ void test_round_trips() {
 }
 
 // Every byte of the header set to several values, with and without a checksum that is right: refused or harmless.
-void test_headers_of_all_kinds() {
+void test_headers_of_all_kinds(Item item) {
     const Folder folder;
     const std::string path = folder.of("a.seg");
     const std::vector<float> x = values(60);
-    CHECK(write_activations(path, folder.of("t"), head_of(Item::int8, 6, 10, 0, "s"), x.data()));
+    CHECK(write_activations(path, folder.of("t"), head_of(item, 6, 10, 0, "s"), x.data()));
     const std::vector<unsigned char> good = format_head(SegmentFile(path).head());
     for (std::size_t at = 0; at < 1100; ++at) {
         for (const int change : {1, 0x80, 0xff}) {
@@ -204,6 +213,10 @@ void test_headers_of_all_kinds() {
             }
         }
     }
+    SegmentHead odd = parse_head(good.data(), good.size(), path);
+    odd.group = 3;  // a second group that would begin in the middle of a byte
+    const std::vector<unsigned char> bytes = format_head(odd);
+    CHECK(throws<FormatError>([&] { parse_head(bytes.data(), bytes.size(), path); }) == (item == Item::int4));
     for (std::size_t size = 0; size < good.size(); size += 97) {
         CHECK(throws<FormatError>([&] { parse_head(good.data(), size, path); }));
     }
@@ -331,7 +344,8 @@ void test_prefetching() {
 int main() {
     test_unpacking_stays_within_its_buffers();
     test_round_trips();
-    test_headers_of_all_kinds();
+    test_headers_of_all_kinds(Item::int8);
+    test_headers_of_all_kinds(Item::int4);
     test_prefetching();
     std::puts("store_test: all passed");
     return 0;

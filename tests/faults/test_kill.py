@@ -46,7 +46,7 @@ def test_training_killed_twenty_times(tmp_path: Path) -> None:
     print(f"killed {killed} times")
 
 
-def collection(folder: Path) -> list[str]:
+def collection(folder: Path, dtype: str = "int8") -> list[str]:
     """The command that collects from three small snapshots into `folder / "run"`."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -67,17 +67,18 @@ def collection(folder: Path) -> list[str]:
         GPTNeoXForCausalLM(config).save_pretrained(folder / "models" / f"step{step}")
         tokenizer.save_pretrained(folder / "models" / f"step{step}")
     options = ["--layer", 1, "--text", "text.txt", "--context", 64, "--rows-per-shard", 512, "--batch-sequences", 4]
-    return crosscoder("collect", "run", "--model", "models", *options, "--dtype", "int8")
+    return crosscoder("collect", "run", "--model", "models", *options, "--dtype", dtype)
 
 
 SEGMENTS = ("run/activations/*/shard-*/*.seg", "run/activations/*/manifest.json", "run/tokens/*/*.npy")
 
 
-def test_collection_killed_at_random_moments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_collection_killed_at_random_moments(tmp_path: Path, dtype: str) -> None:
     """4 moments; COLLECT_KILLS=50 tries as many as the bar asks for."""
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        command = collection(tmp_path / name)
+        command = collection(tmp_path / name, dtype)
     began = time.monotonic()
     run(command, tmp_path / "whole")
     seconds = time.monotonic() - began

@@ -28,10 +28,10 @@ from crosscoder.files import explained_write_errors, locked, make_folder, read_j
 FORMAT = "crosscoder-activations"
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
-BYTES_PER_VALUE = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
-"""Size of a stored activation; int8 has its scales beside it."""
-SCALE_GROUP = 256
-"""int8: neighbouring channels of one (token, snapshot) that share a scale (docs/performance.md says why)."""
+BITS_PER_VALUE = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
+"""Size of a stored activation; int8 and int4 have their scales beside it."""
+SCALE_GROUP = {"int8": 256, "int4": 32}
+"""Neighbouring channels of one (token, snapshot) that share a scale (docs/performance.md says why)."""
 TOKEN_COLUMNS = ("token", "document", "sequence", "position")
 
 _KEYS = ("format", "format_version", "byte_order", "d_model", "dtype", "scale_group", "shard_rows", "snapshots")
@@ -76,8 +76,8 @@ class ActivationStore:
         `path`, `StorageError` if it cannot be written.
         """
         path = Path(path)
-        if dtype not in BYTES_PER_VALUE:
-            raise ConfigError(f"dtype must be one of {', '.join(BYTES_PER_VALUE)}, not {dtype!r}")
+        if dtype not in BITS_PER_VALUE:
+            raise ConfigError(f"dtype must be one of {', '.join(BITS_PER_VALUE)}, not {dtype!r}")
         names = list(snapshots or [f"snapshot{k}" for k in range(n_snapshots)])
         if len(names) != n_snapshots or len(set(names)) != len(names):
             raise ConfigError(f"{len(set(names))} different snapshot names for {n_snapshots} snapshots")
@@ -87,7 +87,7 @@ class ActivationStore:
             "byte_order": "little",
             "d_model": d_model,
             "dtype": dtype,
-            "scale_group": min(SCALE_GROUP, d_model) if dtype == "int8" else 0,
+            "scale_group": scale_group(dtype, d_model),
             "shard_rows": [int(rows) for rows in shard_rows],
             "snapshots": names,
             "source": source or {},
@@ -278,8 +278,7 @@ class ActivationStore:
     @property
     def row_bytes(self) -> int:
         """Bytes of one token's activation in one snapshot, scales included."""
-        groups = -(-self.d_model // self.manifest["scale_group"]) if self.dtype == "int8" else 0
-        return self.d_model * BYTES_PER_VALUE[self.dtype] + 2 * groups
+        return row_bytes(self.dtype, self.d_model, self.manifest["scale_group"])
 
     @property
     def n_bytes(self) -> int:
@@ -498,6 +497,16 @@ class ActivationStore:
             raise DataError(f"{self.path}: shard {shard} needs rows of shape {wanted}, got {tuple(shape)}")
 
 
+def scale_group(dtype: str, d_model: int) -> int:
+    """Channels that share a scale in a new store; 0 for the dtypes without scales."""
+    return min(SCALE_GROUP[dtype], d_model) if dtype in SCALE_GROUP else 0
+
+
+def row_bytes(dtype: str, d_model: int, group: int) -> int:
+    """Bytes of one token's activation in one snapshot, scales included."""
+    return -(-d_model * BITS_PER_VALUE[dtype] // 8) + (2 * -(-d_model // group) if group else 0)
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f".tmp-{path.name}")
 
@@ -575,6 +584,15 @@ def _is_name(value: Any) -> bool:
         return False
 
 
+def _is_group(group: Any, dtype: Any, d_model: Any) -> bool:
+    if not isinstance(group, int) or isinstance(group, bool):
+        return False
+    if not isinstance(dtype, str) or dtype not in SCALE_GROUP:
+        return group == 0
+    whole_bytes = dtype != "int4" or group % 2 == 0 or (isinstance(d_model, int) and group >= d_model)
+    return 0 < group <= 1 << 22 and whole_bytes
+
+
 def _problems(manifest: dict[str, Any]) -> list[str]:
     def counts(value: Any, most: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
@@ -584,10 +602,8 @@ def _problems(manifest: dict[str, Any]) -> list[str]:
     fine = {
         "byte_order": manifest.get("byte_order") == "little",
         "d_model": counts(manifest.get("d_model"), 1 << 22),
-        "dtype": isinstance(dtype, str) and dtype in BYTES_PER_VALUE,
-        "scale_group": counts(group, 1 << 22)
-        if dtype == "int8"
-        else isinstance(group, int) and not isinstance(group, bool) and group == 0,
+        "dtype": isinstance(dtype, str) and dtype in BITS_PER_VALUE,
+        "scale_group": _is_group(group, dtype, manifest.get("d_model")),
         "shard_rows": isinstance(rows, list) and bool(rows) and all(counts(count, 1 << 40) for count in rows),
         "snapshots": isinstance(names, list)
         and 0 < len(names) < 1000

@@ -29,7 +29,7 @@ class PlanConfig:
     """B."""
     context: int = 2_048
     """Tokens in a sequence."""
-    dtype: Literal["bf16", "fp16", "fp32", "int8"] = "bf16"
+    dtype: Literal["bf16", "fp16", "fp32", "int8", "int4"] = "bf16"
     """How activations are stored."""
     l0: float = 40
     """Active features a token, all snapshots together."""
@@ -42,14 +42,14 @@ class PlanConfig:
 def run(config: PlanConfig) -> int:
     """Print the plan."""
     from crosscoder.activations.presets import PRESETS, REVISIONS
-    from crosscoder.activations.store import SCALE_GROUP
+    from crosscoder.activations.store import row_bytes, scale_group
     from crosscoder.planning import Plan, layer_of, parse_count, shape_of
 
     preset = PRESETS.get(config.model)
     model = preset.model if preset else config.model
     shape = shape_of(model)
     layer = config.layer if config.layer is not None else preset.layer if preset else layer_of(model, shape)
-    stored = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1 + 2 / min(SCALE_GROUP, shape.d_model)}
+    stored = row_bytes(config.dtype, shape.d_model, scale_group(config.dtype, shape.d_model))
     plan = Plan(
         shape=shape,
         layer=layer,
@@ -58,7 +58,7 @@ def run(config: PlanConfig) -> int:
         n_tokens=parse_count(config.tokens),
         batch_size=config.batch_size,
         context=config.context,
-        bytes_per_value=stored[config.dtype],
+        bytes_per_value=stored / shape.d_model,
         l0=config.l0,
         gpu=config.gpu,
         gpus=config.gpus,
