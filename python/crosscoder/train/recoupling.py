@@ -36,6 +36,9 @@ class RecentCodes:
     """Activations of the last batches, as triples (token, feature, value); part of a checkpoint."""
 
     def __init__(self, device: torch.device) -> None:
+        self._forget(device)
+
+    def _forget(self, device: torch.device) -> None:
         self._tokens = torch.zeros(0, dtype=torch.int64, device=device)
         self._features = torch.zeros(0, dtype=torch.int64, device=device)
         self._values = torch.zeros(0, device=device)
@@ -54,7 +57,7 @@ class RecentCodes:
         n_tokens = int(self._tokens[-1]) + 1 if len(self._tokens) else 1
         places = torch.stack([self._tokens, self._features])
         matrix = _sparse(places, self._values, torch.Size((n_tokens, n_features)))
-        self.__init__(self._values.device)  # type: ignore[misc]
+        self._forget(self._values.device)
         return matrix
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
