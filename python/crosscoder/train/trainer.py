@@ -16,7 +16,7 @@ from crosscoder.model import Crosscoder
 from crosscoder.train import checkpoint
 from crosscoder.train.engines import make_engine
 from crosscoder.train.engines.base import StepSettings, StepStatistics
-from crosscoder.train.recoupling import N_BATCHES, RecentCodes, join_proportional
+from crosscoder.train.recoupling import LAST_SHARE_FOR_JOINING, N_BATCHES, RecentCodes, join_proportional
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
 from crosscoder.train.whitening import whiten
@@ -116,23 +116,19 @@ class Trainer:
         raise NonFiniteError(f"step {bad}: the loss is not finite; the weights are untouched since")
 
     def _revive(self, x_BKD: Tensor, result: StepStatistics) -> None:
+        """Every `revival_every` steps: join what is one feature in two, then restart what is dead."""
         config = self.config
         steps_left = -self.step_number % config.revival_every
-        if config.revival == "none" or self.step_number + steps_left > LAST_SHARE_OF_STEPS * config.n_steps:
+        share = (self.step_number + steps_left) / config.n_steps
+        if config.revival == "none":
             return
-        if config.joining_cosine is not None and steps_left < N_BATCHES:
+        if config.joining_cosine is not None and share <= LAST_SHARE_FOR_JOINING and steps_left < N_BATCHES:
             self.engine.settle()
             self.recent.add(self.model.encode(x_BKD))
-        if steps_left == 0:
+            if steps_left == 0:
+                self._join(config.joining_cosine)
+        if steps_left == 0 and share <= LAST_SHARE_OF_STEPS:
             self.engine.settle()
-            joined = 0
-            if config.joining_cosine is not None:
-                given_up = join_proportional(
-                    self.model, self.recent.take(self.model.config.n_features), config.joining_cosine
-                )
-                self.firing.average_F[given_up] = 0
-                joined = len(given_up)
-                self.n_joined += joined
             revived = revive(
                 self.model,
                 self.state,
@@ -142,9 +138,16 @@ class Trainer:
                 self.step_number,
                 torch.Generator().manual_seed(self._seed(_REVIVAL)),
             )
-            self.n_revived += revived
-            if revived or joined:
+            if revived:
+                self.n_revived += revived
                 self.engine.parameters_changed()
+
+    def _join(self, cosine: float) -> None:
+        given_up = join_proportional(self.model, self.recent.take(self.model.config.n_features), cosine)
+        if len(given_up):
+            self.firing.average_F[given_up] = 0
+            self.n_joined += len(given_up)
+            self.engine.parameters_changed()
 
     def _metrics(self, x_BKD: Tensor, result: StepStatistics, factor: float) -> dict[str, Tensor | float]:
         n_tokens = max(1, len(x_BKD))
