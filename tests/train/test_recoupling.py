@@ -140,3 +140,24 @@ def test_training_joins_what_turns() -> None:
 def test_the_cosine_is_checked() -> None:
     with pytest.raises(ConfigError, match="joining_cosine"):
         TrainConfig(joining_cosine=1.5)
+
+
+def test_a_run_resumed_between_two_joinings_joins_the_same(tmp_path) -> None:
+    config = TrainConfig(n_steps=60, batch_size=256, lr=1e-3, warmup_steps=1, revival_every=20, joining_cosine=0.5)
+
+    def fresh() -> Trainer:
+        return Trainer(Crosscoder(CrosscoderConfig(K, 16, 16, gate="snapshot"), seed=3), config)
+
+    whole, first = fresh(), fresh()
+    for step in range(36):  # 4 of the 8 batches before step 40 are seen
+        whole.step(two_sided(256, step))
+        first.step(two_sided(256, step))
+    first.save(tmp_path / "checkpoint")
+    second = fresh()
+    second.resume(tmp_path / "checkpoint")
+    for step in range(36, 60):
+        whole.step(two_sided(256, step))
+        second.step(two_sided(256, step))
+    assert whole.n_joined == second.n_joined > 0
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
