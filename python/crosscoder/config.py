@@ -141,8 +141,9 @@ class TrainConfig:
     revival_rate: float = 1e-3
     """A feature that fires on a smaller share of the tokens (mean over about 100 steps) is revived."""
     joining_cosine: float | None = 0.95
-    """Before each revival, two features whose activations have at least this cosine over tokens are joined to one: a
-    feature that turns is otherwise easily learned as two, and seems to be born at the turn. None: never (the paper)."""
+    """Every revival_every steps, two features whose activations have at least this cosine over tokens are joined to
+    one: a feature that turns is else easily learned as two, and seems to be born at the turn. None: never (the
+    paper)."""
     dead_after_tokens: int = 10_000_000
     """A feature that has not fired for so many tokens counts as dead in the metrics."""
     seed: int = 0
