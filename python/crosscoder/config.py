@@ -141,7 +141,7 @@ class TrainConfig:
     revival_rate: float = 1e-3
     """A feature that fires on a smaller share of the tokens (mean over about 100 steps) is revived."""
     joining_cosine: float | None = 0.95
-    """Every revival_every steps, two features whose activations have at least this cosine over tokens are joined to
+    """Before each revival, two features whose activations have at least this cosine over tokens are joined to
     one: a feature that turns is else easily learned as two, and seems to be born at the turn. None: never (the
     paper)."""
     dead_after_tokens: int = 10_000_000

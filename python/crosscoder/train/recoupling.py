@@ -17,8 +17,6 @@ from torch import Tensor
 from crosscoder.code import SparseCode
 from crosscoder.model import Crosscoder
 
-LAST_SHARE_FOR_JOINING = 0.9
-"""Of the steps. Revival has ended before: what is given up then stays dead."""
 N_BATCHES = 8
 """Batches, just before a revival, whose activations are compared."""
 MIN_TOGETHER = 6

@@ -16,7 +16,7 @@ from crosscoder.model import Crosscoder
 from crosscoder.train import checkpoint
 from crosscoder.train.engines import make_engine
 from crosscoder.train.engines.base import StepSettings, StepStatistics
-from crosscoder.train.recoupling import LAST_SHARE_FOR_JOINING, N_BATCHES, RecentCodes, join_proportional
+from crosscoder.train.recoupling import N_BATCHES, RecentCodes, join_proportional
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
 from crosscoder.train.whitening import whiten
@@ -119,15 +119,14 @@ class Trainer:
         """Every `revival_every` steps: join what is one feature in two, then restart what is dead."""
         config = self.config
         steps_left = -self.step_number % config.revival_every
-        share = (self.step_number + steps_left) / config.n_steps
-        if config.revival == "none":
+        if config.revival == "none" or self.step_number + steps_left > LAST_SHARE_OF_STEPS * config.n_steps:
             return
-        if config.joining_cosine is not None and share <= LAST_SHARE_FOR_JOINING and steps_left < N_BATCHES:
+        if config.joining_cosine is not None and steps_left < N_BATCHES:
             self.engine.settle()
             self.recent.add(self.model.encode(x_BKD))
             if steps_left == 0:
                 self._join(config.joining_cosine)
-        if steps_left == 0 and share <= LAST_SHARE_OF_STEPS:
+        if steps_left == 0:
             self.engine.settle()
             revived = revive(
                 self.model,
