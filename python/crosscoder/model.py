@@ -45,6 +45,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     log_threshold: nn.Parameter
     snapshot_scale: Tensor
     snapshot_mix: Tensor
+    is_mixed: bool = False
+    """Whether `snapshot_mix` is anything but the identity."""
     batch_threshold: Tensor
 
     def __init__(self, config: CrosscoderConfig, seed: int | None = 0) -> None:
@@ -66,8 +68,6 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         self.register_buffer("snapshot_scale", torch.ones(shape[1]))
         self.register_buffer("snapshot_mix", torch.eye(shape[1]))
         """(K, K), symmetric: the encoder reads sum_l mix[k, l] x_l at snapshot k. The identity once trained."""
-        self.is_mixed = False
-        """Whether `snapshot_mix` is anything but the identity."""
         self.register_buffer("batch_threshold", torch.zeros(()))
         self.derived_rows: dict[str, EncoderRows] = {}
         """What the CPU kernels keep in step with the weights, by the type of the products; made when first needed."""
@@ -283,7 +283,9 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         if scale_K.shape != (self.config.n_snapshots,) or not bool((scale_K > 0).all()):
             raise DataError(f"scales must be {self.config.n_snapshots} positive numbers, got {scale_K.tolist()}")
         folded = Crosscoder(self.config, seed=None)
-        folded.load_state_dict({name: tensor.clone() for name, tensor in self.unmixed_state().items()}, assign=True)
+        state = {name: tensor.clone() for name, tensor in self.unmixed_state().items()}
+        identity_KK = torch.eye(self.config.n_snapshots).to(self.snapshot_mix)
+        folded.load_state_dict({**state, "snapshot_mix": identity_KK}, assign=True)
         folded.W_enc.mul_(scale_K[:, None])
         folded.W_dec.div_(scale_K[:, None])
         folded.b_dec.div_(scale_K[:, None])

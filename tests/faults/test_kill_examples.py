@@ -36,9 +36,9 @@ from crosscoder.runs import Run
 partial.SECONDS, partial.MOST_SHARE, analyses.EXAMPLES_BATCH = 0.0, 1.0, 64
 read = ActivationStore.whole_sequences
 
-def told(store, batch_tokens, skip=0):
+def told(store, batch_tokens, *, skip=0):
     print("from", skip, flush=True)
-    return read(store, batch_tokens, skip)
+    return read(store, batch_tokens, skip=skip)
 
 ActivationStore.whole_sequences = told
 Study(Run("run"), StudySettings(samples=8)).result("examples")

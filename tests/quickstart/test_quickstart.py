@@ -54,7 +54,7 @@ def test_the_summary_has_every_promised_figure(quickstart: Run) -> None:
     assert summary["n_initialization"] + summary["n_emergent"] <= summary["n_features"] == 96
     assert sum(summary["features_by_type"]["counts"].values()) == summary["n_features"]
     assert set(summary["complexity"]["correlation_with_emergence"]) == {"all", "emergent"}
-    assert len(summary["findings"]) == 5
+    assert len(summary["findings"]) >= 9 and len(set(summary["findings"])) == len(summary["findings"])
     losses = list(summary["model_loss_by_snapshot"].values())
     assert losses[-1] < losses[0] - 1, "the language model learned"
 
