@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from crosscoder.evolution import statistics
+
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
@@ -51,15 +53,6 @@ def above_chance(metric_P: Floats) -> bool:
     return chance_probability(n_right, len(metric_P)) < CHANCE_P and float(metric_P.mean()) > 0
 
 
-def ranks(values: NDArray[np.floating]) -> Floats:
-    """Ranks from 0, ties sharing their mean."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    first = np.cumsum(counts) - counts
-    return np.asarray((first + (counts - 1) / 2)[place], dtype=np.float64)
-
-
 def spearman(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     """Rank correlation; NaN where one of the two is constant or there are fewer than three values."""
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return math.nan
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+    return statistics.spearman(a, b) if len(a) >= 3 else math.nan

@@ -180,7 +180,7 @@ def positions(study: Study) -> Any:
 
 
 def types(study: Study) -> dict[str, Any]:
-    seed, life = study.settings.seed, study.result("life")
+    seed = study.settings.seed
     repeated, unrelated = induction_responses(
         snapshot_reader(study.snapshots, study.folded, title="types"),
         study.folded.config.n_features,
@@ -190,31 +190,34 @@ def types(study: Study) -> dict[str, Any]:
         seed=seed,
     )
     found = feature_types(_positions(study), study.train, repeated, unrelated, seed=seed)
-    emergence_F, emergent_F = life["cycles.emergence"], life["cycles.kind"] == EMERGENT
-    return {
-        "features": found,
-        "all": emergence_by_type(found.type, emergence_F, study.steps, seed=seed),
-        "emergent": emergence_by_type(found.type, np.where(emergent_F, emergence_F, -1), study.steps, seed=seed),
+    parts = {
+        part: emergence_by_type(found.type, emergence_F, study.steps, seed=seed)
+        for part, emergence_F in _emergence(study).items()
     }
+    return {"features": found, **parts}
 
 
 def complexity(study: Study) -> dict[str, Any]:
-    seed, life, places = study.settings.seed, study.result("life"), _positions(study)
-    emergence_F, emergent_F = life["cycles.emergence"], life["cycles.kind"] == EMERGENT
+    seed, places, emergence = study.settings.seed, _positions(study), _emergence(study)
     entropy = token_entropy(places, study.train)
     eligible_F = places.fired >= MIN_EXAMPLES
-    features = choose_features(emergence_F, eligible_F, study.settings.complexity_features, seed=seed)
+    features = choose_features(emergence["all"], eligible_F, study.settings.complexity_features, seed=seed)
     read = snapshot_reader(study.snapshots, study.folded, title="complexity")
     context = context_needed(read, study.train, places.strongest, features)
     needed_F = np.full(places.fired.size, np.nan)
     needed_F[features] = np.log2(context.needed)
     measures = {"entropy": entropy.here, "entropy_before": entropy.before, "context": needed_F}
-    return {
-        "entropy": entropy,
-        "context": context,
-        "all": correlations(measures, emergence_F, study.steps, seed=seed),
-        "emergent": correlations(measures, np.where(emergent_F, emergence_F, -1), study.steps, seed=seed),
+    parts = {
+        part: correlations(measures, emergence_F, study.steps, seed=seed) for part, emergence_F in emergence.items()
     }
+    return {"entropy": entropy, "context": context, **parts}
+
+
+def _emergence(study: Study) -> dict[str, np.ndarray]:
+    """(F,) emergence of all features, and of the emergent ones alone (-1 for the others)."""
+    life = study.result("life")
+    emergence_F = life["cycles.emergence"]
+    return {"all": emergence_F, "emergent": np.where(life["cycles.kind"] == EMERGENT, emergence_F, -1)}
 
 
 def _positions(study: Study) -> Positions:

@@ -25,7 +25,7 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
         figures["presence_threshold"] = float(results["life"]["cycles.threshold"])
         figures["life_intervals"] = _life_intervals(results["life"], revisions)
         figures["life_null"] = {
-            name: {part: _number(results["life"][f"null.{name}.{part}"]) for part in ("observed", "null_mean", "p")}
+            name: {part: _finite(results["life"][f"null.{name}.{part}"]) for part in ("observed", "null_mean", "p")}
             for name in ("contiguous", "emergent", "largest_births", "excess_variation")
         }
     if "rotation" in results:
@@ -85,7 +85,7 @@ def _types(types: Mapping[str, np.ndarray]) -> dict[str, Any]:
     rules = {
         name: {
             "judged": int(types["features.judged"][:, rule].sum()),
-            "false_calls_in_control": _number(types["features.control"][rule]),
+            "false_calls_in_control": _finite(types["features.control"][rule]),
             "control_features": int(types["features.n_control"][rule]),
         }
         for rule, name in enumerate(TYPE_NAMES[:OTHER])
@@ -95,14 +95,14 @@ def _types(types: Mapping[str, np.ndarray]) -> dict[str, Any]:
         median = {
             name: {
                 "n": int(types[f"{part}.n"][code]),
-                "median_step": _number(types[f"{part}.median"][code]),
-                "low": _number(types[f"{part}.median_low"][code]),
-                "high": _number(types[f"{part}.median_high"][code]),
+                "median_step": _finite(types[f"{part}.median"][code]),
+                "low": _finite(types[f"{part}.median_low"][code]),
+                "high": _finite(types[f"{part}.median_high"][code]),
             }
             for code, name in enumerate(TYPE_NAMES)
             if types[f"{part}.n"][code]
         }
-        tests = {name: _number(types[f"{part}.{name}"]) for name in ("statistic", "p", "effect")}
+        tests = {name: _finite(types[f"{part}.{name}"]) for name in ("statistic", "p", "effect")}
         emergence[part] = {**tests, "by_type": median}
     return {
         "counts": {name: int(count) for name, count in zip(TYPE_NAMES, counts, strict=True)},
@@ -116,10 +116,10 @@ def _complexity(complexity: Mapping[str, np.ndarray]) -> dict[str, Any]:
     needed = complexity["context.needed"]
     return {
         "features_measured": int(needed.size),
-        "median_context": _number(np.median(needed)) if needed.size else None,
+        "median_context": _finite(np.median(needed)) if needed.size else None,
         "correlation_with_emergence": {
             part: {
-                measure: {field: _number(complexity[f"{part}.{measure}.{field}"]) for field in fields}
+                measure: {field: _finite(complexity[f"{part}.{measure}.{field}"]) for field in fields}
                 for measure in ("entropy", "entropy_before", "context")
             }
             for part in ("all", "emergent")
@@ -145,11 +145,6 @@ def _life_intervals(life: Mapping[str, np.ndarray], revisions: Sequence[str]) ->
         "median_emergence_step": pair("median_emergence_step"),
         "median_lifetime": pair("median_lifetime"),
     }
-
-
-def _number(value: Any) -> float | None:
-    """JSON has no NaN."""
-    return None if np.isnan(value) else float(value)
 
 
 def _norm_honesty(probes: Mapping[str, np.ndarray]) -> dict[str, Any]:

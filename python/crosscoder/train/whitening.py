@@ -4,7 +4,7 @@ Neighbouring snapshots are almost copies of each other, so what tells a late fea
 differences that gradient descent on raw activations finds last. Mixing the encoder's input with the inverse square
 root of the snapshots' covariance makes these differences as large as what all snapshots share. It costs K / F of the
 encoder's product, and the trained crosscoder is an ordinary one: the mix is multiplied into its encoder in the end
-(docs/method.md, section 4, and docs/numerics.md for what it gains).
+(docs/method.md, section 6, and docs/numerics.md for what it gains).
 """
 
 from __future__ import annotations
