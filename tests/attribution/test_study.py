@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attribution import planted
+from command_line import error
 
 from crosscoder import cli, weights
 from crosscoder.attribution import study as study_module
@@ -65,14 +66,6 @@ def run(template: Path, tmp_path: Path) -> Run:
 def attribute(run: Run, *more: object) -> int:
     command = ["attribute", str(run.path), "--task", str(run.path.parent / "nouns.jsonl"), "--n-random", "1"]
     return cli.main([*command, *map(str, more)])
-
-
-def error(capsys: pytest.CaptureFixture[str]) -> str:
-    printed = capsys.readouterr().err
-    assert "Traceback" not in printed
-    lines = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, printed
-    return lines[0]
 
 
 def tables(run: Run) -> dict[str, bytes]:

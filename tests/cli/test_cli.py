@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_line import error, run
 from faults.test_kill import collection
 
 from crosscoder import ActivationStore, cli
@@ -52,18 +53,6 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert f"example: crosscoder {verb}" in printed
-
-
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def error(capsys: pytest.CaptureFixture[str]) -> str:
-    printed = capsys.readouterr().err.strip()
-    assert "Traceback" not in printed
-    lines = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, printed
-    return lines[0]
 
 
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import error
 from explain.planted_run import DENSE, WORDS, born, make_run
 from explain.server import Fault, Server, guessing, knowing
 from faults.killing import crosscoder
@@ -52,14 +53,6 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 def explain(run: Run, server: Server | str, *more: object, model: str = "m") -> int:
     url = server if isinstance(server, str) else server.url
     return cli.main(["explain", str(run.path), "--endpoint", url, "--model", model, *map(str, more)])
-
-
-def error(capsys: pytest.CaptureFixture[str]) -> str:
-    printed = capsys.readouterr().err
-    assert "Traceback" not in printed
-    found = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert len(found) == 1, printed
-    return found[0]
 
 
 def results(run: Run) -> dict[str, np.ndarray]:

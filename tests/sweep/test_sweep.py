@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from command_line import error, run
 from faults.killing import crosscoder, files_of, run_with_kills
 from faults.killing import run as run_command
 
-from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig, cli
+from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig
 from crosscoder.config import CrosscoderOptions
 from crosscoder.errors import ConfigError, NonFiniteError
 from crosscoder.sweep import methods, study
@@ -42,18 +43,6 @@ def make_run(folder: Path, n_tokens: int = 700) -> Path:
         x = torch.einsum("nf,fkd->nkd", code, directions) + 0.02 * torch.randn(n, K, D, generator=generator)
         ActivationStore.from_array(folder / "activations" / split, x, rows_per_shard=500)
     return folder
-
-
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def error(capsys: pytest.CaptureFixture[str]) -> str:
-    printed = capsys.readouterr().err.strip()
-    assert "Traceback" not in printed
-    lines = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, printed
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
