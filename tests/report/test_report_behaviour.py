@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import page_synthetic
 import pytest
+from playwright.sync_api import expect
 
 from crosscoder.errors import DataError
 from crosscoder.report.behaviour import TASK_FIGURES
@@ -96,7 +97,7 @@ def test_the_heat_map_shows_another_measure_and_opens_features(visit: Visit, dat
         tip = page.locator("#plot-circuit--induction [aria-label='tip']").text_content()
         assert f"feature {task.features[5]}" in tip and "RelIE" in tip
         cell.click()
-        assert page.evaluate("location.hash") == f"#feature={task.features[5]}"
+        expect(page).to_have_url(re.compile(rf"#feature={task.features[5]}$"))
 
 
 def test_ablation_curves_follow_the_controls(visit: Visit, data: PageData, page_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_carriers_lead_to_their_features(visit: Visit, data: PageData, page_path
         feature = table(data, "carriers--induction")["feature"][0]
         assert first.get_attribute("href") == f"#feature={feature}" and first.locator("mark").count() == 1
         first.click()
-        assert re.search(rf"Feature {feature}\b", page.title())
+        expect(page).to_have_title(re.compile(rf"Feature {feature}\b"))
 
 
 def test_on_a_phone_nothing_is_wider_than_the_window(visit: Visit, page_path: Path) -> None:

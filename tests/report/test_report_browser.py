@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import page_synthetic
 import pytest
+from playwright.sync_api import expect
 
 from crosscoder.report.data import Contexts, PageData
 from crosscoder.report.page import write_page
@@ -206,7 +207,7 @@ def test_a_line_names_its_feature_and_opens_it(visit: Visit, small_page: Path) -
         assert named is not None
         page.mouse.down()
         page.mouse.up()
-        assert page.evaluate("location.hash") == f"#feature={named[1]}"
+        expect(page).to_have_url(re.compile(rf"#feature={named[1]}$"))
 
 
 def test_dark_mode(visit: Visit, small_page: Path) -> None:
@@ -347,8 +348,8 @@ def test_feature_panel(visit: Visit, told_page: tuple[Path, PageData]) -> None:
     assert data.features.neighbours is not None
     with visit(path, "#feature=120") as page:
         page.wait_for_selector(".context")
-        assert page.inner_text("#panel h2") == "Feature 120"
-        assert page.title().startswith("Feature 120")
+        expect(page.locator("#panel h2")).to_have_text("Feature 120")
+        expect(page).to_have_title(re.compile("^Feature 120"))
         assert page.locator("#panel svg.cc-plot").count() == 2
         assert page.locator(".context").count() == 2
         first = page.locator(".context").first
@@ -367,16 +368,16 @@ def test_feature_panel(visit: Visit, told_page: tuple[Path, PageData]) -> None:
         ]
         target = int(data.features.neighbours[120, 1])
         links.nth(1).click()
-        assert page.inner_text("#panel h2") == f"Feature {target}"
+        expect(page.locator("#panel h2")).to_have_text(f"Feature {target}")
         page.go_back()
-        assert page.inner_text("#panel h2") == "Feature 120"
+        expect(page.locator("#panel h2")).to_have_text("Feature 120")
         page.click(".chips button")
         page.wait_for_timeout(200)
         assert shown(page) == [120]
         page.click("#close-panel")
-        assert not page.is_visible("#panel")
+        expect(page.locator("#panel")).to_be_hidden()
         page.go_back()
-        assert page.inner_text("#panel h2") == "Feature 120"
+        expect(page.locator("#panel h2")).to_have_text("Feature 120")
 
 
 def test_feature_without_contexts_and_feature_that_does_not_exist(
@@ -386,8 +387,8 @@ def test_feature_without_contexts_and_feature_that_does_not_exist(
     with visit(path, "#feature=299") as page:
         page.locator("#panel", has_text="no contexts for this feature").wait_for()
     with visit(path, "#feature=300") as page:
-        assert not page.is_visible("#panel")
-        assert "no feature 300" in page.inner_text("#status")
+        expect(page.locator("#panel")).to_be_hidden()
+        expect(page.locator("#status")).to_contain_text("no feature 300")
 
 
 def test_keyboard(visit: Visit, told_page: tuple[Path, PageData]) -> None:
@@ -398,23 +399,23 @@ def test_keyboard(visit: Visit, told_page: tuple[Path, PageData]) -> None:
         page.keyboard.type("12", delay=20)
         page.wait_for_timeout(300)
         page.keyboard.press("Enter")
-        assert page.inner_text("#panel h2") == "Feature 12"
+        expect(page.locator("#panel h2")).to_have_text("Feature 12")
         order = shown(page)
         page.keyboard.press("j")
-        assert page.inner_text("#panel h2") == f"Feature {order[1]}"
+        expect(page.locator("#panel h2")).to_have_text(f"Feature {order[1]}")
         page.keyboard.press("ArrowDown")
-        assert page.inner_text("#panel h2") == f"Feature {order[2]}"
+        expect(page.locator("#panel h2")).to_have_text(f"Feature {order[2]}")
         page.keyboard.press("k")
-        assert page.inner_text("#panel h2") == f"Feature {order[1]}"
-        assert page.evaluate("location.hash") == f"#feature={order[1]}"
+        expect(page.locator("#panel h2")).to_have_text(f"Feature {order[1]}")
+        expect(page).to_have_url(re.compile(rf"#feature={order[1]}$"))
         page.keyboard.press("Escape")
-        assert not page.is_visible("#panel")
+        expect(page.locator("#panel")).to_be_hidden()
         assert page.evaluate("document.activeElement.id") == "grid"
         page.keyboard.press("End")
         active = page.get_attribute("#grid", "aria-activedescendant")
         assert int(page.get_attribute(f"#{active}", "data-feature")) == order[-1]
         page.keyboard.press("Enter")
-        assert page.inner_text("#panel h2") == f"Feature {order[-1]}"
+        expect(page.locator("#panel h2")).to_have_text(f"Feature {order[-1]}")
         page.keyboard.press("?")
         assert page.is_visible("#help-dialog")
         page.keyboard.press("Escape")
@@ -456,7 +457,7 @@ def test_phone(visit: Visit, told_page: tuple[Path, PageData]) -> None:
         close = page.locator("#close-panel").bounding_box()
         assert close["x"] + close["width"] <= 390
         page.tap("#close-panel")
-        assert not page.is_visible("#panel")
+        expect(page.locator("#panel")).to_be_hidden()
         assert page.is_visible("#grid")
 
 
