@@ -1,6 +1,7 @@
 #include "prefetcher.hpp"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -15,7 +16,16 @@
 namespace crosscoder {
 namespace {
 
-constexpr std::size_t kOpenFiles = 384;  // of the usual 1024 a process
+// How many files stay open, mapped and known to be whole. Each takes one or two descriptors: at most three quarters of
+// what the process may have.
+std::size_t most_open_files() {
+    constexpr rlim_t kMost = 4096;
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) {
+        limit.rlim_cur = 1024;
+    }
+    return static_cast<std::size_t>(std::clamp<rlim_t>(limit.rlim_cur / 8 * 3, 1, kMost));
+}
 
 struct FreeDeleter {
     void operator()(void* pointer) const { std::free(pointer); }
@@ -72,7 +82,8 @@ Prefetcher::Opened::~Opened() {
     }
 }
 
-Prefetcher::Prefetcher(StoreLayout layout, unsigned n_threads) : layout_(std::move(layout)) {
+Prefetcher::Prefetcher(StoreLayout layout, unsigned n_threads)
+    : layout_(std::move(layout)), most_open_files_(most_open_files()) {
     for (unsigned i = 0; i < std::max(1U, n_threads); ++i) {
         threads_.emplace_back([this] { work(); });
     }
@@ -213,7 +224,7 @@ std::shared_ptr<Prefetcher::Opened> Prefetcher::open(const Run& run, std::size_t
     }
     recent_.emplace_front(path, opened);
     by_path_[path] = recent_.begin();
-    while (recent_.size() > kOpenFiles) {
+    while (recent_.size() > most_open_files_) {
         by_path_.erase(recent_.back().first);
         recent_.pop_back();
     }

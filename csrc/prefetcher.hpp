@@ -92,6 +92,7 @@ class Prefetcher {
     std::shared_ptr<Opened> open(const Run& run, std::size_t k);
 
     StoreLayout layout_;
+    const std::size_t most_open_files_;
     std::mutex mutex_;
     std::condition_variable wake_, done_;
     std::deque<Task> tasks_;

@@ -64,6 +64,7 @@ void scaled(const void* src, float scale, void* dst, size_t n, bool stream) {
     const bool past_caches = stream && aligned(to);
     size_t i = 0;
     for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+        fetch_ahead(from + i, 2 * kWidth * sizeof(From));
         store_pair(to + i, _mm256_mul_ps(load(from + i), factor), _mm256_mul_ps(load(from + i + kWidth), factor),
                    past_caches);
     }
@@ -119,6 +120,7 @@ void quantised(const void* src, const uint16_t* scales, size_t group, const floa
         const bool past_caches = stream && aligned(to + begin);
         size_t i = begin;
         for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
+            fetch_ahead(from + i / From::kPerByte, 2 * kWidth / From::kPerByte);
             store_dequantised<From>(from + i / From::kPerByte, scale, gain + i, offset + i, to + i, past_caches);
         }
         if (i < end) {

@@ -75,6 +75,7 @@ void scaled(const void* src, float scale, void* dst, size_t n, bool stream) {
     const bool past_caches = stream && aligned(to);
     size_t i = 0;
     for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+        fetch_ahead(from + i, 2 * kWidth * sizeof(From));
         store_pair(to + i, _mm512_mul_ps(load(from + i, 0xffff), factor),
                    _mm512_mul_ps(load(from + i + kWidth, 0xffff), factor), past_caches);
     }
@@ -94,6 +95,7 @@ void scaled_bf16(const void* src, float scale, void* dst, size_t n, bool stream)
     const bool past_caches = stream && aligned(to);
     size_t i = 0;
     for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+        fetch_ahead(from + i, 64);
         const __m512i pair = _mm512_loadu_si512(from + i);
         const __m512i even = rounded(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), factor));
         const __m512i odd = rounded(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_and_si512(pair, upper)), factor));
@@ -168,6 +170,7 @@ void quantised(const void* src, const uint16_t* scales, size_t group, const floa
         for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
             const size_t j = i + kWidth;
             __m512 values[2];
+            fetch_ahead(from + i / From::kPerByte, 2 * kWidth / From::kPerByte);
             source.pair(from + i / From::kPerByte, values);
             store_pair(to + i, _mm512_fmadd_ps(values[0], _mm512_loadu_ps(gain + i), _mm512_loadu_ps(offset + i)),
                        _mm512_fmadd_ps(values[1], _mm512_loadu_ps(gain + j), _mm512_loadu_ps(offset + j)), past_caches);

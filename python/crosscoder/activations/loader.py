@@ -258,7 +258,7 @@ class _Reading:
                 store.shard_rows[shard],
                 int(first),
                 int(rows),
-                [str(store.segment_path(shard, k)) for k in range(store.n_snapshots)],
+                store.segment_paths(shard),
             )
             for shard, first, rows in runs_M3
         ]
