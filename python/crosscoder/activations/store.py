@@ -489,7 +489,7 @@ class ActivationStore:
         return self._shard_folder(shard) / self._segment_name(k)
 
     def segment_paths(self, shard: int) -> list[str]:
-        """Of every snapshot, as text: the loader needs thousands of them, and a `Path` takes 20 microseconds to make."""
+        """Of every snapshot, as text: the loader needs thousands, and a `Path` takes 20 microseconds to make."""
         folder = self._shard_folder(shard)
         return [os.path.join(folder, self._segment_name(k)) for k in range(self.n_snapshots)]
 
