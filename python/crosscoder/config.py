@@ -141,9 +141,9 @@ class TrainConfig:
     revival_rate: float = 1e-3
     """A feature that fires on a smaller share of the tokens (mean over about 100 steps) is revived."""
     joining_cosine: float | None = 0.95
-    """Before each revival, two features whose activations have at least this cosine over tokens are joined to
-    one: a feature that turns is else easily learned as two, and seems to be born at the turn. None: never (the
-    paper)."""
+    """Before each revival and near the end, two features whose activations have at least this cosine over tokens (or
+    less, if their decoders are similar) are joined to one: a feature that turns is else easily learned as two, and
+    seems to be born at the turn. Part of revival. None: never (the paper)."""
     dead_after_tokens: int = 10_000_000
     """A feature that has not fired for so many tokens counts as dead in the metrics."""
     seed: int = 0

@@ -86,6 +86,34 @@ def test_parts_at_different_snapshots_may_differ_more(apart: bool, n_dropped: in
     assert len(join_proportional(model, f.to_sparse(), 0.95)) == n_dropped
 
 
+@pytest.mark.parametrize(("similar", "n_dropped"), [(True, 1), (False, 0)])
+def test_parts_with_similar_decoders_may_differ_more(similar: bool, n_dropped: int) -> None:
+    """Both are there at all snapshots, so that only the decoders' directions say whether they are one."""
+    model, f = halves()
+    g = torch.Generator().manual_seed(4)
+    f[:, 1] = f[:, 0] * (0.3 + 1.4 * torch.rand(40, generator=g))
+    assert 0.8 < float(torch.cosine_similarity(f[:, 0], f[:, 1], dim=0)) < 0.94
+    with torch.no_grad():
+        model.W_dec[0] = torch.randn(K, D, generator=g)
+        model.W_dec[1] = model.W_dec[0] + 0.3 * torch.randn(K, D, generator=g) if similar else model.W_dec[0].flip(1)
+        if not similar:
+            model.W_dec[1] -= model.W_dec[0] * (model.W_dec[0] * model.W_dec[1]).sum() / model.W_dec[0].square().sum()
+    assert len(join_proportional(model, f.to_sparse(), 0.95)) == n_dropped
+
+
+@pytest.mark.parametrize(("same_direction", "n_dropped"), [(True, 1), (False, 0)])
+def test_one_direction_at_different_snapshots_is_one_feature(same_direction: bool, n_dropped: int) -> None:
+    model, f = halves()
+    g = torch.Generator().manual_seed(5)
+    f[:, 1] = f[:, 0] * (torch.rand(40, generator=g) < 0.5)
+    assert 0.5 < float(torch.cosine_similarity(f[:, 0], f[:, 1], dim=0)) < 0.76
+    if same_direction:
+        with torch.no_grad():
+            direction = torch.randn(D, generator=g)
+            model.W_dec[0, :2], model.W_dec[1, 2:] = direction, 2 * direction
+    assert len(join_proportional(model, f.to_sparse(), 0.95)) == n_dropped
+
+
 def test_recent_codes_are_those_of_the_batches() -> None:
     model, _ = halves()
     x = torch.randn(30, K, D, generator=torch.Generator().manual_seed(3))
@@ -135,6 +163,21 @@ def test_training_joins_what_turns() -> None:
     assert trained(None) == (0, 0)
     joined, whole = trained(0.95)
     assert joined == 8 and whole >= 8
+
+
+def test_what_comes_apart_after_the_last_revival_is_joined_near_the_end() -> None:
+    config = TrainConfig(n_steps=100, batch_size=256, lr=1e-4, warmup_steps=1, revival_every=1000)
+    model = Crosscoder(CrosscoderConfig(K, 16, 16, gate="snapshot"))
+    with torch.no_grad():
+        model.W_dec[:8, :2], model.W_dec[:8, 2:] = DIRECTIONS[:, :1], 0
+        model.W_dec[8:, 2:], model.W_dec[8:, :2] = DIRECTIONS[:, 1:], 0
+        model.W_enc.copy_(model.W_dec)
+    trainer = Trainer(model, config)
+    for step in range(94):
+        trainer.step(two_sided(256, step))
+    assert trainer.n_joined == 0
+    trainer.step(two_sided(256, 94))
+    assert trainer.n_joined == 8
 
 
 def test_the_cosine_is_checked() -> None:

@@ -18,16 +18,24 @@ from crosscoder.code import SparseCode
 from crosscoder.model import Crosscoder
 
 N_BATCHES = 8
-"""Batches, just before a revival, whose activations are compared."""
+"""Batches whose activations are compared."""
+LAST_JOINING = 0.95
+"""Share of the steps after which features are joined for the last time: nothing is revived after it, and the learning
+rate that is left settles the joined ones without taking them apart."""
 MIN_TOGETHER = 6
 """Tokens on which both must be active: fewer say little about being proportional."""
 EXCLUSIVE = 0.2
 """Two features whose norms over snapshots have at most this cosine are there at different snapshots."""
-EXCLUSIVE_FACTOR = 0.8
-"""Such a pair needs so much of the cosine of activations that others need: the snapshots that one of them reads
-without the other make its activations noisier, and joining loses nothing at any snapshot."""
+LEAST_FACTOR = 0.8
+"""No pair is joined whose activations have less than this share of the cosine asked for, but ..."""
+SAME_DIRECTION = 0.85
+"""... two features at different snapshots, with mean decoders of this cosine: there it is enough if ..."""
+SAME_DIRECTION_ACTIVATIONS = 0.5
+"""... their activations have this one, since each reads what the other does from other snapshots."""
 ROUNDS = 3
 """Rounds of pairs at a time: parts of up to eight features find each other."""
+_PAIRS_AT_ONCE = 512
+"""Pairs whose decoders are compared at a time."""
 _MAX_PAIRS = 40_000_000
 """Pairs of features active on one token, summed over tokens, that are looked at; later tokens are left out."""
 
@@ -77,10 +85,10 @@ class RecentCodes:
 def join_proportional(model: Crosscoder, f_TF: Tensor, cosine: float) -> Tensor:
     """Join pairs of features whose activations `f_TF` (sparse, tokens by features) have at least this cosine.
 
-    Pairs of which one is there only where the other is not need less (`EXCLUSIVE_FACTOR`). The one that explains more
-    takes the other's decoder (times the ratio of their activations) and the mean of both encoders and thresholds; the
-    other's decoder becomes 0. A feature takes part in one pair at a time, the closest first, in `ROUNDS` rounds, so
-    that more than two parts find each other. Returns the features that were given up, (n,).
+    Pairs with similar decoders need less, and so do those of which one is there only where the other is not. The one
+    that explains more takes the other's decoder (times the ratio of their activations) and the mean of both encoders
+    and thresholds; the other's decoder becomes 0. A feature takes part in one pair at a time, the closest first, in
+    `ROUNDS` rounds, so that more than two parts find each other. Returns the features that were given up, (n,).
     """
     given_up = []
     for _ in range(ROUNDS):
@@ -127,11 +135,10 @@ def _pairs(model: Crosscoder, f_TF: Tensor, cosine: float) -> tuple[Tensor, Tens
     same = first == second
     squares_F[first[same]] = product_n[same]
     cosine_n = product_n / (squares_F[first] * squares_F[second]).sqrt()
-    norms_FK = model.decoder_norms()
-    close = (first < second) & (cosine_n >= EXCLUSIVE_FACTOR * cosine) & (together.values() >= MIN_TOGETHER)
+    least = min(LEAST_FACTOR * cosine, SAME_DIRECTION_ACTIVATIONS)
+    close = (first < second) & (cosine_n >= least) & (together.values() >= MIN_TOGETHER)
     first, second, product_n, cosine_n = first[close], second[close], product_n[close], cosine_n[close]
-    shared_n = torch.cosine_similarity(norms_FK[first], norms_FK[second])
-    close = (cosine_n >= cosine) | (shared_n <= EXCLUSIVE)
+    close = _are_one(model, first, second, cosine_n, cosine)
     order = close.nonzero().squeeze(1)
     order = order[cosine_n[order].argsort(descending=True, stable=True)]
     first, second, product_n = first[order], second[order], product_n[order]
@@ -142,10 +149,32 @@ def _pairs(model: Crosscoder, f_TF: Tensor, cosine: float) -> tuple[Tensor, Tens
             taken |= {i, j}
             chosen.append(n)
     first, second, product_n = first[chosen], second[chosen], product_n[chosen]
-    norms_F = torch.linalg.vector_norm(norms_FK, dim=1)
+    norms_F = torch.linalg.vector_norm(model.decoder_norms(), dim=1)
     swap = squares_F[second] * norms_F[second] ** 2 > squares_F[first] * norms_F[first] ** 2
     kept, dropped = torch.where(swap, second, first), torch.where(swap, first, second)
     return kept, dropped, product_n / squares_F[kept]
+
+
+def _are_one(model: Crosscoder, first: Tensor, second: Tensor, cosine_n: Tensor, cosine: float) -> Tensor:
+    """Which pairs are one feature, (n,) bool, from the cosine of their activations and from their decoders.
+
+    Two features of one size are a matrix f_i W_i + f_j W_j of rank 2 over tokens and (K, D); a single one keeps the
+    share (1 + a)(1 + w) / ((1 + a)(1 + w) + (1 - a)(1 - w)) of its squares, a and w the cosines of activations and of
+    decoders. Asked for is what orthogonal decoders keep with a = `cosine`.
+    """
+    one_n = torch.zeros(len(first), dtype=torch.bool, device=first.device)
+    for part in torch.arange(len(first), device=first.device).split(_PAIRS_AT_ONCE):
+        a_n = cosine_n[part]
+        W_iKD, W_jKD = model.W_dec[first[part]].float(), model.W_dec[second[part]].float()
+        w_n = torch.cosine_similarity(W_iKD.flatten(1), W_jKD.flatten(1)).clamp_min(0)
+        both_n, neither_n = (1 + a_n) * (1 + w_n), (1 - a_n) * (1 - w_n)
+        close_n = a_n >= LEAST_FACTOR * cosine
+        norms_i, norms_j = torch.linalg.vector_norm(W_iKD, dim=2), torch.linalg.vector_norm(W_jKD, dim=2)
+        exclusive_n = torch.cosine_similarity(norms_i, norms_j) <= EXCLUSIVE
+        aligned_n = torch.cosine_similarity(W_iKD.mean(dim=1), W_jKD.mean(dim=1)) >= SAME_DIRECTION
+        proportional_n = both_n / (both_n + neither_n) >= (1 + cosine) / 2
+        one_n[part] = (close_n & (proportional_n | exclusive_n)) | (exclusive_n & aligned_n)
+    return one_n
 
 
 def _sparse(places: Tensor, values: Tensor, shape: torch.Size) -> Tensor:

@@ -16,7 +16,7 @@ from crosscoder.model import Crosscoder
 from crosscoder.train import checkpoint
 from crosscoder.train.engines import make_engine
 from crosscoder.train.engines.base import StepSettings, StepStatistics
-from crosscoder.train.recoupling import N_BATCHES, RecentCodes, join_proportional
+from crosscoder.train.recoupling import LAST_JOINING, N_BATCHES, RecentCodes, join_proportional
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
 from crosscoder.train.whitening import whiten
@@ -92,7 +92,7 @@ class Trainer:
         self.firing.update(result.fired_F, n_tokens)
         self.silent_tokens_F = torch.where(result.fired_F > 0, 0, self.silent_tokens_F + n_tokens)
         self.step_number += 1
-        self._revive(x_BKD, result)
+        self._repair(x_BKD, result)
         return self._metrics(x_BKD, result, factor)
 
     def _check_finite(self, x_BKD: Tensor, result: StepStatistics) -> None:
@@ -115,18 +115,23 @@ class Trainer:
                 raise NonFiniteError(self._explain_non_finite(bad, x_BKD, result))
         raise NonFiniteError(f"step {bad}: the loss is not finite; the weights are untouched since")
 
-    def _revive(self, x_BKD: Tensor, result: StepStatistics) -> None:
-        """Every `revival_every` steps: join what is one feature in two, then restart what is dead."""
+    def _repair(self, x_BKD: Tensor, result: StepStatistics) -> None:
+        """Every `revival_every` steps: join what is one feature in two, then restart what is dead. Join once more near
+        the end, for what came apart since."""
         config = self.config
-        steps_left = -self.step_number % config.revival_every
-        if config.revival == "none" or self.step_number + steps_left > LAST_SHARE_OF_STEPS * config.n_steps:
+        if config.revival == "none":
             return
-        if config.joining_cosine is not None and steps_left < N_BATCHES:
+        last_joining = round(LAST_JOINING * config.n_steps)
+        steps_left = -self.step_number % config.revival_every
+        reviving = self.step_number + steps_left <= LAST_SHARE_OF_STEPS * config.n_steps
+        if not reviving:
+            steps_left = last_joining - self.step_number
+        if config.joining_cosine is not None and 0 <= steps_left < N_BATCHES:
             self.engine.settle()
             self.recent.add(self.model.encode(x_BKD))
             if steps_left == 0:
                 self._join(config.joining_cosine)
-        if steps_left == 0:
+        if reviving and steps_left == 0:
             self.engine.settle()
             revived = revive(
                 self.model,
