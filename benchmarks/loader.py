@@ -27,9 +27,12 @@ import torch
 
 from crosscoder import ActivationLoader, ActivationStore, __version__
 from crosscoder.hardware import cpu_name
+from harness.situation import Shape, make
+from harness.variants import DEFAULT
 
 PIECE = 4 << 20
 THREADS = 2
+TRAINING_MEMORY = 64 << 20  # so little that the loader has to read all the time
 RATES = ("first_pass_activations_per_s", "later_pass_activations_per_s", "later_pass_activations_per_cpu_s")
 
 
@@ -172,13 +175,40 @@ def measure_cold(store: ActivationStore, options: argparse.Namespace) -> dict[st
     return result
 
 
+def measure_waiting(options: argparse.Namespace) -> dict[str, Any]:
+    """The share of its time that training stands waiting for a batch: the step of the benchmark (K = 8, D = 256,
+    F = 8,192, B = 1,024, 20 pairs a token) from a bf16 store, from the page cache and from the disk."""
+    shape = Shape()
+    situation = make(shape, n_batches=options.training_steps)
+    store = ActivationStore.from_array(options.folder / "training", torch.cat(situation.batches), "bf16")
+    trainer = DEFAULT.trainer(situation.model)
+    settings: dict[str, Any] = {"scale": [1.0] * shape.n_snapshots, "memory_bytes": TRAINING_MEMORY}
+    result: dict[str, Any] = {"shape": shape.to_dict(), "steps": options.training_steps}
+    for name, direct in (("page cache", False), ("cold", True)):
+        loader = ActivationLoader(store, shape.batch, direct=direct, **settings)
+        if direct:
+            evict(files_of(store))
+        batches = iter(loader)
+        trainer.step(next(batches))
+        began, waited = time.perf_counter(), loader.wait_seconds
+        pairs = [float(trainer.step(x_BKD)["l0_union"]) for x_BKD in batches]
+        took = time.perf_counter() - began
+        result[name] = {
+            "seconds_a_step": took / len(pairs),
+            "pairs_a_token": statistics.mean(pairs),
+            "waits": loader.waits,
+            "wait_fraction": (loader.wait_seconds - waited) / took,
+        }
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     for name, default in (("tokens", 32_768), ("snapshots", 32), ("width", 768), ("rows-per-shard", 4_096)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("batch", 2_048), ("repeats", 5), ("cold-threads", 4)):
+    for name, default in (("batch", 2_048), ("repeats", 5), ("cold-threads", 4), ("training-steps", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "int8"])
     options = parser.parse_args()
@@ -199,6 +229,8 @@ def main() -> None:
         if finer in result and coarser in result:
             for rate in RATES:
                 result[f"{coarser}_to_{finer}_{rate}"] = result[coarser][rate] / result[finer][rate]
+    if options.training_steps:
+        result["training"] = measure_waiting(options)
     print(json.dumps(result, indent=2))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosscoder import ActivationLoader, ActivationStore
+from crosscoder.activations import loader as loader_module
 from crosscoder.activations.collect import plan_shards
 from crosscoder.activations.dealing import Dealer
 from crosscoder.activations.tokens import TokenSet
@@ -236,6 +237,29 @@ def test_batches_stay_when_they_are_kept(wide: ActivationStore) -> None:
     kept = list(ActivationLoader(wide, 128, memory_bytes=SMALL))
     again = everything(ActivationLoader(wide, 128, memory_bytes=SMALL))
     assert torch.equal(torch.cat(kept), again)
+
+
+@pytest.mark.parametrize("rows", [600, 1_500, 3_000])
+def test_the_next_batch_is_on_its_way_while_this_one_is_used(
+    wide: ActivationStore, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a window of `rows` rows holds less than a batch, about one or several; and within the memory allowed."""
+    batch_size, row_bytes = 1_200, wide.n_snapshots * wide.d_model * 4
+    memory_bytes = (2 * rows + 4 * batch_size) * row_bytes
+    loader = ActivationLoader(wide, batch_size, memory_bytes=memory_bytes)
+    on_the_way, held = [], []
+    following = loader_module._Reading.next
+
+    def spy(self: loader_module._Reading) -> object:
+        batch = following(self)
+        on_the_way.append(self._is_submitted(self.delivered) if self.delivered in self.batches else None)
+        held.append(1 + sum(other.memory is not None for other in self.batches.values()))
+        return batch
+
+    monkeypatch.setattr(loader_module._Reading, "next", spy)
+    assert len(everything(loader)) == 6_000
+    assert on_the_way == [True] * (len(loader) - 1) + [None] * 2
+    assert max(held) * batch_size * row_bytes <= memory_bytes
 
 
 def test_waiting_is_counted(wide: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,8 @@ class _Reading:
         """The next batch, its windows on their way; None at the end of the epoch."""
         while self.reading and self.reading[0].last_batch < self.delivered:
             self.reading.popleft()
-        while len(self.reading) < 2 or not self._is_submitted(self.delivered):
+        # The batch after this one is read while the caller has this one, however many windows it takes.
+        while len(self.reading) < 2 or not self._is_submitted(self.delivered + 1):
             if not self._read_another_window():
                 break
         batch = self.batches.pop(self.delivered, None)
