@@ -12,6 +12,7 @@ from attribution import planted
 from command_line import error
 
 from crosscoder import cli, weights
+from crosscoder.activations.tokens import TokenSet
 from crosscoder.attribution import study as study_module
 from crosscoder.attribution.gradients import METHODS
 from crosscoder.attribution.study import finished_tasks, load_circuit
@@ -203,6 +204,13 @@ def test_refusals(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert "snapshots.json does not exist; collect first" in error(capsys)
     assert cli.main(["attribute", str(run.path.parent / "nothing"), "--task", "induction"]) == 3
     assert "train it first" in error(capsys)
+
+
+def test_another_end_of_text_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = np.ones((1, 4), dtype=np.int32)
+    TokenSet(ids, np.zeros_like(ids), ["text"], "tokenizer", end_of_text=1).save(run.tokens("heldout"))
+    assert attribute(run) == 3
+    assert "this model's end-of-text token is 1; prompts of tasks begin with token 0" in error(capsys)
 
 
 @pytest.mark.parametrize("option", [["--steps", "0"], ["--test-share", "1"], ["--ablations", "mean", "mean"]])

@@ -19,7 +19,7 @@ import numpy as np
 
 from crosscoder import weights
 from crosscoder.activations.snapshots import SnapshotSet
-from crosscoder.activations.tokens import TokenSet
+from crosscoder.activations.tokens import END_OF_TEXT, TokenSet
 from crosscoder.attribution.circuits import Circuit, circuit
 from crosscoder.attribution.coding import CodedTask, PromptActivations, code_task
 from crosscoder.attribution.snapshot import measure_snapshot
@@ -108,6 +108,13 @@ class AttributionStudy:
         config = self.snapshots.load_config(0)
         context = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
         heldout = self.run.tokens("heldout")
+        header = heldout / "tokens.json"
+        end = read_json(header).get("end_of_text", END_OF_TEXT) if header.exists() else END_OF_TEXT
+        if end != END_OF_TEXT:
+            raise DataError(
+                f"{header}: this model's end-of-text token is {end}; prompts of tasks begin with token {END_OF_TEXT}, "
+                "Pythia's, so attribution is for models whose end-of-text token that is"
+            )
         text = TokenSet.load(heldout).ids if name == "induction-text" and heldout.exists() else None
         task = make_task(name, self.tokenizer, self.settings, context=context, text=text)
         task.require_fit(context, int(config.vocab_size))
