@@ -77,7 +77,7 @@ def step_variants(device: str) -> list[Variant]:
     defaults = TrainConfig()
     variants = [DEFAULT]
     variants += [Variant(f"backend {name}", {"backend": name}) for name in backends(device)]
-    for option in ("optimizer_mode", "state", "candidates"):
+    for option in ("optimizer_mode", "state", "candidates", "whitening"):
         for value in choices(TrainConfig, option):
             if value != getattr(defaults, option):
                 variants.append(Variant(f"{option} {value}", {option: value}))
