@@ -83,12 +83,15 @@ def test_a_permuted_copy_is_matched_exactly() -> None:
 
 
 def test_agreement_of_emergence_by_hand() -> None:
-    W_dec = torch.eye(6)[:, None, :]
+    W_dec = torch.eye(6)[:, None, :].expand(6, 6, 6)
     found = compare_dictionaries(W_dec, W_dec, [0, 0, 0, 2, 3, -1], [0, 0, 1, 2, 5, 4])
     assert (found.n_pairs, found.n_pairs_emerging) == (5, 3)
     assert found.emergence_same == pytest.approx(3 / 5) and found.emergence_within_one == pytest.approx(4 / 5)
     assert found.emergence_same_emerging == pytest.approx(1 / 3)
     assert found.emergence_within_one_emerging == pytest.approx(2 / 3)
+    assert {(own, other): n for (own, other), n in np.ndenumerate(found.emergence_pairs) if n} == {
+        (0, 0): 2, (0, 1): 1, (2, 2): 1, (3, 5): 1,
+    }  # fmt: skip
 
 
 def test_nothing_in_common_is_chance() -> None:
@@ -96,6 +99,7 @@ def test_nothing_in_common_is_chance() -> None:
     found = compare_dictionaries(first, second, np.zeros(300), np.zeros(300))
     assert found.share_stable == found.share_stable_null == 0 and found.n_pairs == 0
     assert found.nearest_median == pytest.approx(found.nearest_median_null, abs=0.03)
+    assert np.median(found.nearest_null) == pytest.approx(found.nearest_median_null)
     assert np.isnan(found.emergence_correlation) and np.isnan(found.emergence_same)
     # In a narrow cone directions are alike without being the same: the null knows.
     cone = torch.ones(48) * 1.5
@@ -125,6 +129,8 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
         match_features(W_dec, W_dec, take_second=[True])
     with pytest.raises(DataError, match="emergence"):
         compare_dictionaries(W_dec, W_dec, np.zeros(4), np.zeros(5))
+    with pytest.raises(DataError, match="between -1 and 1"):
+        compare_dictionaries(W_dec, W_dec, np.zeros(4), np.full(4, 2))
     monkeypatch.setitem(sys.modules, "scipy.sparse.csgraph", None)
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     for candidates in (0, 1):

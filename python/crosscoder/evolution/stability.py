@@ -85,6 +85,8 @@ class Stability:
     nearest_median: float
     """Median cosine of the first dictionary's features with the nearest of the second one's."""
     nearest_median_null: float
+    nearest_null: NDArray[np.float32]
+    """(F,) largest cosine with any of the random directions; NaN for features that do not take part."""
     bars: NDArray[np.float64]
     """(10,) cosines from 0.5 to 0.95."""
     share_at: NDArray[np.float64]
@@ -104,6 +106,8 @@ class Stability:
     emergence_within_one: float
     """Share that emerges at most one snapshot apart."""
     emergence_within_one_null: float
+    emergence_pairs: NDArray[np.int64]
+    """(K, K) of these pairs, how many have the emergence (row) in the first and (column) in the second dictionary."""
     n_pairs_emerging: int
     """Pairs of which one or both are not there from the first snapshot on. Where few features emerge, the shares over
     all pairs say little; these do."""
@@ -178,6 +182,8 @@ def compare_dictionaries(
     for decoders, emergence in zip((first, second), emerged, strict=True):
         if emergence.shape != decoders.shape[:1]:
             raise DataError(f"emergence has shape {emergence.shape}, expected ({len(decoders)},)")
+        if ((emergence < -1) | (emergence >= decoders.shape[1])).any():
+            raise DataError(f"emergence must lie between -1 and {decoders.shape[1] - 1}, the last snapshot")
     matching = match_features(
         first, second, snapshot=snapshot, take_first=take_first, take_second=take_second, candidates=candidates
     )
@@ -191,6 +197,10 @@ def compare_dictionaries(
     own, other = emerged[0][stable], emerged[1][matching.match[stable]]
     both = (own >= 0) & (other >= 0)
     own, other = own[both].astype(np.int64), other[both].astype(np.int64)
+    n_snapshots = first.shape[1]
+    pairs_KK = np.bincount(own * n_snapshots + other, minlength=n_snapshots**2).reshape(n_snapshots, n_snapshots)
+    nearest_null = np.full(len(first), np.nan, dtype=np.float32)
+    nearest_null[ids_A] = chance_A
     rng = np.random.default_rng(seed)
     measured = _agreement(own, other)
     permuted = np.array([_agreement(own, rng.permutation(other)) for _ in range(PERMUTATIONS)])
@@ -204,6 +214,7 @@ def compare_dictionaries(
         share_stable_null=_share(chance_A >= STABLE, len(ids_A)),
         nearest_median=_median(nearest_A),
         nearest_median_null=_median(chance_A),
+        nearest_null=nearest_null,
         bars=bars,
         share_at=np.array([_share(matching.cosine >= bar, size) for bar in bars]),
         share_at_null=np.array([_share(chance_A >= bar, len(ids_A)) for bar in bars]),
@@ -214,6 +225,7 @@ def compare_dictionaries(
         emergence_same_null=float(chance[1]),
         emergence_within_one=measured[2],
         emergence_within_one_null=float(chance[2]),
+        emergence_pairs=pairs_KK,
         n_pairs_emerging=int(((own > 0) | (other > 0)).sum()),
         emergence_same_emerging=measured[3],
         emergence_same_emerging_null=float(chance[3]),
