@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from crosscoder.errors import ConfigError, DataError, MissingDependencyError
-from crosscoder.evolution import compare_dictionaries, match_features, stability
+from crosscoder.evolution import compare_dictionaries, match_features, matching, stability
 from crosscoder.evolution.planted import PlantedConfig, PlantedDictionary
 
 
@@ -18,9 +18,17 @@ def random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(params=["float32", "bfloat16"])
+def in_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small blocks, searched in either dtype: what is found must not depend on it."""
+    monkeypatch.setenv("CROSSCODER_GEMM_DTYPE", request.param)
+    monkeypatch.setattr(matching, "BLOCK", 17)
+    monkeypatch.setattr(matching, "PAIRS_AT_ONCE", 7)
+
+
 @pytest.mark.parametrize("shape", [(90, 90), (60, 90), (90, 60)])
-def test_equals_the_hungarian_method(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stability, "BLOCK", 17)
+@pytest.mark.usefixtures("in_blocks")
+def test_equals_the_hungarian_method(shape: tuple[int, int]) -> None:
     first, second = random((shape[0], 2, 5), 1), random((shape[1], 2, 5), 2)  # five dimensions: many are alike
     cosine = torch.nn.functional.normalize(first[:, 1], dim=1) @ torch.nn.functional.normalize(second[:, 1], dim=1).T
     allowed = np.where(cosine >= 0.5, cosine, 0)
@@ -53,6 +61,41 @@ def test_equals_the_hungarian_method(shape: tuple[int, int], monkeypatch: pytest
         # Of each row no more than the n nearest.
         for f in np.flatnonzero(cut.match >= 0):
             assert cosine[f, cut.match[f]] >= cosine[f].sort().values[-n] - 1e-6
+
+
+@pytest.mark.usefixtures("in_blocks")
+def test_candidates_and_loss_are_exact() -> None:
+    """Families of features of which many are as near as the floor and as the last candidate, up to bf16's error."""
+    family = torch.arange(120) // 12
+    centres = random((10, 24), 1)[family]
+    first, second = (centres + 0.9 * random((120, 24), seed) for seed in (2, 3))
+    units = [torch.nn.functional.normalize(one, dim=1) for one in (first, second)]
+    cosine = (units[0] @ units[1].T).numpy()
+    assert ((np.abs(cosine - 0.5) < matching.SLACK).sum(axis=1) > 0).sum() > 40, "worth testing"
+    n = 3
+    pairs = matching._Pairs(*units)
+    near = matching._search(pairs, n)
+    allowed = np.where(cosine >= 0.5, cosine, -1)
+    order = np.argsort(-allowed, axis=1, kind="stable")[:, :n]
+    expected = {(f, int(g)) for f in range(120) for g in order[f] if allowed[f, g] >= 0.5}
+    assert set(zip(near.rows.tolist(), near.columns.tolist(), strict=True)) == expected
+    assert (near.cut_A == ((cosine >= 0.5).sum(axis=1) > n)).all() and 20 < near.cut_A.sum() < 120
+    np.testing.assert_allclose(near.nearest_A, cosine.max(axis=1), atol=1e-6)
+
+    match_A, cosine_A = matching._assign(near, (120, 120))
+    prices = matching._prices(near, match_A, cosine_A, 120)
+    dual = prices.sum() + np.where(cosine >= 0.5, cosine - prices, 0).max(axis=1).sum()
+    found = match_features(first[:, None], second[:, None], candidates=n)
+    assert found.loss == pytest.approx((dual - cosine_A.sum()) / 120, abs=1e-6) and found.loss > 0.02
+
+
+def test_random_directions_are_compared_with_some_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stability, "NULL_FEATURES", 40)
+    first, second = random((300, 1, 8), 1), random((200, 1, 8), 2)
+    found = compare_dictionaries(first, second, np.zeros(300), np.zeros(200))
+    known = np.isfinite(found.nearest_null)
+    assert known.sum() == 40 and known[40:].any()
+    assert found.share_stable_null == pytest.approx((found.nearest_null[known] >= 0.7).mean()) and found.n_first == 300
 
 
 def test_a_permuted_copy_is_matched_exactly() -> None:

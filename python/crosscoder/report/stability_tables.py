@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from crosscoder.evolution.arrays import Arrays
-from crosscoder.evolution.stability import FLOOR, STABLE
+from crosscoder.evolution.matching import FLOOR
+from crosscoder.evolution.stability import STABLE
 from crosscoder.report.results import Results
 from crosscoder.report.sections import STABILITY
 from crosscoder.report.spec import Axis, Heat, Lines, Measure, Panel, Series
@@ -34,8 +35,9 @@ def matched_cosines(results: Results) -> FigureTable | None:
             columns["cosine"] += plain_column((edges[:-1] + edges[1:]) / 2)
             columns["features"] += [int(members.sum())] * BINS
             for column, cosines_F in (("matched", "matching.cosine"), ("null", "nearest_null")):
-                counts = np.histogram(found[cosines_F][members].clip(0, 1), edges)[0]
-                columns[column] += plain_column(counts / members.sum())
+                known = found[cosines_F][members & np.isfinite(found[cosines_F])]
+                counts = np.histogram(known.clip(0, 1), edges)[0]
+                columns[column] += plain_column(counts / max(1, len(known)))
     if not kinds:
         return None
     panels = [
@@ -107,14 +109,14 @@ def matched_by_emergence(results: Results) -> FigureTable | None:
     columns: dict[str, Column] = {name: [] for name in ("run", "snapshot", "step", "features", "matched", "null")}
     for name, found in results.comparisons.items():
         members = np.isfinite(found["matching.nearest"]) & (emergence[0] >= 0)
-        born_F = emergence[0][members]
-        counts_K = np.bincount(born_F, minlength=K)
         columns["run"] += [name] * K
         for column, values in results.by_snapshot.items():
             columns[column] += values
-        columns["features"] += plain_column(counts_K)
+        columns["features"] += plain_column(np.bincount(emergence[0][members], minlength=K))
         for column, cosines_F in (("matched", "matching.cosine"), ("null", "nearest_null")):
-            stable_K = np.bincount(born_F[found[cosines_F][members] >= STABLE], minlength=K)
+            known = members & np.isfinite(found[cosines_F])
+            counts_K = np.bincount(emergence[0][known], minlength=K)
+            stable_K = np.bincount(emergence[0][known & (found[cosines_F] >= STABLE)], minlength=K)
             share_K = np.divide(stable_K, counts_K, out=np.full(K, np.nan), where=counts_K > 0)
             columns[column] += plain_column(share_K)
     return FigureTable(
