@@ -16,7 +16,7 @@ def within_kinds(results: Results) -> FigureTable | None:
         found = results.get("kind_dimensionality", f"rate_within.{kind}", f"null_within.{kind}")
         if found is not None:
             columns[kind], columns[f"{kind}, null"] = (plain_column(rate_K) for rate_K in found)
-            series = [Series(kind, kind, colour=kind), Series(f"{kind}, null", "random directions")]
+            series = [Series(kind, kind, colour=kind), Series(f"{kind}, null", "random directions", colour="all")]
             panels.append(Panel(Axis("share of D", "percent", domain=(0, 1)), series, kind))
     if not panels:
         return None

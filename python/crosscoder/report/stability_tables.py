@@ -43,7 +43,7 @@ def matched_cosines(results: Results) -> FigureTable | None:
     panels = [
         Panel(
             Axis("share of the kind", "percent", zero=True),
-            [Series("matched", "matched", colour=kind), Series("null", "random directions")],
+            [Series("matched", "matched", colour=kind), Series("null", "random directions", colour="all")],
             kind,
             {"kind": kind},
         )
