@@ -89,6 +89,12 @@ def test_candidates_and_loss_are_exact() -> None:
     assert found.loss == pytest.approx((dual - cosine_A.sum()) / 120, abs=1e-6) and found.loss > 0.02
 
 
+def test_random_directions_are_not_the_dictionary_that_the_seed_drew() -> None:
+    drawn = random((400, 1, 48), 3)
+    found = compare_dictionaries(drawn, drawn, np.zeros(400), np.zeros(400), seed=3)
+    assert found.share_stable == 1 and found.share_stable_null == 0
+
+
 def test_random_directions_are_compared_with_some_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stability, "NULL_FEATURES", 40)
     first, second = random((300, 1, 8), 1), random((200, 1, 8), 2)

@@ -180,7 +180,9 @@ def _median(values: NDArray[np.floating]) -> float:
 
 def _random_like(units_BD: Tensor, seed: int) -> Tensor:
     """(B, D) random directions with the same second moments."""
-    generator = torch.Generator().manual_seed(seed)
+    # A stream of its own: a dictionary that was drawn with the same seed would meet its own numbers again.
+    own = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1, np.uint32)
+    generator = torch.Generator().manual_seed(int(own[0]))
     noise_BD = torch.randn(units_BD.shape, generator=generator).to(units_BD)
     moments_DD = (units_BD.T @ units_BD).double() / max(1, len(units_BD))
     values_D, vectors_DD = torch.linalg.eigh(moments_DD)
