@@ -13,7 +13,9 @@ candidates do not depend on the dtype.
 
 Leaving out the pairs under 0.5, which are not the same feature in any case, changes the problem a little: where two
 dictionaries share 3 % of 2,000 features, 61 stable pairs were found and 67 with all pairs; `nearest` bounds the number
-from above. What the restriction to n can cost beyond that is known without solving the problem of all pairs of at least
+from above. What the restriction to n costs depends on how many features are alike: in families of up to 200 features
+of mean cosine 0.6 64 candidates cost nothing, at 0.8 0.03 of cosine a feature (`benchmarks/bench_matching.py`). What it
+can cost beyond that is known without solving the problem of all pairs of at least
 0.5: with prices p_g >= 0 that are optimal for the sparse one, sum_g p_g + sum_f max(0, max_g cos_fg - p_g) over *all*
 pairs of at least 0.5 is no less than the full optimum (weak duality). Only features with a list that was cut can add
 anything, and of these only such that would gain more from a cosine of the last in their list, at the lowest price,
@@ -39,7 +41,7 @@ FULL_PAIRS = 1 << 25
 """Up to so many pairs of features all of them are candidates (5,792 by 5,792; 0.5 GB)."""
 FLOOR = 0.5
 """Beyond that, a pair of a smaller cosine is none."""
-CANDIDATES = 16
+CANDIDATES = 64
 """Nearest features that a feature of the first dictionary may be matched with there."""
 BLOCK = 2048
 """Rows and columns of a block of cosines."""
@@ -60,7 +62,7 @@ class Matching:
     """(F,) of the pair, 0 where there is none."""
     nearest: NDArray[np.float32]
     """(F,) largest cosine with any feature of the second dictionary, one to one or not; NaN for features that do not
-    take part."""
+    take part. Where it is under 0.5 and candidates were searched in bf16, another may be nearer by up to 0.016."""
     candidates: int
     """n; 0 where all pairs are candidates."""
     loss: float
@@ -83,7 +85,7 @@ def match_features(
     """Match decoders (F, K, D) with (G, K, D) at one snapshot.
 
     `take_first` (F,), `take_second` (G,) bool: the features that take part (those with a norm of 0 never do).
-    `candidates`: n; 0 means all pairs, in memory at once. By default 0 up to 33 million pairs, beyond that 16.
+    `candidates`: n; 0 means all pairs, in memory at once. By default 0 up to 33 million pairs, beyond that 64.
     Raises `DataError` for decoders that do not fit together, `ConfigError` for a snapshot that does not exist,
     `MissingDependencyError` without scipy.
     """
@@ -127,8 +129,8 @@ def taken(decoders: Tensor, snapshot: int, take: ArrayLike | None, which: str) -
     vectors_FD = vectors_FD if vectors_FD.dtype == torch.float64 else vectors_FD.float()
     chosen = chosen & (torch.linalg.vector_norm(vectors_FD, dim=1) > 0).cpu().numpy()
     ids = np.flatnonzero(chosen)
-    taken = vectors_FD[torch.from_numpy(ids).to(vectors_FD.device)]
-    return torch.nn.functional.normalize(taken, dim=1, eps=0.0), ids
+    some_AD = vectors_FD[torch.from_numpy(ids).to(vectors_FD.device)]
+    return torch.nn.functional.normalize(some_AD, dim=1, eps=0.0), ids
 
 
 # ------------------------------------------------------------------------------------------- pairs
