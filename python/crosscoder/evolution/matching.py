@@ -13,13 +13,12 @@ candidates do not depend on the dtype.
 
 Leaving out the pairs under 0.5, which are not the same feature in any case, changes the problem a little: where two
 dictionaries share 3 % of 2,000 features, 61 stable pairs were found and 67 with all pairs; `nearest` bounds the number
-from above. What the restriction to n costs depends on how many features are alike: in families of up to 200 features
-of mean cosine 0.6 64 candidates cost nothing, at 0.8 0.03 of cosine a feature (`benchmarks/bench_matching.py`). What it
-can cost beyond that is known without solving the problem of all pairs of at least
-0.5: with prices p_g >= 0 that are optimal for the sparse one, sum_g p_g + sum_f max(0, max_g cos_fg - p_g) over *all*
-pairs of at least 0.5 is no less than the full optimum (weak duality). Only features with a list that was cut can add
-anything, and of these only such that would gain more from a cosine of the last in their list, at the lowest price,
-than they do.
+from above. What the restriction to n costs depends on how many features are alike: in families of up to 200 features of
+mean cosine 0.6 64 candidates cost nothing, at 0.8 0.03 of cosine a feature (`benchmarks/bench_matching.py`). What it
+can cost beyond that is known without solving the problem of all pairs of at least 0.5: with prices p_g >= 0 that are
+optimal for the sparse one, sum_g p_g + sum_f max(0, max_g cos_fg - p_g) over *all* pairs of at least 0.5 is no less
+than the full optimum (weak duality). Only features with a list that was cut can add anything, and of these only such
+that would gain more from a cosine of the last in their list, at the lowest price, than they do.
 """
 
 from __future__ import annotations
