@@ -122,6 +122,13 @@ def test_two_seeds_are_compared(quickstart: Run, tmp_path: Path, capsys: pytest.
         assert (arrays["matching.cosine"] >= 0.7).sum() == round(figures["share_stable"] * figures["n_second"])
         matched = arrays["matching.match"][arrays["matching.match"] >= 0]
         assert len(np.unique(matched)) == len(matched) and matched.max(initial=0) < 80
+    assert cli.main(["report", str(quickstart.path)]) == 0
+    assert any("in seed1 (random directions: " in sentence for sentence in quickstart.summary()["findings"])
+    assert (quickstart.figures / "matched_share.svg").exists() and (quickstart.figures / "matched_share.csv").exists()
+    (quickstart.comparison / "seed1.json").write_text("{}")
+    assert cli.main(["report", str(quickstart.path)]) == 0
+    assert not any("in seed1" in sentence for sentence in quickstart.summary()["findings"])
+    assert "The comparison with seed1 is of an earlier crosscoder" in quickstart.page.read_text()
     assert cli.main(["compare", str(other), str(other)]) == 2 and "with itself" in capsys.readouterr().err
     record = json.loads((other / "snapshots.json").read_text())
     (other / "snapshots.json").write_text(json.dumps({**record, "layer": 1}))

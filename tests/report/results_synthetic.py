@@ -28,6 +28,11 @@ def life(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         "cycles.sharedness": rng.random(n),
         "cycles.births": births,
         "cycles.lifetime": rng.random(n),
+        "interval.births_low": births * 0.9,
+        "interval.births_high": births * 1.2,
+        "interval.level": np.array(0.9),
+        "interval.n_by_kind_low": np.array([20.0, 30.0, 0, 0]),
+        "interval.n_by_kind_high": np.array([28.0, 40.0, 0, 0]),
         "cycles.births_per_log_step": births / np.append(np.nan, np.diff(np.log10(1 + STEPS))),
         "cycles.deaths_per_log_step": np.full(K, 1.5),
         "sweep.thresholds": np.array([0.1, 0.3, 0.5]),
@@ -82,6 +87,37 @@ def sweep() -> dict[str, list[Any]]:
     return table
 
 
+def comparison(emergence: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """With a run in which what emerges early is found again, one snapshot later."""
+    n, K = len(emergence), len(STEPS)
+    taking = rng.random(n) < 0.9
+    nearest = np.where(taking, np.where(emergence < 3, 0.9, 0.4) + 0.05 * rng.random(n), np.nan)
+    matched = np.where(taking, np.where(emergence < 3, nearest, 0), 0)
+    bars = np.arange(50, 100, 5) / 100
+    pairs = np.bincount(emergence[matched > 0.7], minlength=K)
+    return {
+        "matching.match": np.where(matched > 0, np.arange(n), -1),
+        "matching.cosine": matched,
+        "matching.nearest": nearest,
+        "matching.candidates": np.array(16),
+        "matching.loss": np.array(0.0012),
+        "n_first": taking.sum(),
+        "n_second": taking.sum() + 7,
+        "share_stable": (matched >= 0.7).sum() / taking.sum(),
+        "share_stable_null": np.array(0.01),
+        "bars": bars,
+        "share_at": (matched >= bars[:, None]).sum(axis=1) / taking.sum(),
+        "share_at_null": np.where(bars < 0.6, 0.05, 0),
+        "nearest_null": np.where(taking, 0.3 + 0.1 * rng.random(n), np.nan),
+        "emergence_pairs": np.diag(pairs[:-1], 1),
+        "n_pairs_emerging": np.array(20),
+        "emergence_same_emerging": np.array(0.1),
+        "emergence_same_emerging_null": np.array(0.3),
+        "emergence_within_one_emerging": np.array(0.8),
+        "emergence_within_one_emerging_null": np.array(0.5),
+    }
+
+
 def results(n: int = 60, seed: int = 0) -> Results:
     """Results of every analysis that makes figures, of `n` features."""
     rng = np.random.default_rng(seed)
@@ -118,6 +154,11 @@ def results(n: int = 60, seed: int = 0) -> Results:
             "share_decoupled": np.array(0.3),
         },
         "life": lives,
+        "kind_dimensionality": {
+            f"{name}.{kind}": height * (1 + np.arange(K)) / K
+            for kind, height in (("initialization", 0.5), ("emergent", 0.7))
+            for name, height in (("rate_within", height), ("null_within", height + 0.2))
+        },
         "rotation": {"to_final": cosines, "to_previous": cosines},
         "types": types(n, lives["cycles.emergence"], rng),
         "complexity": {
@@ -132,4 +173,6 @@ def results(n: int = 60, seed: int = 0) -> Results:
             },
         },
     }
-    return Results(STEPS, arrays, {"explanations": explanations(n, rng), "sweep": sweep()})
+    tables = {"explanations": explanations(n, rng), "sweep": sweep()}
+    compared = {name: comparison(lives["cycles.emergence"], rng) for name in ("seed1", "seed2")}
+    return Results(STEPS, arrays, tables, compared)

@@ -17,7 +17,7 @@ from crosscoder.report.data import PageData, StepMark
 from crosscoder.report.figures import save_figures
 from crosscoder.report.page import write_page
 from crosscoder.report.results import Results
-from crosscoder.report.sections import SECTIONS, TYPES
+from crosscoder.report.sections import SECTIONS, STABILITY, TYPES
 from crosscoder.report.spec import Bars, Heat, Lines, Listing, Scatter
 from crosscoder.report.table import MOST_POINTS, FigureTable, drawn
 from crosscoder.report.tables import figure_tables
@@ -110,6 +110,68 @@ def test_disagreements_have_the_numbers_of_their_pairs(results: Results, tables:
     np.testing.assert_allclose(columns["AUC"], probes["areas.auc"][[2, 0, 1], [1, 3, 4]], rtol=1e-5)
     scaling = results.arrays["latent_scaling"]
     assert tables["latent_scaling"].columns["shrunk"] == scaling["shrunk"].sum(axis=0).tolist()
+
+
+def test_births_have_a_band(results: Results, tables: dict[str, FigureTable]) -> None:
+    columns, births = tables["rates"].columns, results.arrays["life"]["cycles.births"]
+    assert columns["births, low"][0] is None, "there is no step before"
+    assert columns["births, low"][2] == pytest.approx(0.9 * births[2] / np.log10(9 / 2), rel=1e-5)
+    for low, value, high in list(zip(*(columns[f"births{end}"] for end in (", low", "", ", high")), strict=True))[1:]:
+        assert low <= value <= high
+    assert "90% interval of the births" in tables["rates"].caption
+    lives = {name: array for name, array in results.arrays["life"].items() if not name.startswith("interval.")}
+    bare = {table.key: table for table in analysis_tables(Results(results.steps, {"life": lives}))}["rates"]
+    assert "births, low" not in bare.columns and "interval" not in bare.caption
+
+
+def test_kinds_by_themselves_have_their_null(results: Results, tables: dict[str, FigureTable]) -> None:
+    table, found = tables["kind_dimensionality"], results.arrays["kind_dimensionality"]
+    assert isinstance(table.spec, Lines) and [panel.title for panel in table.spec.panels] == [
+        "initialization", "emergent",
+    ]  # fmt: skip
+    for kind in ("initialization", "emergent"):
+        np.testing.assert_allclose(table.columns[kind], found[f"rate_within.{kind}"], rtol=1e-5)
+        np.testing.assert_allclose(table.columns[f"{kind}, null"], found[f"null_within.{kind}"], rtol=1e-5)
+
+
+def test_comparisons_have_the_numbers_of_each_run(results: Results, tables: dict[str, FigureTable]) -> None:
+    found, kind = results.comparisons["seed2"], results.arrays["life"]["cycles.kind"]
+    taking = np.isfinite(found["matching.nearest"])
+    emergence = results.arrays["life"]["cycles.emergence"]
+
+    def of(key: str, **values: Any) -> dict[str, np.ndarray]:
+        columns = {name: np.array(column, dtype=object) for name, column in tables[key].columns.items()}
+        chosen = np.all([columns[name] == value for name, value in values.items()], axis=0)
+        return {name: column[chosen] for name, column in columns.items()}
+
+    emergent = of("matched_cosines", run="seed2", kind="emergent")
+    assert emergent["features"][0] == (taking & (kind == 1)).sum() and sum(emergent["matched"]) == pytest.approx(1)
+    stable = (found["matching.cosine"] >= 0.7)[taking & (kind == 1)].mean()
+    assert emergent["matched"][emergent["cosine"] > 0.7].sum() == pytest.approx(stable, abs=1e-4)
+    assert emergent["null"][emergent["cosine"] > 0.4].sum() == 0 < emergent["null"][6] + emergent["null"][7]
+    assert "seed2: among the 16 nearest of cosine 0.5 or more, which costs at most 0.0012" in tables[
+        "matched_cosines"
+    ].caption  # fmt: skip
+    share = of("matched_share", run="seed2", cosine=0.7)
+    assert share["matched"] == pytest.approx([float(found["share_stable"])], rel=1e-5)
+    assert share["nearest"] == pytest.approx([(found["matching.nearest"] >= 0.7).sum() / taking.sum()], rel=1e-5)
+    late = of("matched_by_emergence", run="seed2", snapshot=4)
+    assert late["matched"] == [0] and late["null"] == [0] and late["features"] == [(taking & (emergence == 4)).sum()]
+    assert of("matched_by_emergence", run="seed2", snapshot=2)["matched"] == [1]
+    moved = of("matched_emergence", snapshot=2)
+    assert moved["seed2"].tolist() == [0, 0, 0, 1, 0, 0]
+    assert moved["pairs, seed2"][3] == (taking & (emergence == 2)).sum()
+    assert set(of("matched_emergence", snapshot=4)["seed2"]) == {None}, "a row of no pairs has no shares"
+
+
+def test_a_comparison_without_features_has_no_figure(results: Results) -> None:
+    nobody = {
+        **results.comparisons["seed1"],
+        "matching.nearest": np.full(60, np.nan),
+        "emergence_pairs": np.zeros((6, 6), dtype=np.int64),
+    }
+    alone = Results(results.steps, results.arrays, comparisons={"seed1": nobody})
+    assert {table.key for table in analysis_tables(alone) if table.group == STABILITY} == {"matched_by_emergence"}
 
 
 def test_at_most_so_many_features_are_drawn_and_the_figure_says_so() -> None:

@@ -16,6 +16,7 @@ from crosscoder.report.sections import (
     HONESTY,
     NGRAMS,
     ROTATION,
+    STABILITY,
     STRENGTH,
     TYPES,
 )
@@ -131,4 +132,46 @@ def test_births_have_their_interval_and_their_null() -> None:
     arrays["life"] |= {"interval.n_by_kind_high": np.array([1010, 950, 0, 0])}
     births, order, *_ = sentences(summary, arrays)
     assert "900 emerge during training (90% interval over features: 850 to 950)" in births
+    assert "most of all at step 10: 700;" in births
+    arrays["life"] |= {f"interval.births_{end}": np.array([0, 1, n, 2]) for end, n in (("low", 650), ("high", 760))}
+    assert "most of all at step 10: 700 (650 to 760);" in sentences(summary, arrays)[0]
     assert order.startswith("90% of the features live without a gap, more than where the snapshots are shuffled (50%")
+
+
+def test_kinds_by_themselves_have_a_sentence() -> None:
+    summary, arrays = results()
+    more = results_synthetic.results()
+    arrays["life"]["cycles.kind"] = more.arrays["life"]["cycles.kind"]
+    arrays["kind_dimensionality"] = dict(more.arrays["kind_dimensionality"])
+    begun = leads(found_in(summary, arrays))[DIMENSIONALITY]
+    assert begun.endswith(
+        "By themselves the initialization features would fill 50% of the width at the last snapshot (random "
+        "directions: 70%), the emergent features 70% (90%)."
+    )
+
+
+def test_each_comparison_has_a_sentence() -> None:
+    summary, arrays = results()
+    made = results_synthetic.results()
+    arrays["life"]["cycles.kind"] = made.arrays["life"]["cycles.kind"]
+
+    def told(found: dict[str, Any]) -> str:
+        [sentence] = [
+            one.sentence
+            for one in findings(summary, Results(STEPS, arrays, comparisons={"seed1": found}))
+            if one.section == STABILITY
+        ]
+        return sentence
+
+    found = dict(made.comparisons["seed1"])
+    kind, taking = arrays["life"]["cycles.kind"], np.isfinite(found["matching.nearest"])
+    shares = [(found["matching.cosine"] >= 0.7)[taking & (kind == code)] for code in (0, 1)]
+    assert told(found) == (
+        f"Of {int(found['n_first'])} features that are present at the last snapshot, "
+        f"{float(found['share_stable']):.0%} have a match of cosine 0.7 or more in seed1 (random directions: 1%): "
+        f"{shares[0].mean():.0%} of the initialization ones and {shares[1].mean():.0%} of the emergent ones; "
+        "of the 20 such pairs that emerge in training, 10% do so at the same snapshot and 80% at most one apart (pairs "
+        "permuted: 30% and 50%)."
+    )
+    assert "emerge in training" not in told({**found, "emergence_same_emerging": np.array(np.nan)})
+    assert told({**found, "share_stable": np.array(np.nan)}).startswith("Nothing is compared with seed1")

@@ -28,6 +28,7 @@ from crosscoder.evolution.examples import (
 from crosscoder.evolution.geometry import decoder_norms
 from crosscoder.evolution.latent_scaling import LatentScaling, ScalingSums, latent_scaling
 from crosscoder.evolution.life_statistics import Compared, LifeIntervals, ShuffledLife, life_intervals, shuffled_life
+from crosscoder.evolution.matching import Matching, match_features
 from crosscoder.evolution.neighbours import Neighbours, nearest_neighbours
 from crosscoder.evolution.ngrams import (
     EntropyLines,
@@ -62,7 +63,7 @@ from crosscoder.evolution.rotation import (
     decoder_cosines,
     turning_point,
 )
-from crosscoder.evolution.stability import Matching, Stability, compare_dictionaries, match_features
+from crosscoder.evolution.stability import Stability, compare_dictionaries
 from crosscoder.evolution.strength import LifeCycles, ThresholdSweep, life_cycles, threshold_sweep
 from crosscoder.evolution.types import (
     EmergenceByType,

@@ -6,9 +6,16 @@ A result without the arrays of a figure has none: what was not run leaves its fi
 from __future__ import annotations
 
 from crosscoder.report.baseline_tables import frontier
+from crosscoder.report.dimensionality_tables import within_kinds
 from crosscoder.report.honesty_tables import disagreements, latent_scaling, separability, separability_by_norm
 from crosscoder.report.life_tables import births_by_threshold, rates, sharedness, thresholds, to_final, to_previous
 from crosscoder.report.results import Maker, Results
+from crosscoder.report.stability_tables import (
+    matched_by_emergence,
+    matched_cosines,
+    matched_emergence,
+    matched_share,
+)
 from crosscoder.report.table import FigureTable
 from crosscoder.report.type_tables import (
     complexity,
@@ -28,6 +35,7 @@ MAKERS: tuple[Maker, ...] = (
     thresholds,
     to_final,
     to_previous,
+    within_kinds,
     type_counts,
     type_emergence,
     type_medians,
@@ -40,6 +48,10 @@ MAKERS: tuple[Maker, ...] = (
     separability_by_norm,
     latent_scaling,
     disagreements,
+    matched_cosines,
+    matched_share,
+    matched_by_emergence,
+    matched_emergence,
     frontier,
 )
 """In the order of the page within a section."""

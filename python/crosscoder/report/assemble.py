@@ -14,6 +14,7 @@ from crosscoder.attribution.tables import read_table
 from crosscoder.configfile import read_config
 from crosscoder.errors import DataError
 from crosscoder.evolution.arrays import Arrays
+from crosscoder.evolution.comparisons import finished_comparisons
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Study
 from crosscoder.files import read_json
@@ -43,7 +44,7 @@ NEEDED = {
 """The figures of `summary.json` that the page rests on, by the verb that writes them."""
 
 
-OPTIONAL = ("types", "complexity", "probes", "latent_scaling")
+OPTIONAL = ("kind_dimensionality", "types", "complexity", "probes", "latent_scaling")
 """Analyses whose sections are left out where they were not run."""
 TABLES = {"explanations": "evolution/explanations.parquet", "sweep": "sweep/results.parquet"}
 """Results that are tables, left out in the same way."""
@@ -68,7 +69,8 @@ def assemble(run: Run) -> PageData:
     arrays = {name: study.result(name) for name in names}
     optional = {name: study.finished(name) for name in OPTIONAL}
     arrays |= {name: result for name, result in optional.items() if result is not None}
-    results = Results(study.steps, arrays, _tables(run))
+    comparisons, stale = finished_comparisons(study)
+    results = Results(study.steps, arrays, _tables(run), comparisons)
     found = findings(summary, results)
     source = read_json(run.activations("train") / "manifest.json")["source"]
     return PageData(
@@ -81,7 +83,7 @@ def assemble(run: Run) -> PageData:
         steps=[int(step) for step in study.steps],
         facts=_facts(summary, study),
         settings=_settings(run),
-        notes=_notes(run, summary, source["model"]),
+        notes=_notes(run, summary, source["model"]) + [_stale(run, name) for name in stale],
         figures=_figures(summary, arrays),
         features=_features(study, arrays),
         tables=analysis_tables(results),
@@ -178,6 +180,13 @@ def _notes(run: Run, summary: Mapping[str, Any], model: str) -> list[str]:
             "paper sees features turn: what happens near it may have to do with it as well."
         )
     return notes
+
+
+def _stale(run: Run, name: str) -> str:
+    return (
+        f"The comparison with {name} is of an earlier crosscoder or analysis and is left out here; run again: "
+        f"crosscoder compare {run.path} and the folder of {name}."
+    )
 
 
 PYTHIA_WARMUP = 1_430

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crosscoder.evolution.arrays import Arrays
+from crosscoder.evolution.stability import STABLE
 from crosscoder.evolution.strength import EMERGENT
 from crosscoder.evolution.types import OTHER, TYPE_NAMES
 from crosscoder.report.results import Results
@@ -19,6 +20,7 @@ from crosscoder.report.sections import (
     HONESTY,
     NGRAMS,
     ROTATION,
+    STABILITY,
     STRENGTH,
     TYPES,
 )
@@ -41,11 +43,13 @@ def findings(summary: Mapping[str, Any], results: Results) -> list[Finding]:
         (STRENGTH, _order_of_snapshots(results)),
         (ROTATION, _turning_point(arrays["rotation"])),
         (DIMENSIONALITY, _dimensions(arrays["dimensionality"], steps_K)),
+        (DIMENSIONALITY, _within_kinds(results)),
         (NGRAMS, _model(summary, arrays["ngrams"], steps_K)),
         (NGRAMS, _induction(arrays["induction"]["gap"], steps_K)),
         (TYPES, _types(results)),
         (COMPLEXITY, _complexity(results)),
         (HONESTY, _honesty(results)),
+        *((STABILITY, _stability(name, results)) for name in results.comparisons),
         (CROSSCODER, _crosscoder(summary)),
         (CROSSCODER, _baselines(results)),
     ]
@@ -121,9 +125,14 @@ def _births(summary: Mapping[str, Any], life: Arrays, steps_K: np.ndarray) -> st
     if births_K.sum() == 0:
         return f"{start}."
     first, last = _middle(births_K)
+    most = int(np.argmax(births_K))
+    busiest = f"most of all at step {steps_K[most]:,}: {births_K[most]:,}"
+    if "interval.births_low" in life:
+        low, high = (life[f"interval.births_{end}"][most] for end in ("low", "high"))
+        busiest += f" ({low:,.0f} to {high:,.0f})"
     lifetime_F = life["cycles.lifetime"][life["cycles.emergence"] > 0]
     return (
-        f"{start}, half of these from step {steps_K[first]:,} to step {steps_K[last]:,}; "
+        f"{start}, half of these from step {steps_K[first]:,} to step {steps_K[last]:,}, {busiest}; "
         f"{np.mean(lifetime_F >= 0.6):.0%} of the emergent ones are present at 60 % or more of the snapshots."
     )
 
@@ -162,6 +171,48 @@ def _dimensions(dimensionality: Arrays, steps_K: np.ndarray) -> str:
         sentence += (
             f"; random directions with the same norms would take up {null_K[0]:.0%}, {null_K[low]:.0%} and "
             f"{null_K[-1]:.0%}"
+        )
+    return f"{sentence}."
+
+
+def _within_kinds(results: Results) -> str:
+    """What each kind fills at the end, beside random directions."""
+    parts: list[str] = []
+    for kind in results.kinds:
+        found = results.get("kind_dimensionality", f"rate_within.{kind}", f"null_within.{kind}")
+        if found is not None:
+            own, null = found[0][-1], found[1][-1]
+            parts.append(
+                f"the {kind} features {own:.0%} ({null:.0%})" if parts else
+                f"the {kind} features would fill {own:.0%} of the width at the last snapshot (random directions: "
+                f"{null:.0%})"
+            )  # fmt: skip
+    return f"By themselves {', '.join(parts)}." if parts else ""
+
+
+def _stability(name: str, results: Results) -> str:
+    """How much of the dictionary another run has too, and whether what is matched emerges at the same time."""
+    found = results.comparisons[name]
+    if not np.isfinite(found["share_stable"]):
+        return f"Nothing is compared with {name}: no features are present at the last snapshot of both."
+    size = min(int(found["n_first"]), int(found["n_second"]))
+    sentence = (
+        f"Of {size:,} features that are present at the last snapshot, {float(found['share_stable']):.0%} have a match "
+        f"of cosine {STABLE:g} or more in {name} (random directions: {float(found['share_stable_null']):.0%})"
+    )
+    shares = [
+        f"{np.mean(found['matching.cosine'][members] >= STABLE):.0%} of the {kind} ones"
+        for kind, mask in results.kinds.items()
+        if (members := mask & np.isfinite(found["matching.nearest"])).any()
+    ]
+    if len(shares) > 1:
+        sentence += f": {' and '.join(shares)}"
+    same, null = float(found["emergence_same_emerging"]), float(found["emergence_same_emerging_null"])
+    if np.isfinite(same):
+        within, within_null = (float(found[f"emergence_within_one_emerging{end}"]) for end in ("", "_null"))
+        sentence += (
+            f"; of the {int(found['n_pairs_emerging']):,} such pairs that emerge in training, {same:.0%} do so at the "
+            f"same snapshot and {within:.0%} at most one apart (pairs permuted: {null:.0%} and {within_null:.0%})"
         )
     return f"{sentence}."
 

@@ -93,25 +93,35 @@ def births_by_threshold(results: Results) -> FigureTable | None:
 
 
 def rates(results: Results) -> FigureTable | None:
-    """Births and deaths per decade of steps, with the interval over features where it was estimated."""
+    """Births and deaths per decade of steps, births with the interval over features where it was estimated."""
     found = results.get("life", "cycles.births_per_log_step", "cycles.deaths_per_log_step")
     if found is None:
         return None
     columns = results.by_snapshot
     columns.update({"births": plain_column(found[0]), "deaths": plain_column(found[1])})
+    births, caption = Series("births", "births"), ""
+    interval = results.get("life", "interval.births_low", "interval.births_high", "interval.level")
+    if interval is not None:
+        decades_K = np.append(np.nan, np.diff(np.log10(1 + np.asarray(results.steps, dtype=np.float64))))
+        columns["births, low"], columns["births, high"] = (plain_column(ends_K / decades_K) for ends_K in interval[:2])
+        births = Series("births", "births", "births, low", "births, high")
+        caption = (
+            f" Band: {float(interval[2]):.0%} interval of the births by a bootstrap over features; it says nothing "
+            "about other seeds."
+        )
     return FigureTable(
         "rates",
         STRENGTH,
         "Births and deaths by log step",
         "ours",
         "Births (deaths) between a snapshot and the one before it, per factor of ten in 1 + step: what counts by "
-        "snapshot would hide where snapshots are unevenly spaced.",
+        f"snapshot would hide where snapshots are unevenly spaced.{caption}",
         columns,
         Lines(
             [
                 Panel(
                     Axis("features per decade of steps", "count", zero=True),
-                    [Series("births", "births"), Series("deaths", "deaths")],
+                    [births, Series("deaths", "deaths")],
                 )
             ]
         ),

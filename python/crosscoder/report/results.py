@@ -29,6 +29,8 @@ class Results:
     """Analysis -> its result."""
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Columns of results that are tables: "explanations", "sweep"."""
+    comparisons: Mapping[str, Arrays] = field(default_factory=dict)
+    """Name of another run -> this one's dictionary matched with its (`stability.Stability`, flat)."""
 
     def get(self, name: str, *keys: str) -> list[Any] | None:
         """The arrays `keys` of analysis `name`, or None if one is not there."""

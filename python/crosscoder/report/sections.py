@@ -13,9 +13,10 @@ NGRAMS = "N-gram phase"
 TYPES = "Feature types"
 COMPLEXITY = "Complexity"
 HONESTY = "Honesty of the norm"
+STABILITY = "Stability across runs"
 CROSSCODER = "The crosscoder and its baselines"
 
-SECTIONS = (STRENGTH, ROTATION, DIMENSIONALITY, NGRAMS, TYPES, COMPLEXITY, HONESTY, CROSSCODER)
+SECTIONS = (STRENGTH, ROTATION, DIMENSIONALITY, NGRAMS, TYPES, COMPLEXITY, HONESTY, STABILITY, CROSSCODER)
 
 
 def in_order(tables: Iterable[FigureTable]) -> list[FigureTable]:

@@ -1,7 +1,8 @@
 """Compare a run's crosscoder with another run's of the same snapshots (another seed): is the dictionary stable?
 
 Features present at the last snapshot are matched one to one by the cosine of their decoders there; then the matched
-features' emergence is compared. Needs `crosscoder evolve --only life` of both runs, and scipy.
+features' emergence is compared. Needs `crosscoder evolve --only life` of both runs, and scipy. `crosscoder report RUN`
+shows what was found, of all runs that RUN was compared with.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class CompareConfig:
     """Options of `crosscoder compare`."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder, with a trained crosscoder. The result goes to `comparison/OTHER.npz` in it."""
+    """The run's folder, with a trained crosscoder. The result goes to `comparison/OTHER.npz` in it, where `crosscoder
+    report` finds it."""
     other: tyro.conf.Positional[Path]
     """The other run's folder. Its analysis is brought up to date if it is not; nothing else is written there."""
     seed: int = 0
@@ -34,10 +36,10 @@ class CompareConfig:
 def run(config: CompareConfig) -> int:
     """Match the two dictionaries and write the main figures to `summary.json`."""
     from crosscoder.errors import ConfigError, DataError
-    from crosscoder.evolution.arrays import flatten, save_arrays
+    from crosscoder.evolution.comparisons import save_comparison
     from crosscoder.evolution.stability import compare_dictionaries
     from crosscoder.evolution.summary import stability_figures
-    from crosscoder.files import make_folder, read_json
+    from crosscoder.files import read_json
     from crosscoder.runs import Run
 
     runs = Run(config.run), Run(config.other)
@@ -55,21 +57,18 @@ def run(config: CompareConfig) -> int:
             f"crosscoder evolve {config.other} --only life --tau {taus[0]:g}"
         )
     runs[0].begin("compare", config)
-    first, second = (study.model.W_dec.detach() for study in studies)
     found = compare_dictionaries(
-        first,
-        second,
+        *(study.decoders for study in studies),
         *(life["cycles.emergence"] for life in lives),
         take_first=lives[0]["cycles.present"][:, -1],
         take_second=lives[1]["cycles.present"][:, -1],
         seed=config.seed,
     )
     name = runs[1].path.resolve().name
-    path = make_folder(runs[0].comparison) / f"{name}.npz"
-    save_arrays(path, flatten(found))
+    path = save_comparison(name, found, *studies, {"seed": config.seed, "tau": taus[0]})
     compared = runs[0].summary().get("stability", {})
     runs[0].update_summary({"stability": {**compared, name: stability_figures(found)}})
-    print(f"comparison: {path}")
+    print(f"comparison: {path}; shown by crosscoder report {runs[0].path}")
     print(
         f"{found.share_stable:.1%} of {min(found.n_first, found.n_second):,} features have a match of cosine 0.7 or "
         f"more (random directions: {found.share_stable_null:.1%})"
