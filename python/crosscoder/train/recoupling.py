@@ -163,7 +163,7 @@ def _are_one(model: Crosscoder, first: Tensor, second: Tensor, cosine_n: Tensor,
     decoders. Asked for is what orthogonal decoders keep with a = `cosine`.
     """
     one_n = torch.zeros(len(first), dtype=torch.bool, device=first.device)
-    for part in torch.arange(len(first), device=first.device).split(_PAIRS_AT_ONCE):
+    for part in torch.split(torch.arange(len(first), device=first.device), _PAIRS_AT_ONCE):
         a_n = cosine_n[part]
         W_iKD, W_jKD = model.W_dec[first[part]].float(), model.W_dec[second[part]].float()
         w_n = torch.cosine_similarity(W_iKD.flatten(1), W_jKD.flatten(1)).clamp_min(0)
