@@ -65,7 +65,7 @@ def run(config: CompareConfig) -> int:
         seed=config.seed,
     )
     name = runs[1].path.resolve().name
-    path = save_comparison(name, found, *studies, {"seed": config.seed, "tau": taus[0]})
+    path = save_comparison(name, found, studies[0], studies[1], {"seed": config.seed, "tau": taus[0]})
     compared = runs[0].summary().get("stability", {})
     runs[0].update_summary({"stability": {**compared, name: stability_figures(found)}})
     print(f"comparison: {path}; shown by crosscoder report {runs[0].path}")
