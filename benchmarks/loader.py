@@ -1,12 +1,12 @@
 """The loader against what the machine can do: pread from the page cache, dd from the disk.
 
-python benchmarks/loader.py --folder /tmp/loader-bench --json benchmarks/results/loader-cpu.json
+python benchmarks/loader.py --folder /tmp/loader-bench --json benchmarks/results/loader-xeon.json
 
 A store of K x D activations is written once, for each dtype. "page cache": two threads of the loader into (B, K, D)
 bf16, against two threads that pread the same files in 4 MiB pieces, by turns; the best of the repeats of each. "cold":
 the files put out of the page cache, against dd iflag=direct. "first pass": a new loader, so with fresh memory and with
 every block's checksum; "later passes": the same loader again. Rates are of stored bytes; "memory" is what a loader
-takes.
+takes; "training" is how long training stands waiting.
 """
 
 from __future__ import annotations
