@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,34 @@ def test_a_flipped_bit_changes_it_at_every_length_class() -> None:
         before = _core.xxh3_64(data)
         data[size // 2] ^= 1
         assert _core.xxh3_64(data) != before
+
+
+LEVELS = """
+import numpy as np
+from crosscoder import _core
+
+data = np.random.default_rng(0).integers(0, 256, 1 << 18, dtype=np.uint8)
+sizes = [0, 1, 3, 4, 8, 9, 16, 17, 128, 129, 240, 241, 1023, 1024, 1025, 4096, 100_003, 1 << 18]
+print(_core.isa_level(), [_core.xxh3_64(data[start : start + size]) for size in sizes for start in (0, 1)])
+"""
+
+
+def test_all_levels_give_the_same() -> None:
+    found = {}
+    for isa in _core.isa_levels():
+        run = subprocess.run(
+            [sys.executable, "-c", LEVELS],
+            env={**os.environ, "CROSSCODER_ISA": isa},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert run.returncode == 0, run.stderr
+        level, values = run.stdout.split(maxsplit=1)
+        assert level == isa
+        found[isa] = values
+    assert len(set(found.values())) == 1, found
 
 
 def test_buffers_of_the_same_bytes_agree(tmp_path: Path) -> None:
