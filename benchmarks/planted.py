@@ -2,7 +2,7 @@
 
     python benchmarks/planted.py --seeds 0 1 2 3 4
     python benchmarks/planted.py --recipes default --null --seeds 0 1 2 3 4
-    python benchmarks/planted.py --recipes default --steps 1000 --turning --seeds $(seq 0 49)
+    python benchmarks/planted.py --recipes default --steps 500 --turning --seeds $(seq 0 49)
 
 Activations are sums of 512 known features over 8 snapshots that emerge, turn and vanish at known snapshots
 (`crosscoder.evolution.planted`); the crosscoder has 1,024 features, lr 2e-3, lambda 0.3, 3,000 steps of 512 fresh

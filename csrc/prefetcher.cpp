@@ -16,15 +16,16 @@
 namespace crosscoder {
 namespace {
 
-// How many files stay open, mapped and known to be whole. Each takes one or two descriptors: at most three quarters of
-// what the process may have.
-std::size_t most_open_files() {
+// How many files stay open, mapped and known to be whole: at most 3/8 of the descriptors that the process may have, so
+// that two loaders fit beside each other.
+std::size_t most_open_files(bool direct) {
     constexpr rlim_t kMost = 4096;
     rlimit limit{};
     if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) {
         limit.rlim_cur = 1024;
     }
-    return static_cast<std::size_t>(std::clamp<rlim_t>(limit.rlim_cur / 8 * 3, 1, kMost));
+    const rlim_t descriptors = limit.rlim_cur / 8 * 3;
+    return static_cast<std::size_t>(std::clamp<rlim_t>(direct ? descriptors / 2 : descriptors, 1, kMost));
 }
 
 struct FreeDeleter {
@@ -83,7 +84,7 @@ Prefetcher::Opened::~Opened() {
 }
 
 Prefetcher::Prefetcher(StoreLayout layout, unsigned n_threads)
-    : layout_(std::move(layout)), most_open_files_(most_open_files()) {
+    : layout_(std::move(layout)), most_open_files_(most_open_files(layout_.direct)) {
     for (unsigned i = 0; i < std::max(1U, n_threads); ++i) {
         threads_.emplace_back([this] { work(); });
     }

@@ -141,21 +141,26 @@ def two_sided(n_tokens: int, seed: int) -> torch.Tensor:
     return torch.stack([before, before, after, after], dim=1)
 
 
-def trained(cosine: float | None) -> tuple[int, int]:
-    """Of a crosscoder that starts with all concepts in halves: how many it joined, how many it has whole in the end."""
+def in_halves() -> Crosscoder:
+    """All concepts of `two_sided` in halves."""
     model = Crosscoder(CrosscoderConfig(K, 16, 16, gate="snapshot"))
     with torch.no_grad():
         model.W_dec[:8, :2], model.W_dec[:8, 2:] = DIRECTIONS[:, :1], 0
         model.W_dec[8:, 2:], model.W_dec[8:, :2] = DIRECTIONS[:, 1:], 0
         model.W_enc.copy_(model.W_dec)
+    return model
+
+
+def trained(cosine: float | None) -> tuple[int, int]:
+    """Of a crosscoder that starts with all concepts in halves: how many it joined, how many it has whole in the end."""
     config = TrainConfig(
         n_steps=200, batch_size=256, lr=1e-3, warmup_steps=1, sparsity_coefficient=0.05, revival_every=50,
         joining_cosine=cosine,
     )  # fmt: skip
-    trainer = Trainer(model, config)
+    trainer = Trainer(in_halves(), config)
     for step in range(140):
         trainer.step(two_sided(256, step))
-    norms = model.decoder_norms()
+    norms = trainer.model.decoder_norms()
     return trainer.n_joined, int(((norms[:, 0] > 0.3) & (norms[:, 3] > 0.3)).sum())
 
 
@@ -165,19 +170,23 @@ def test_training_joins_what_turns() -> None:
     assert joined == 8 and whole >= 8
 
 
-def test_what_comes_apart_after_the_last_revival_is_joined_near_the_end() -> None:
-    config = TrainConfig(n_steps=100, batch_size=256, lr=1e-4, warmup_steps=1, revival_every=1000)
-    model = Crosscoder(CrosscoderConfig(K, 16, 16, gate="snapshot"))
-    with torch.no_grad():
-        model.W_dec[:8, :2], model.W_dec[:8, 2:] = DIRECTIONS[:, :1], 0
-        model.W_dec[8:, 2:], model.W_dec[8:, :2] = DIRECTIONS[:, 1:], 0
-        model.W_enc.copy_(model.W_dec)
-    trainer = Trainer(model, config)
+@pytest.mark.parametrize("optimizer_mode", ["lazy", "exact"])
+def test_what_comes_apart_after_the_last_revival_is_joined_near_the_end(optimizer_mode: str) -> None:
+    config = TrainConfig(
+        n_steps=100, batch_size=256, lr=1e-4, warmup_steps=1, revival_every=1000, optimizer_mode=optimizer_mode
+    )
+    trainer = Trainer(in_halves(), config)
     for step in range(94):
         trainer.step(two_sided(256, step))
     assert trainer.n_joined == 0
     trainer.step(two_sided(256, 94))
     assert trainer.n_joined == 8
+    given_up = (trainer.model.decoder_norms() == 0).all(dim=1)
+    assert given_up.sum() == 8
+    for step in range(95, 100):
+        metrics = trainer.step(two_sided(256, step))
+    assert (trainer.model.decoder_norms()[given_up] == 0).all()
+    assert int(metrics["dead"]) == 8
 
 
 def test_the_cosine_is_checked() -> None:

@@ -149,7 +149,11 @@ class Trainer:
     def _join(self, cosine: float) -> None:
         given_up = join_proportional(self.model, self.recent.take(self.model.config.n_features), cosine)
         if len(given_up):
+            others_F = torch.ones(self.model.config.n_features, dtype=torch.bool, device=given_up.device)
+            others_F[given_up] = False
+            self.state.restart_rows(given_up, others_F, self.step_number)  # their momentum would bring them back
             self.firing.average_F[given_up] = 0
+            self.silent_tokens_F[given_up] = self.config.dead_after_tokens
             self.n_joined += len(given_up)
             self.engine.parameters_changed()
 
