@@ -1,7 +1,8 @@
 """Evolution of features over the snapshots: one module a subject.
 
-Every docstring says which definition is the paper's (P, arXiv 2509.17196) and which is ours. Functions take
-plain arrays or tensors and return frozen dataclasses of numpy arrays.
+Every docstring says which definition is the paper's (P, arXiv 2509.17196) and which is ours. Functions of
+decoders take a `Crosscoder` or its W_dec (F, K, D), the others plain arrays or tensors; all return frozen
+dataclasses of numpy arrays.
 """
 
 from __future__ import annotations

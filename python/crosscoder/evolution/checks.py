@@ -10,6 +10,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import DataError
+from crosscoder.model import Crosscoder
+
+Decoders = Tensor | Crosscoder
+"""What analyses of decoders take: W_dec (F, K, D), or the crosscoder itself."""
+
+
+def decoders_of(source: Decoders) -> Tensor:
+    """W_dec (F, K, D)."""
+    return source.W_dec.detach() if isinstance(source, Crosscoder) else source
 
 
 def checked_steps(steps_K: ArrayLike) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import DataError, NonFiniteError
-from crosscoder.evolution.checks import checked_decoders, checked_masks
+from crosscoder.evolution.checks import Decoders, checked_decoders, checked_masks, decoders_of
 from crosscoder.evolution.geometry import blocks, grams
 
 _NULL_DRAWS = 32
@@ -61,7 +61,7 @@ class KindDimensionality:
 
 @torch.no_grad()
 def feature_dimensionality(
-    W_dec: Tensor, *, masks: Mapping[str, ArrayLike] | None = None, seed: int = 0, block_bytes: int = 1 << 26
+    W_dec: Decoders, *, masks: Mapping[str, ArrayLike] | None = None, seed: int = 0, block_bytes: int = 1 << 26
 ) -> Dimensionality:
     """Feature dimensionality of decoders (F, K, D), any floating dtype, which are read twice, in blocks of features.
 
@@ -69,6 +69,7 @@ def feature_dimensionality(
     that are exact to about 2^-16. `masks`: name -> (F,) bool. `seed` draws the null. Memory beyond W_dec: a block and
     K (D, D) matrices. Raises `DataError` for wrong shapes, `NonFiniteError` for weights that are not finite.
     """
+    W_dec = decoders_of(W_dec)
     n_features, _, width = checked_decoders(W_dec)
     chosen = checked_masks(masks, n_features)
     share_FK, square_FK = _shares(W_dec, None, block_bytes)
@@ -84,12 +85,13 @@ def feature_dimensionality(
 
 @torch.no_grad()
 def kind_dimensionality(
-    W_dec: Tensor, masks: Mapping[str, ArrayLike], *, seed: int = 0, block_bytes: int = 1 << 26
+    W_dec: Decoders, masks: Mapping[str, ArrayLike], *, seed: int = 0, block_bytes: int = 1 << 26
 ) -> KindDimensionality:
     """`feature_dimensionality` of each mask's features (F,) as if there were no others; 0 for an empty mask.
 
     For masks that cover all features once it costs as much again as `feature_dimensionality`. Raises as that does.
     """
+    W_dec = decoders_of(W_dec)
     n_features, n_snapshots, width = checked_decoders(W_dec)
     rate_within: dict[str, NDArray[np.float64]] = {}
     null_within: dict[str, NDArray[np.float64]] = {}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from crosscoder import _core
 from crosscoder.errors import NonFiniteError
-from crosscoder.evolution.checks import checked_decoders, inverse
+from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of, inverse
 from crosscoder.hardware import thread_count
 
 _BLOCK_BYTES = 1 << 26
@@ -40,11 +40,12 @@ def is_native(W_dec: Tensor) -> bool:
 
 
 @torch.no_grad()
-def decoder_norms(W_dec: Tensor) -> Tensor:
+def decoder_norms(W_dec: Decoders) -> Tensor:
     """(F, K) Euclidean norms of decoders (F, K, D), float32 (float64 if given so), on the CPU.
 
     Raises `DataError` for wrong shapes, `NonFiniteError` naming the first feature with NaN or infinity.
     """
+    W_dec = decoders_of(W_dec)
     n_features, n_snapshots, _ = checked_decoders(W_dec)
     norms_FK = torch.empty(n_features, n_snapshots, dtype=_dtype(W_dec))
     for rows in blocks(W_dec):

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from crosscoder.code import SparseCode
 from crosscoder.errors import DataError
-from crosscoder.evolution.checks import checked_decoders, inverse
+from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of, inverse
 
 LOW_NORM = 0.1
 """Relative norms up to here are suspected."""
@@ -226,13 +226,13 @@ class ScalingSums:
 
 def latent_scaling(
     batches: Iterable[tuple[SparseCode, Tensor, Tensor]],
-    W_dec: Tensor,
+    W_dec: Decoders,
     *,
     alive_F: ArrayLike | None = None,
     seed: int = 0,
 ) -> LatentScaling:
     """beta and nu from (code, x - x^, x^) batches, see `ScalingSums`."""
-    sums = ScalingSums(W_dec, alive_F=alive_F, seed=seed)
+    sums = ScalingSums(decoders_of(W_dec), alive_F=alive_F, seed=seed)
     for code, error_BKD, reconstruction_BKD in batches:
         sums.add(code, error_BKD, reconstruction_BKD)
     return sums.result()

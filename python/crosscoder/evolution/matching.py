@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError, MissingDependencyError
-from crosscoder.evolution.checks import checked_decoders
+from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of
 from crosscoder.hardware import faster_gemm_dtype
 
 FULL_PAIRS = 1 << 25
@@ -73,8 +73,8 @@ class Matching:
 
 @torch.no_grad()
 def match_features(
-    first: Tensor,
-    second: Tensor,
+    first: Decoders,
+    second: Decoders,
     *,
     snapshot: int = -1,
     take_first: ArrayLike | None = None,
@@ -90,6 +90,7 @@ def match_features(
     """
     if candidates is not None and candidates < 0:
         raise ConfigError(f"the number of candidates must be 0 (all) or more, got {candidates}")
+    first, second = decoders_of(first), decoders_of(second)
     if first.shape[1:] != second.shape[1:]:
         raise DataError(f"decoders {tuple(first.shape)} and {tuple(second.shape)} differ in snapshots or width")
     units_AD, ids_A = taken(first, snapshot, take_first, "first")

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.evolution.checks import checked_decoders
+from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of
 from crosscoder.evolution.geometry import decoder_norms
 
 
@@ -37,7 +37,7 @@ class Neighbours:
 
 @torch.no_grad()
 def nearest_neighbours(
-    W_dec: Tensor,
+    W_dec: Decoders,
     *,
     n_neighbours: int = 8,
     snapshot: int | None = None,
@@ -52,6 +52,7 @@ def nearest_neighbours(
     cosines are ordered by id. Raises `DataError` for wrong shapes, `ConfigError` for a snapshot that does not
     exist.
     """
+    W_dec = decoders_of(W_dec)
     n_features, n_snapshots, _ = checked_decoders(W_dec)
     if snapshot is not None and not -n_snapshots <= snapshot < n_snapshots:
         raise ConfigError(f"snapshot {snapshot} does not exist; there are {n_snapshots}")

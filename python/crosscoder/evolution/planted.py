@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.evolution.checks import checked_decoders
+from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of
 from crosscoder.evolution.rotation import decoder_cosines
 from crosscoder.evolution.rotation import turning_point as estimate_turning_point
 from crosscoder.evolution.statistics import spearman
@@ -220,7 +220,7 @@ class PlantedScore:
 
 
 def score(
-    W_dec: Tensor,
+    W_dec: Decoders,
     truth: PlantedDictionary,
     *,
     cosine: float = 0.9,
@@ -236,6 +236,7 @@ def score(
     were scaled for the crosscoder, undone here; `threshold`: tau of `life_cycles`. Raises `DataError` for
     another K or D.
     """
+    W_dec = decoders_of(W_dec)
     n_features, n_snapshots, width = checked_decoders(W_dec)
     if (n_snapshots, width) != (truth.config.n_snapshots, truth.config.d_model):
         raise DataError(

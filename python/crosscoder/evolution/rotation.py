@@ -26,11 +26,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from crosscoder import _core
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.evolution.checks import checked_decoders, checked_masks, checked_steps, inverse
+from crosscoder.evolution.checks import Decoders, checked_decoders, checked_masks, checked_steps, decoders_of, inverse
 from crosscoder.evolution.geometry import blocks, cosines
 from crosscoder.hardware import thread_count
 
@@ -125,7 +124,7 @@ class TurningPoint:
 
 @torch.no_grad()
 def decoder_cosines(
-    W_dec: Tensor,
+    W_dec: Decoders,
     present_FK: ArrayLike,
     *,
     masks: Mapping[str, ArrayLike] | None = None,
@@ -141,6 +140,7 @@ def decoder_cosines(
     the groups. Raises `DataError` for wrong shapes, `NonFiniteError` for weights that are not finite, `ConfigError`
     for levels outside [0, 1].
     """
+    W_dec = decoders_of(W_dec)
     n_features, n_snapshots, width = checked_decoders(W_dec)
     present = np.asarray(present_FK, dtype=bool)
     if present.shape != (n_features, n_snapshots):

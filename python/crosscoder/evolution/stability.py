@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import DataError
+from crosscoder.evolution.checks import Decoders, decoders_of
 from crosscoder.evolution.matching import Matching, match_features, taken
 from crosscoder.evolution.statistics import spearman
 
@@ -86,8 +87,8 @@ class Stability:
 
 @torch.no_grad()
 def compare_dictionaries(
-    first: Tensor,
-    second: Tensor,
+    first: Decoders,
+    second: Decoders,
     emergence_first: ArrayLike,
     emergence_second: ArrayLike,
     *,
@@ -99,6 +100,7 @@ def compare_dictionaries(
 ) -> Stability:
     """Match two dictionaries, decoders (F, K, D) and (G, K, D), and compare the emergence (F,), (G,) of the matched
     features (index of the snapshot, -1 for none). Arguments and errors as for `match_features`."""
+    first, second = decoders_of(first), decoders_of(second)
     emerged = np.asarray(emergence_first), np.asarray(emergence_second)
     for decoders, emergence in zip((first, second), emerged, strict=True):
         if emergence.shape != decoders.shape[:1]:

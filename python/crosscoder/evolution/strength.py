@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.evolution.checks import checked_steps
+from crosscoder.model import Crosscoder
 
 KIND_NAMES = ("initialization", "emergent", "dead", "other")
 """Names of the codes in `LifeCycles.kind`."""
@@ -105,13 +106,14 @@ class ThresholdSweep:
 
 
 def life_cycles(
-    norms_FK: ArrayLike,
+    norms_FK: ArrayLike | Crosscoder,
     steps_K: ArrayLike,
     *,
     threshold: float = 0.3,
     alive_F: ArrayLike | None = None,
 ) -> LifeCycles:
-    """The life of every feature from its decoder norms (F, K) at training steps (K,), strictly increasing.
+    """The life of every feature from its decoder norms (F, K), or a crosscoder's, at training steps (K,), strictly
+    increasing.
 
     `alive_F` (F,) bool: features that count; the others, and those whose norms are all 0, are "dead".
     Raises `ConfigError` for a threshold outside [0, 1), `DataError` for shapes that do not match or steps out
@@ -166,7 +168,7 @@ def life_cycles(
 
 
 def threshold_sweep(
-    norms_FK: ArrayLike,
+    norms_FK: ArrayLike | Crosscoder,
     steps_K: ArrayLike,
     thresholds: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5),
     *,
@@ -192,7 +194,9 @@ def threshold_sweep(
     )
 
 
-def _checked(norms_FK: ArrayLike, steps_K: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _checked(norms_FK: ArrayLike | Crosscoder, steps_K: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    if isinstance(norms_FK, Crosscoder):
+        norms_FK = norms_FK.decoder_norms().detach().cpu().numpy()
     norms = np.asarray(norms_FK, dtype=np.float64)
     steps = checked_steps(steps_K)
     if norms.ndim != 2 or norms.shape[1] != steps.size:
