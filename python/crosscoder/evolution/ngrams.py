@@ -6,8 +6,8 @@ Everything is in nats.
 The paper's (P, Fig. 7): KL_uni = KL(p || q) with q the mean prediction; KL_bi = sum_u p(u) KL(p(.|u) ||
 q(.|u)) with q(.|u) the mean prediction where the current token is u; the loss beside the unigram and
 bigram entropies. Finite counts make rows look more certain than they are, which raises a plug-in KL:
-beside KL_bi stands one less the first-order (Miller and Madow 1955) estimate of that, sum_u p(u) (m_u -
-1) / (2 n_u) with m_u the distinct tokens seen after u in n_u (ours). Ours, because the paper leaves them
+beside KL_bi stands one less the first-order (Miller and Madow 1955) estimate of that, sum_u p(u)
+(m_u - 1) / (2 n_u) with m_u the distinct tokens seen after u in n_u (ours). Ours, because the paper leaves them
 open: the smoothing (add-k with k = 0.01, or Kneser-Ney), the bigram entropy (the cross-entropy of an
 interpolated Kneser-Ney bigram model on the evaluation tokens: what a bigram model can reach on text it
 has not seen), and the mean KL of each single prediction to the bigram row.

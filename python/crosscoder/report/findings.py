@@ -215,8 +215,8 @@ def _turning_point(rotation: Arrays) -> str:
             f"steady drift for {drift}."
         )
     return (
-        f"Decoder directions make no sharp turn: a steady drift accounts for {drift} of how their cosines vary, the best "
-        f"split of the snapshots in two for no more than {split}. If there is a turn, it lies {where}: {cosines}."
+        f"Decoder directions make no sharp turn: a steady drift accounts for {drift} of how their cosines vary, the "
+        f"best split of the snapshots in two for no more than {split}. If there is a turn, it lies {where}: {cosines}."
     )
 
 
