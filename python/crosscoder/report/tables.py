@@ -201,7 +201,8 @@ def _turning(data: PageData) -> dict[str, Any] | None:
     if turning is None or not np.isfinite(turning.step):
         return None
     name = "turning point" if turning.sharp else "best split (no sharp turn)"
-    return {"name": name, "step": turning.step, "low": turning.low, "high": turning.high, "level": turning.level}
+    ends = {"low": turning.low, "high": turning.high, "level": turning.level}
+    return {"name": name, "sharp": turning.sharp, "step": turning.step, **ends}
 
 
 def _cosines(data: PageData) -> FigureTable | None:
@@ -243,7 +244,7 @@ def _cosines(data: PageData) -> FigureTable | None:
         caption += (
             (
                 "the turning point, our change-point estimate"
-                if data.figures.turning_point.sharp
+                if turning["sharp"]
                 else "the best split of the snapshots in two, which is no sharp turn here (see the text above)"
             )
             + _interval(turning)
