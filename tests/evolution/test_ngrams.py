@@ -121,11 +121,13 @@ def naive_phase(log_q: NDArray[Any], ids: NDArray[Any], targets: NgramTargets) -
     def kl(p: NDArray[Any], q: NDArray[Any]) -> float:
         return float(sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a > 0))
 
-    bi = weight = each = n_each = 0.0
-    for u, p, share in zip(targets.rows, targets.bigram.astype(np.float64), targets.weight, strict=True):
+    bi = bias = weight = each = n_each = 0.0
+    rows = zip(targets.rows, targets.bigram.astype(np.float64), targets.weight, targets.bias, strict=True)
+    for u, p, share, row_bias in rows:
         where = current == u
         if where.any():
             bi += share * kl(p, q_TV[where].mean(axis=0))
+            bias += share * row_bias
             weight += share
             each += sum(kl(p, q) for q in q_TV[where])
             n_each += where.sum()
@@ -133,6 +135,7 @@ def naive_phase(log_q: NDArray[Any], ids: NDArray[Any], targets: NgramTargets) -
         loss=-np.log(q_TV[np.arange(len(following)), following]).mean(),
         kl_unigram=kl(p_uni, mean),
         kl_bigram=bi / weight,
+        kl_bigram_corrected=(bi - bias) / weight,
         kl_bigram_each=each / n_each,
         n_predictions=len(following),
         coverage=weight,
@@ -185,6 +188,33 @@ def test_a_bigram_model_has_no_distance() -> None:
     noisy = NgramMeter(targets)
     noisy.add(table.log()[ids] + torch.randn(300, 20, V), ids)
     assert noisy.result().kl_bigram < noisy.result().kl_bigram_each
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.01])
+def test_corrected_distance_is_nearer_to_that_of_the_text(smoothing: float) -> None:
+    """Counts of a short text make the model look farther off than counts of a long one do; the correction of all rows
+    together is that of the bigram entropy."""
+    ids = torch.from_numpy(text(300, seed=7)).long()
+    logits = torch.randn(V, V, generator=torch.Generator().manual_seed(0))[ids]
+
+    def phase(counts: NgramCounts, k: float) -> ngrams.NgramPhase:
+        meter = NgramMeter(ngram_targets(counts, smoothing=k))
+        meter.add(logits, ids)
+        return meter.result()
+
+    truth = phase(counts_of(text(6000, seed=99), V), 0.0)
+    assert truth.kl_bigram - truth.kl_bigram_corrected < 1e-3
+    plain, corrected = [], []
+    for seed in range(20):
+        counts = counts_of(text(10, seed=seed), V)
+        found, lines = phase(counts, smoothing), entropy_lines(counts, ids.numpy())
+        assert found.kl_bigram - found.kl_bigram_corrected == pytest.approx(
+            lines.bigram_corrected - lines.bigram_plugin
+        )
+        plain.append(found.kl_bigram - truth.kl_bigram)
+        corrected.append(found.kl_bigram_corrected - truth.kl_bigram)
+    assert np.mean(plain) > 0 and abs(np.mean(corrected)) < np.mean(plain) / 2
+    assert not ngram_targets(counts, smoothing="kneser-ney").bias.any()
 
 
 def test_measure_phase_runs_a_model() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import results_synthetic
 
+from crosscoder.evolution.statistics import correlate
+from crosscoder.report.assemble import _corrected
 from crosscoder.report.findings import Finding, findings, leads
 from crosscoder.report.results import Results
 from crosscoder.report.sections import (
@@ -29,12 +32,17 @@ def results(**changes: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         "bigram_entropy": 4.0,
         "explained_variance": {"overall": 0.945, "by_snapshot": {"a": 0.9, "b": 0.99}},
         "l0": {"mean": 20.04},
+        "n_heldout_tokens": 5_000,
         "n_features": 2048,
         "dead_fraction": 0.013,
         "features_by_kind": {"initialization": 1000, "emergent": 900, "dead": 27, "other": 121},
     }
     arrays: dict[str, dict[str, Any]] = {
-        "ngrams": {"curves.loss": np.array([7.6, 6.0, 4.2, 3.9])},
+        "ngrams": {
+            "curves.loss": np.array([7.6, 6.0, 4.2, 3.9]),
+            "curves.n_predictions": np.array(4_900),
+            "entropies.bigram_corrected": np.array(3.8),
+        },
         "life": {
             "cycles.births": np.array([0, 100, 700, 100]),
             "cycles.lifetime": np.array([1.0, 0.7, 0.2, 0.1]),
@@ -52,6 +60,7 @@ def results(**changes: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
                 "within": 0.8,
                 "across": 0.1,
                 "p_shuffled": 0.004,
+                "p_random": 0.001,
                 "explained_by_blocks": 0.7,
                 "explained_by_lag": 0.4,
             }.items()
@@ -77,10 +86,17 @@ def test_sentences_with_the_numbers() -> None:
     summary, arrays = results()
     births, turning, dimension, model, induction, crosscoder = sentences(summary, arrays)
     assert "from 7.60 to 3.90 nats" in model and "between steps 10 and 100 it passes under the 4.00" in model
-    assert "94.5%" in crosscoder and "90.0% to 99.0%" in crosscoder and "20.0 of its 2,048" in crosscoder
+    assert "on 4,900 held-out tokens" in model and "at no snapshot under the 3.80" in model
+    assert (
+        "94.5%" in crosscoder
+        and "on 5,000 held-out tokens" in crosscoder
+        and "90.0% to 99.0%" in crosscoder
+        and "20.0 of its 2,048" in crosscoder
+    )
     assert "1,000 features are there at step 0 and 900 emerge" in births and "step 10 to step 10" in births
-    assert "33% of the emergent" in births
-    assert "between steps 1 and 10" in turning and "0.80 on one side and 0.10 across" in turning
+    assert "Of the 1 born early enough to be present at 60% of the snapshots, 1 are" in births
+    assert "between steps 1 and 10" in turning and "0.80 on the same side and 0.10 across" in turning
+    assert "p = 0.004 against shuffled snapshots, 0.001 against random directions" in turning
     assert "2.50 nats cheaper" in induction and "between steps 10 and 100" in induction
     assert "from 50% of the width at step 0 over a minimum of 20% at step 1 to 60%" in dimension
 
@@ -102,7 +118,7 @@ def test_what_was_not_found_is_said() -> None:
     births, turning, _, model, induction, _ = sentences(summary, arrays)
     assert "still above the 4.00" in model
     assert births.endswith("emerge during training.")
-    assert "no turning point" in turning and "0.4" in turning
+    assert "No turning point is shown" in turning and "p = 0.4 against shuffled" in turning
     assert "Induction does not form" in induction
 
 
@@ -120,7 +136,9 @@ def test_other_analyses_have_sentences_where_they_were_run() -> None:
     arrays["complexity"]["emergent.context.spearman_p"] = np.array(0.3)
     arrays["probes"]["honesty.correlation_median"] = np.array(0.1)
     found = {one.section: one.sentence for one in found_in(summary, arrays)}
-    assert found[TYPES].endswith("(Kruskal–Wallis p = 0.3): no order is told.")
+    assert found[TYPES].endswith(
+        "no difference in when types emerge is shown (Kruskal–Wallis p = 0.3): no order is told."
+    )
     assert "is not settled" in found[COMPLEXITY] and "hardly follows" in found[HONESTY]
 
 
@@ -131,11 +149,86 @@ def test_births_have_their_interval_and_their_null() -> None:
     arrays["life"] |= {"interval.n_by_kind_low": np.array([990, 850, 0, 0]), "interval.level": np.array(0.9)}
     arrays["life"] |= {"interval.n_by_kind_high": np.array([1010, 950, 0, 0])}
     births, order, *_ = sentences(summary, arrays)
+    assert "1,000 features are there at step 0 (90% interval over features: 990 to 1,010)" in births
     assert "900 emerge during training (90% interval over features: 850 to 950)" in births
-    assert "most of all at step 10: 700;" in births
+    assert "most at step 10: 700." in births
     arrays["life"] |= {f"interval.births_{end}": np.array([0, 1, n, 2]) for end, n in (("low", 650), ("high", 760))}
-    assert "most of all at step 10: 700 (650 to 760);" in sentences(summary, arrays)[0]
+    assert "most at step 10: 700 (650 to 760)." in sentences(summary, arrays)[0]
     assert order.startswith("90% of the features live without a gap, more than where the snapshots are shuffled (50%")
+
+
+def null_of(statistic: str, observed: float, p: float) -> dict[str, np.ndarray]:
+    values = {"observed": observed, "null_mean": 0.03, "null_low": 0.01, "null_high": 0.05, "p": p}
+    return {f"null.{statistic}.{name}": np.array(value) for name, value in values.items()}
+
+
+def test_births_are_held_against_shuffled_snapshots() -> None:
+    summary, arrays = results()
+    arrays["life"] |= null_of("emergent", 0.04, 0.59) | null_of("largest_births", 0.02, 0.57)
+    births = sentences(summary, arrays)[0]
+    words = "(90 % of the shuffles 1.0% to 5.0%; p = 0.59)"
+    assert f"4.0% of those alive, where shuffled snapshots give 3.0% {words}. The number alone shows no more" in births
+    assert "2.0% of those alive, not shown to be more than in random order" in births and "p = 0.57" in births
+    arrays["life"] |= null_of("emergent", 0.4, 0.01) | null_of("largest_births", 0.3, 0.02)
+    births = sentences(summary, arrays)[0]
+    assert "So more emerge than in a random order" in births and "chance" not in births
+    assert "30.0% of those alive, more than in random order" in births
+    arrays["life"] |= null_of("emergent", 0.01, 0.01)
+    assert "So fewer emerge than in a random order" in sentences(summary, arrays)[0]
+
+
+def test_only_births_early_enough_can_live_long() -> None:
+    summary, arrays = results(life__cycles_dot_emergence=[0, 2, 2, 3], life__cycles_dot_births=[0, 0, 2, 1])
+    assert "early enough" not in sentences(summary, arrays)[0], "of 4 snapshots 2 are left at the second"
+    arrays["life"]["cycles.emergence"] = np.array([0, 1, 1, 3])
+    births = sentences(summary, arrays)[0]
+    assert "Of the 2 born early enough to be present at 60% of the snapshots, 1 are." in births
+
+
+@pytest.mark.parametrize(("drift", "sharp"), [(0.69, True), (0.7, False), (0.8, False)])
+def test_where_a_drift_explains_as_much_there_is_no_sharp_turn(drift: float, sharp: bool) -> None:
+    turning = sentences(*results(rotation__turning_point_dot_explained_by_lag=drift))[1]
+    assert turning.startswith("Decoder directions turn between" if sharp else "Decoder directions make no sharp turn")
+    assert f"{drift:.0%}" in turning and "70%" in turning and "steps 1 and 10" in turning
+    assert "0.001 against random directions" in turning
+
+
+def test_induction_says_what_it_was_measured_on() -> None:
+    summary, arrays = results()
+    found = {one.section: one.sentence for one in findings(summary, Results(STEPS, arrays, induction_length=50))}
+    assert found[NGRAMS].endswith("measured on 64 sequences of 50 random tokens said twice.")
+
+
+def test_bigram_distance_is_corrected_where_the_bias_is_known() -> None:
+    ngrams = {
+        "curves.kl_bigram": np.array([1.0, 0.5]),
+        "curves.coverage": np.array(0.995),
+        "entropies.bigram_plugin": np.array(3.9),
+        "entropies.bigram_corrected": np.array(4.0),
+    }
+    np.testing.assert_allclose(_corrected(ngrams), [0.9, 0.4])
+    assert _corrected(ngrams | {"curves.coverage": np.array(0.7)}) is None, "the rows are not those of the entropies"
+    saved = np.array([0.8, 0.3])
+    assert _corrected(ngrams | {"curves.kl_bigram_corrected": saved}) is saved
+
+
+def test_explanations_have_a_sentence() -> None:
+    summary, arrays = results()
+    table = results_synthetic.explanations(60, np.random.default_rng(0))
+    told = leads(found_in(summary, arrays, explanations=table))[COMPLEXITY]
+    marks, detection = np.array(table["complexity"]), np.array(table["detection"])
+    assert f"explained {np.isfinite(marks).sum()} of the 60 features" in told
+    assert f"median balanced accuracy {np.median(detection):.2f} (detection, 60 features; chance: 0.50" in told
+    assert f"words: {np.median(table['detection_control']):.2f}, on average" in told
+    assert f"{np.median(table['fuzzing']):.2f} (fuzzing, 60 features; chance: 0.50)" in told, "it has no control here"
+    found = correlate(marks, np.log10(1 + np.array(table["emergence"])))
+    assert f"rank correlation {found.spearman:.2f} (95 % interval {found.spearman_low:.2f} to" in told
+    assert "is not shown to emerge later" in told
+    table["complexity"] = [1 + list(results_synthetic.STEPS).index(step) for step in table["emergence"]]
+    assert (
+        "What it calls complex emerges later: rank" in leads(found_in(summary, arrays, explanations=table))[COMPLEXITY]
+    )
+    assert COMPLEXITY not in leads(found_in(summary, arrays))
 
 
 def test_kinds_by_themselves_have_a_sentence() -> None:

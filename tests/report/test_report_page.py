@@ -207,3 +207,32 @@ def test_what_does_not_fit_together_is_named(data: PageData, message: str) -> No
     with pytest.raises(DataError, match=re.escape(message)) as error:
         render(BROKEN[message](data))
     assert "\n" not in str(error.value)
+
+
+def test_a_split_without_a_turn_is_named_so(data: PageData) -> None:
+    turning = data.figures.turning_point
+    assert turning is not None
+
+    def of(sharp: bool) -> dict[str, Any]:
+        figures = dataclasses.replace(data.figures, turning_point=dataclasses.replace(turning, sharp=sharp))
+        return {table.key: table for table in figure_tables(dataclasses.replace(data, figures=figures))}
+
+    turns, splits = of(True), of(False)
+    assert turns["cosines"].extra["turning"]["name"] == "turning point"
+    assert splits["cosines"].extra["turning"]["name"].startswith("best split")
+    assert turns["loss"].extra["marks"][0]["label"] == "directions turn"
+    assert splits["loss"].extra["marks"][0]["label"] == "best split"
+    for key in ("cosines", "loss"):
+        assert "turning point" in turns[key].caption and "turning point" not in splits[key].caption
+        assert "no sharp turn" in splits[key].caption
+
+
+def test_the_bigram_distance_stands_beside_its_corrected_one(data: PageData) -> None:
+    kl = data.figures.kl_bigram
+    assert kl is not None
+    [table] = [table for table in figure_tables(data) if table.key == "kl"]
+    assert "bigram, corrected" not in table.columns and "Corrected" not in table.caption
+    figures = dataclasses.replace(data.figures, kl_bigram_corrected=kl - 0.04)
+    [table] = [table for table in figure_tables(dataclasses.replace(data, figures=figures)) if table.key == "kl"]
+    np.testing.assert_allclose(table.columns["bigram, corrected"], kl - 0.04, rtol=1e-5)
+    assert "Miller–Madow" in table.caption

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from crosscoder.errors import ConfigError
 
 _BATCH = 32
+N_SEQUENCES = 64
+"""Random sequences that the gap is measured on."""
 
 
-def induction_gap(model: Any, vocab_size: int, length: int = 64, n: int = 64, seed: int = 0) -> float:
+def induction_gap(model: Any, vocab_size: int, length: int = 64, n: int = N_SEQUENCES, seed: int = 0) -> float:
     """Mean loss on first halves minus mean loss on second halves of random sequences said twice, in nats.
 
     Each of the `n` sequences is `length` independent, uniformly drawn tokens, then the same again, so the

@@ -4,10 +4,13 @@ Letters: V vocabulary, S sequences, C context (tokens a sequence), R tracked cur
 Everything is in nats.
 
 The paper's (P, Fig. 7): KL_uni = KL(p || q) with q the mean prediction; KL_bi = sum_u p(u) KL(p(.|u) ||
-q(.|u)) with q(.|u) the mean prediction where the current token is u; the loss beside the unigram and bigram
-entropies. Ours, because the paper leaves them open: the smoothing (add-k with k = 0.01, or Kneser-Ney), the
-bigram entropy (the cross-entropy of an interpolated Kneser-Ney bigram model on the evaluation tokens: what a
-bigram model can reach on text it has not seen), and the mean KL of each single prediction to the bigram row.
+q(.|u)) with q(.|u) the mean prediction where the current token is u; the loss beside the unigram and
+bigram entropies. Finite counts make rows look more certain than they are, which raises a plug-in KL:
+beside KL_bi stands one less the first-order (Miller and Madow 1955) estimate of that, sum_u p(u)
+(m_u - 1) / (2 n_u) with m_u the distinct tokens seen after u in n_u (ours). Ours, because the paper leaves them
+open: the smoothing (add-k with k = 0.01, or Kneser-Ney), the bigram entropy (the cross-entropy of an
+interpolated Kneser-Ney bigram model on the evaluation tokens: what a bigram model can reach on text it
+has not seen), and the mean KL of each single prediction to the bigram row.
 Counts must come from text that is disjoint from the evaluation text.
 """
 
@@ -94,6 +97,9 @@ class NgramTargets:
     """(R, V) p(.|u)."""
     weight: NDArray[np.float64]
     """(R,) p(u) in the counting corpus, not renormalised."""
+    bias: NDArray[np.float64]
+    """(R,) (m_u - 1) / (2 n_u), nats: first order of what finite counts add to a row's KL; 0 with Kneser-Ney rows,
+    which are no plug-in estimate."""
     smoothing: str
     """For example "add-0.01" or "kneser-ney"."""
 
@@ -113,6 +119,8 @@ class NgramPhase:
     """KL(p || mean prediction) (P)."""
     kl_bigram: float
     """sum_u p(u) KL(p(.|u) || mean prediction after u), over tracked u that occur, renormalised (P)."""
+    kl_bigram_corrected: float
+    """`kl_bigram` less the sampling bias of the counts (`NgramTargets.bias`): nearer, still high on sparse counts."""
     kl_bigram_each: float
     """Mean over predictions after a tracked u of KL(p(.|u) || prediction) (ours); at least the same mean of
     KL(p(.|u) || mean prediction after u)."""
@@ -131,6 +139,8 @@ class NgramCurves:
     kl_unigram: NDArray[np.float64]
     """(K,)"""
     kl_bigram: NDArray[np.float64]
+    """(K,)"""
+    kl_bigram_corrected: NDArray[np.float64]
     """(K,)"""
     kl_bigram_each: NDArray[np.float64]
     """(K,)"""
@@ -308,8 +318,11 @@ def ngram_targets(
     context = counts.contexts
     order = np.argsort(-context, kind="stable")[:max_rows]
     rows = order[context[order] > 0]
+    distinct = np.bincount(counts.first, minlength=size)[rows]
+    bias = (distinct - 1) / (2 * context[rows])
     if isinstance(smoothing, str):
         k, name = 0.0, str(smoothing)
+        bias = np.zeros(rows.size)
         bigram = KneserNey(counts).rows(rows)
     else:
         k, name = float(smoothing), f"add-{smoothing:g}"
@@ -320,6 +333,7 @@ def ngram_targets(
         rows=rows,
         bigram=bigram.astype(np.float32),
         weight=context[rows] / context.sum(),
+        bias=bias,
         smoothing=name,
     )
 
@@ -393,10 +407,12 @@ class NgramMeter:
         sums = self._sums.numpy()
         weight = targets.weight[seen]
         kl_R = _kl(targets.bigram[seen], sums[:-1][seen] / counts[seen, None])
+        kl_bigram = float((weight * kl_R).sum() / weight.sum())
         return NgramPhase(
             loss=float(self._loss) / total,
             kl_unigram=float(_kl(targets.unigram[None], sums.sum(axis=0, keepdims=True) / total)[0]),
-            kl_bigram=float((weight * kl_R).sum() / weight.sum()),
+            kl_bigram=kl_bigram,
+            kl_bigram_corrected=kl_bigram - float((weight * targets.bias[seen]).sum() / weight.sum()),
             kl_bigram_each=float(self._each) / int(counts.sum()),
             n_predictions=total,
             coverage=float(weight.sum()),
@@ -439,6 +455,7 @@ def phase_curves(phases: Sequence[NgramPhase], targets: NgramTargets) -> NgramCu
         loss=np.array([phase.loss for phase in phases]),
         kl_unigram=np.array([phase.kl_unigram for phase in phases]),
         kl_bigram=np.array([phase.kl_bigram for phase in phases]),
+        kl_bigram_corrected=np.array([phase.kl_bigram_corrected for phase in phases]),
         kl_bigram_each=np.array([phase.kl_bigram_each for phase in phases]),
         n_predictions=phases[0].n_predictions,
         coverage=phases[0].coverage,

@@ -35,6 +35,7 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
             if name.startswith("turning_point.")
         }
         names = ("step", "step_low", "step_high", "level", "within", "across", "p_shuffled", "p_random")
+        names += ("explained_by_blocks", "explained_by_lag")
         figures["turning_point"] = {name: _finite(point[name]) for name in names}
     if "ngrams" in results:
         ngrams = results["ngrams"]

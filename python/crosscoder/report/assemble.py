@@ -33,6 +33,7 @@ from crosscoder.report.data import (
 from crosscoder.report.findings import findings, leads, task_finding
 from crosscoder.report.results import SHOWN_KINDS, Results
 from crosscoder.report.text import byte_level_text
+from crosscoder.report.turning import is_sharp, turning_figures
 from crosscoder.runs import Run
 from crosscoder.verbs.evolve import EvolveConfig
 
@@ -70,7 +71,7 @@ def assemble(run: Run) -> PageData:
     optional = {name: study.finished(name) for name in OPTIONAL}
     arrays |= {name: result for name, result in optional.items() if result is not None}
     comparisons, stale = finished_comparisons(study)
-    results = Results(study.steps, arrays, _tables(run), comparisons)
+    results = Results(study.steps, arrays, _tables(run), comparisons, study.settings.induction_length)
     found = findings(summary, results)
     source = read_json(run.activations("train") / "manifest.json")["source"]
     return PageData(
@@ -207,7 +208,7 @@ def _marks(run: Run, model: str) -> list[StepMark]:
 
 def _figures(summary: Mapping[str, Any], results: Mapping[str, Arrays]) -> Figures:
     rotation, life, ngrams = results["rotation"], results["life"], results["ngrams"]
-    explained = summary["explained_variance"]
+    explained, turning = summary["explained_variance"], turning_figures(rotation)
     return Figures(
         explained_variance=np.array(list(explained["mean_of_ratios_by_snapshot"].values())),
         explained_variance_total=np.array(list(explained["by_snapshot"].values())),
@@ -225,10 +226,11 @@ def _figures(summary: Mapping[str, Any], results: Mapping[str, Arrays]) -> Figur
             },
         ),
         turning_point=TurningPoint(
-            step=float(rotation["turning_point.step"]),
-            low=float(rotation["turning_point.step_low"]),
-            high=float(rotation["turning_point.step_high"]),
-            level=float(rotation["turning_point.level"]),
+            step=turning["step"],
+            low=turning["step_low"],
+            high=turning["step_high"],
+            level=turning["level"],
+            sharp=is_sharp(turning),
         ),
         births=life["cycles.births"],
         deaths=life["cycles.deaths"],
@@ -236,16 +238,28 @@ def _figures(summary: Mapping[str, Any], results: Mapping[str, Arrays]) -> Figur
         dimensionality_by_kind=_dimensions(results["dimensionality"]),
         kl_unigram=ngrams["curves.kl_unigram"],
         kl_bigram=ngrams["curves.kl_bigram"],
+        kl_bigram_corrected=_corrected(ngrams),
         kl_bigram_row=ngrams["curves.kl_bigram_each"],
         model_loss=ngrams["curves.loss"],
         entropies={
             "uniform (ln V)": float(ngrams["entropies.uniform"]),
             "unigram": float(ngrams["entropies.unigram"]),
             "bigram (Kneser–Ney)": float(ngrams["entropies.bigram"]),
-            "bigram (plug-in)": float(ngrams["entropies.bigram_plugin"]),
+            "bigram (counts, corrected)": float(ngrams["entropies.bigram_corrected"]),
         },
         induction_gap=results["induction"]["gap"],
     )
+
+
+def _corrected(ngrams: Arrays) -> np.ndarray | None:
+    """(K,) the bigram KL less the sampling bias of the counts. Results from before it was saved have that bias for all
+    rows together in their entropies: the same where (nearly) all rows are tracked, and not known where they are not."""
+    if "curves.kl_bigram_corrected" in ngrams:
+        return ngrams["curves.kl_bigram_corrected"]
+    if ngrams["curves.coverage"] < 0.99:
+        return None
+    bias = ngrams["entropies.bigram_corrected"] - ngrams["entropies.bigram_plugin"]
+    return np.asarray(ngrams["curves.kl_bigram"] - bias)
 
 
 def _dimensions(found: Arrays) -> dict[str, np.ndarray]:

@@ -32,13 +32,15 @@ class Fact:
 
 @dataclass(frozen=True)
 class TurningPoint:
-    """Where decoder directions turn: a training step and, if estimated, its interval."""
+    """The best split of the snapshots by decoder directions: a training step and, if estimated, its interval."""
 
     step: float
     low: float | None = None
     high: float | None = None
     level: float | None = None
     """Coverage of the interval, for example 0.95."""
+    sharp: bool = True
+    """Whether it is a turning point; otherwise only where a split would be (see `turning.is_sharp`)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Figures:
     """(K,) nats: KL(unigram ‖ mean prediction)."""
     kl_bigram: FloatArray | None = None
     """(K,) nats: mean over current tokens u of KL(p(·|u) ‖ mean prediction after u)."""
+    kl_bigram_corrected: FloatArray | None = None
+    """(K,) nats: `kl_bigram` less the estimated sampling bias of the counts."""
     kl_bigram_row: FloatArray | None = None
     """(K,) nats: mean KL of each single prediction to the bigram row."""
     model_loss: FloatArray | None = None

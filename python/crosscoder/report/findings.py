@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from crosscoder.evolution.arrays import Arrays
+from crosscoder.evolution.induction import N_SEQUENCES
 from crosscoder.evolution.stability import STABLE
-from crosscoder.evolution.strength import EMERGENT
+from crosscoder.evolution.statistics import bootstrap_interval, correlate
+from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.types import OTHER, TYPE_NAMES
 from crosscoder.report.results import Results
 from crosscoder.report.sections import (
@@ -24,7 +26,11 @@ from crosscoder.report.sections import (
     STRENGTH,
     TYPES,
 )
+from crosscoder.report.turning import is_sharp, is_split, turning_figures
 from crosscoder.sweep.tables import comparisons
+
+LONG = 0.6
+"""Share of the snapshots at which a long-lived feature is present (the paper's)."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,10 @@ def findings(summary: Mapping[str, Any], results: Results) -> list[Finding]:
         (DIMENSIONALITY, _dimensions(arrays["dimensionality"], steps_K)),
         (DIMENSIONALITY, _within_kinds(results)),
         (NGRAMS, _model(summary, arrays["ngrams"], steps_K)),
-        (NGRAMS, _induction(arrays["induction"]["gap"], steps_K)),
+        (NGRAMS, _induction(results)),
         (TYPES, _types(results)),
         (COMPLEXITY, _complexity(results)),
+        (COMPLEXITY, _explanations(results)),
         (HONESTY, _honesty(results)),
         *((STABILITY, _stability(name, results)) for name in results.comparisons),
         (CROSSCODER, _crosscoder(summary)),
@@ -91,71 +98,125 @@ def task_finding(record: Mapping[str, Any]) -> str:
 
 def _model(summary: Mapping[str, Any], ngrams: Arrays, steps_K: np.ndarray) -> str:
     loss_K, bigram = ngrams["curves.loss"], summary["bigram_entropy"]
-    below = np.flatnonzero(loss_K < bigram)
-    start = f"The language model's loss on held-out text falls from {loss_K[0]:.2f} to {loss_K[-1]:.2f} nats a token"
-    if not len(below):
-        return (
-            f"{start}, still above the {bigram:.2f} of a bigram model: it has not left the phase of plain statistics."
-        )
-    if below[0] == 0:
-        return f"{start}, under the {bigram:.2f} of a bigram model from the first snapshot on."
-    return (
-        f"{start}; between steps {steps_K[below[0] - 1]:,} and {steps_K[below[0]]:,} it passes under the "
-        f"{bigram:.2f} of a bigram model."
+    start = (
+        f"The language model's loss on {int(ngrams['curves.n_predictions']):,} held-out tokens falls from "
+        f"{loss_K[0]:.2f} to {loss_K[-1]:.2f} nats a token"
     )
+    passing = _passes(loss_K, bigram, steps_K)
+    if passing is None:
+        return (
+            f"{start}, still above the {bigram:.2f} of a bigram model there: it has not left the phase of plain "
+            "statistics."
+        )
+    lower = float(ngrams["entropies.bigram_corrected"])
+    below = _passes(loss_K, lower, steps_K)
+    also = f"{below} under" if below is not None else "at no snapshot under"
+    return (
+        f"{start}; {passing} it passes under the {bigram:.2f} of a bigram model on the same tokens, {also} the "
+        f"{lower:.2f} that the counts' bigram entropy is with its sampling bias removed to first order. It is one text "
+        "and one training: no interval is known."
+    )
+
+
+def _passes(loss_K: np.ndarray, level: float, steps_K: np.ndarray) -> str | None:
+    """Where the loss is below a level for the first time, in words; None if nowhere."""
+    below = np.flatnonzero(loss_K < level)
+    if not len(below):
+        return None
+    return f"between steps {steps_K[below[0] - 1]:,} and {steps_K[below[0]]:,}" if below[0] else "at the first snapshot"
 
 
 def _crosscoder(summary: Mapping[str, Any]) -> str:
     overall = summary["explained_variance"]["overall"]
     by_snapshot = list(summary["explained_variance"]["by_snapshot"].values())
     return (
-        f"The crosscoder explains {overall:.1%} of the variance of held-out activations "
-        f"({min(by_snapshot):.1%} to {max(by_snapshot):.1%} by snapshot) with {summary['l0']['mean']:.1f} of its "
-        f"{summary['n_features']:,} features active a token and snapshot; {summary['dead_fraction']:.1%} are dead."
+        f"The crosscoder explains {overall:.1%} of the variance of the activations on {summary['n_heldout_tokens']:,} "
+        f"held-out tokens ({min(by_snapshot):.1%} to {max(by_snapshot):.1%} by snapshot) with "
+        f"{summary['l0']['mean']:.1f} of its {summary['n_features']:,} features active a token and snapshot; "
+        f"{summary['dead_fraction']:.1%} are dead."
     )
 
 
 def _births(summary: Mapping[str, Any], life: Arrays, steps_K: np.ndarray) -> str:
     births_K = life["cycles.births"]
-    kinds = summary["features_by_kind"]
-    start = f"{kinds['initialization']:,} features are there at step 0 and {kinds['emergent']:,} emerge during training"
+    counts = {kind: f"{summary['features_by_kind'][kind]:,}" for kind in ("initialization", "emergent")}
+    told = {kind: "" for kind in counts}
     if "interval.n_by_kind_low" in life:
-        low, high = (life[f"interval.n_by_kind_{end}"][EMERGENT] for end in ("low", "high"))
-        start += f" ({float(life['interval.level']):.0%} interval over features: {low:,.0f} to {high:,.0f})"
-    if births_K.sum() == 0:
-        return f"{start}."
-    first, last = _middle(births_K)
-    most = int(np.argmax(births_K))
-    busiest = f"most of all at step {steps_K[most]:,}: {births_K[most]:,}"
-    if "interval.births_low" in life:
-        low, high = (life[f"interval.births_{end}"][most] for end in ("low", "high"))
-        busiest += f" ({low:,.0f} to {high:,.0f})"
-    lifetime_F = life["cycles.lifetime"][life["cycles.emergence"] > 0]
-    return (
-        f"{start}, half of these from step {steps_K[first]:,} to step {steps_K[last]:,}, {busiest}; "
-        f"{np.mean(lifetime_F >= 0.6):.0%} of the emergent ones are present at 60 % or more of the snapshots."
-    )
+        for kind in counts:
+            low, high = (life[f"interval.n_by_kind_{end}"][KIND_NAMES.index(kind)] for end in ("low", "high"))
+            told[kind] = f" ({float(life['interval.level']):.0%} interval over features: {low:,.0f} to {high:,.0f})"
+    parts = [
+        f"{counts['initialization']} features are there at step 0{told['initialization']} and {counts['emergent']} "
+        f"emerge during training{told['emergent']}"
+    ]
+    null = _null(life, "emergent")
+    if null is not None:
+        observed, mean, p, words = null
+        parts[0] += f": {observed:.1%} of those alive, where {words}"
+        more = "more" if observed > mean else "fewer"
+        parts.append(
+            f"So {more} emerge than in a random order of the snapshots" if p <= 0.05 else
+            "The number alone shows no more than chance: no difference from a random order of the snapshots is shown"
+        )  # fmt: skip
+    if births_K.sum():
+        first, last = _middle(births_K)
+        most = int(np.argmax(births_K))
+        busiest = f"most at step {steps_K[most]:,}: {births_K[most]:,}"
+        if "interval.births_low" in life:
+            low, high = (life[f"interval.births_{end}"][most] for end in ("low", "high"))
+            busiest += f" ({low:,.0f} to {high:,.0f})"
+        null = _null(life, "largest_births")
+        if null is not None:
+            observed, _, p, words = null
+            verdict = "more than" if p <= 0.05 else "not shown to be more than"
+            busiest += f", {observed:.1%} of those alive, {verdict} in random order (at the busiest snapshot {words})"
+        parts.append(f"Half of them emerge from step {steps_K[first]:,} to step {steps_K[last]:,}, {busiest}")
+        # Present from birth to the end, a feature reaches the share only if this much is left.
+        emergence_F = life["cycles.emergence"]
+        able_F = (emergence_F > 0) & (len(steps_K) - emergence_F >= LONG * len(steps_K))
+        if able_F.any():
+            n, long = int(able_F.sum()), int((life["cycles.lifetime"][able_F] >= LONG).sum())
+            parts.append(f"Of the {n:,} born early enough to be present at {LONG:.0%} of the snapshots, {long:,} are")
+    return "".join(f"{part}. " for part in parts).strip()
+
+
+def _null(life: Arrays, statistic: str) -> tuple[float, float, float, str] | None:
+    """Observed, mean of the shuffles, p, and the shuffles in words; None where it was not computed or no feature
+    lives."""
+    names = ("observed", "null_mean", "null_low", "null_high", "p")
+    if any(f"null.{statistic}.{name}" not in life for name in names):
+        return None
+    observed, mean, low, high, p = (float(life[f"null.{statistic}.{name}"]) for name in names)
+    if not np.isfinite(observed):
+        return None
+    words = f"shuffled snapshots give {mean:.1%} (90 % of the shuffles {low:.1%} to {high:.1%}; p = {p:.2g})"
+    return observed, mean, p, words
 
 
 def _turning_point(rotation: Arrays) -> str:
-    prefix = "turning_point."
-    point = {
-        name.removeprefix(prefix): float(value)
-        for name, value in rotation.items()
-        if name.startswith(prefix) and value.ndim == 0 and value.dtype.kind in "fi"
-    }
-    if not np.isfinite(point["step"]) or point["p_shuffled"] > 0.05:
+    point = turning_figures(rotation)
+    p = f"p = {point['p_shuffled']:.2g} against shuffled snapshots"
+    if "p_random" in point:
+        p += f", {point['p_random']:.2g} against random directions"
+    if not is_split(point):
         return (
-            "There is no turning point to speak of: splitting the snapshots in two explains the rotation of the "
-            f"decoder directions no better than in shuffled snapshots (p = {point['p_shuffled']:.2g})."
+            "No turning point is shown: no difference from shuffled snapshots in how well a split of the snapshots in "
+            f"two explains the rotation of the decoder directions ({p})."
+        )
+    where = (
+        f"between steps {point['step_before']:,.0f} and {point['step_after']:,.0f} ({point['level']:.0%} interval over "
+        f"features: steps {point['step_low']:,.0f} to {point['step_high']:,.0f})"
+    )
+    cosines = f"cosines average {point['within']:.2f} on the same side and {point['across']:.2f} across ({p})"
+    split, drift = f"{point['explained_by_blocks']:.0%}", f"{point['explained_by_lag']:.0%}"
+    if is_sharp(point):
+        return (
+            f"Decoder directions turn {where}: {cosines}; such a split accounts for {split} of how the cosines vary, a "
+            f"steady drift for {drift}."
         )
     return (
-        f"Decoder directions turn between steps {point['step_before']:,.0f} and {point['step_after']:,.0f} "
-        f"({point['level']:.0%} interval over features: steps {point['step_low']:,.0f} to {point['step_high']:,.0f}): "
-        f"cosines average {point['within']:.2f} on one side and {point['across']:.2f} across "
-        f"(p = {point['p_shuffled']:.2g} against shuffled snapshots); such a split accounts for "
-        f"{point['explained_by_blocks']:.0%} of how the cosines vary, a steady drift for "
-        f"{point['explained_by_lag']:.0%}."
+        f"Decoder directions make no sharp turn: a steady drift accounts for {drift} of how their cosines vary, the "
+        f"best split of the snapshots in two for no more than {split}. If there is a turn, it lies {where}: {cosines}."
     )
 
 
@@ -172,7 +233,7 @@ def _dimensions(dimensionality: Arrays, steps_K: np.ndarray) -> str:
             f"; random directions with the same norms would take up {null_K[0]:.0%}, {null_K[low]:.0%} and "
             f"{null_K[-1]:.0%}"
         )
-    return f"{sentence}."
+    return f"{sentence}. Exact for this dictionary; how far other trainings differ is not known."
 
 
 def _within_kinds(results: Results) -> str:
@@ -217,13 +278,15 @@ def _stability(name: str, results: Results) -> str:
     return f"{sentence}."
 
 
-def _induction(gap_K: np.ndarray, steps_K: np.ndarray) -> str:
+def _induction(results: Results) -> str:
+    gap_K, steps_K, length = results.arrays["induction"]["gap"], results.steps, results.induction_length
     rise = int(np.argmax(np.diff(gap_K)))
+    measured = "" if length is None else f"; measured on {N_SEQUENCES} sequences of {length} random tokens said twice"
     if gap_K[-1] < 0.1:
-        return f"Induction does not form (gap {gap_K[-1]:.2f} nats)."
+        return f"Induction does not form (gap {gap_K[-1]:.2f} nats at the end, {gap_K[0]:.2f} at the start{measured})."
     return (
-        f"Induction forms: repeated random tokens are {gap_K[-1]:.2f} nats cheaper at the end, the steepest rise lies "
-        f"between steps {steps_K[rise]:,} and {steps_K[rise + 1]:,}."
+        f"Induction forms: repeated random tokens are {gap_K[-1]:.2f} nats cheaper at the end ({gap_K[0]:.2f} at the "
+        f"start), the steepest rise lies between steps {steps_K[rise]:,} and {steps_K[rise + 1]:,}{measured}."
     )
 
 
@@ -234,7 +297,7 @@ def _order_of_snapshots(results: Results) -> str:
     if found is None or not np.isfinite(found[0]):
         return ""
     observed, mean, low, high, p = (float(value) for value in found)
-    verdict = "more than" if p <= 0.05 else "no more than"
+    verdict = "more than" if p <= 0.05 else "not shown to be more than"
     return (
         f"{observed:.0%} of the features live without a gap, {verdict} where the snapshots are shuffled ({mean:.0%}, "
         f"90 % of the shuffles {low:.0%} to {high:.0%}; p = {p:.2g})."
@@ -256,7 +319,7 @@ def _types(results: Results) -> str:
         return f"{start}; too few of the emergent ones have a type to say in which order types emerge."
     p, compared = float(test[0]), np.flatnonzero(test[2])
     if p > 0.05:
-        return f"{start}; the types do not differ in when they emerge (Kruskal–Wallis p = {p:.2g}): no order is told."
+        return f"{start}; no difference in when types emerge is shown (Kruskal–Wallis p = {p:.2g}): no order is told."
     medians = {name: results.arrays["types"][f"emergent.median{name}"] for name in ("", "_low", "_high")}
     order = compared[np.argsort(medians[""][compared], kind="stable")]
     steps = ", ".join(
@@ -281,6 +344,43 @@ def _complexity(results: Results) -> str:
         "Whether emergent features that emerge later are more complex is not settled"
     )  # fmt: skip
     return f"{start}: rank correlation of emergence with {', with '.join(parts)}."
+
+
+def _explanations(results: Results) -> str:
+    """Whether a language model's explanations hold, and whether what it calls complex emerges later."""
+    table = results.tables.get("explanations")
+    if table is None:
+        return ""
+    marks = np.array(table["complexity"], dtype=float)
+    parts = [
+        f"A language model explained {int(np.isfinite(marks).sum()):,} of the {marks.size:,} features that it was "
+        "asked about"
+    ]
+    for kind, what in (("detection", "the active passages"), ("fuzzing", "the rightly marked ones")):
+        score, control = (np.array(table.get(name, []), dtype=float) for name in (kind, f"{kind}_control"))
+        known = score[np.isfinite(score)]
+        if not known.size:
+            continue
+        part = f"by its words it tells {what} with the median balanced accuracy {np.median(known):.2f} ({kind}, "
+        part += f"{known.size:,} features; chance: 0.50"
+        both = np.isfinite(score) & np.isfinite(control) if control.size else np.zeros(score.size, dtype=bool)
+        if both.any():
+            low, high = bootstrap_interval(lambda sample: float(sample.mean()), (score - control)[both])
+            part += (
+                f"; with another feature's words: {np.median(control[both]):.2f}, on average "
+                f"{(score - control)[both].mean():.2f} less, 95 % interval {low:.2f} to {high:.2f}"
+            )
+        parts.append(f"{part})")
+    sentence = f"{'; '.join(parts)}."
+    found = correlate(marks, np.log10(1 + np.array(table["emergence"], dtype=float)))
+    if np.isfinite(found.spearman):
+        later = found.spearman_p <= 0.05 and found.spearman > 0
+        sentence += (
+            f" What it calls complex {'emerges later' if later else 'is not shown to emerge later'}: rank correlation "
+            f"{found.spearman:.2f} (95 % interval {found.spearman_low:.2f} to {found.spearman_high:.2f}, p = "
+            f"{found.spearman_p:.2g}, {found.n:,} features)."
+        )
+    return sentence
 
 
 def _honesty(results: Results) -> str:

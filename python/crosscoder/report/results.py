@@ -31,6 +31,8 @@ class Results:
     """Columns of results that are tables: "explanations", "sweep"."""
     comparisons: Mapping[str, Arrays] = field(default_factory=dict)
     """Name of another run -> this one's dictionary matched with its (`stability.Stability`, flat)."""
+    induction_length: int | None = None
+    """Random tokens that are said twice, where induction was measured."""
 
     def get(self, name: str, *keys: str) -> list[Any] | None:
         """The arrays `keys` of analysis `name`, or None if one is not there."""

@@ -161,7 +161,8 @@ def _lifetimes(data: PageData) -> FigureTable | None:
         "How long features live",
         "ours",
         f"Number of snapshots, of {n}, at which a feature's norm exceeds {_presence(features)}. The paper "
-        "reports that most emergent features live in 60 % or more of its snapshots.",
+        "reports that most emergent features live in 60 % or more of its snapshots; one "
+        "that is born after 40 % of them cannot.",
         {"snapshots": list(range(n + 1)), **counts},
         Bars("snapshots", f"snapshots present, of {n}", Axis("features", "count"), _kind_series(counts)),
     )
@@ -197,9 +198,11 @@ def _interval(turning: dict[str, Any]) -> str:
 
 def _turning(data: PageData) -> dict[str, Any] | None:
     turning = data.figures.turning_point
-    if turning is None:
+    if turning is None or not np.isfinite(turning.step):
         return None
-    return {"step": turning.step, "low": turning.low, "high": turning.high, "level": turning.level}
+    name = "turning point" if turning.sharp else "best split (no sharp turn)"
+    ends = {"low": turning.low, "high": turning.high, "level": turning.level}
+    return {"name": name, "sharp": turning.sharp, "step": turning.step, **ends}
 
 
 def _cosines(data: PageData) -> FigureTable | None:
@@ -237,8 +240,16 @@ def _cosines(data: PageData) -> FigureTable | None:
     )
     turning = _turning(data)
     if turning is not None:
-        caption += " The turning point is our change-point estimate"
-        caption += _interval(turning) + " (white, broken)."
+        caption += " White, broken: "
+        caption += (
+            (
+                "the turning point, our change-point estimate"
+                if turning["sharp"]
+                else "the best split of the snapshots in two, which is no sharp turn here (see the text above)"
+            )
+            + _interval(turning)
+            + "."
+        )
     if cosines.null is not None:
         caption += " Null: the spread of a mean cosine of random directions, the level of no relation."
     return FigureTable(
@@ -301,6 +312,7 @@ def _kl(data: PageData) -> FigureTable | None:
     curves = {
         "unigram": figures.kl_unigram,
         "bigram": figures.kl_bigram,
+        "bigram, corrected": figures.kl_bigram_corrected,
         "per prediction": figures.kl_bigram_row,
     }
     present = {name: curve for name, curve in curves.items() if curve is not None}
@@ -309,6 +321,8 @@ def _kl(data: PageData) -> FigureTable | None:
     sentences = {
         "unigram": "Unigram: KL divergence from the text's token frequencies to the model's mean prediction.",
         "bigram": "Bigram: from the text's bigram rows to the mean prediction after each token.",
+        "bigram, corrected": "Corrected (ours): the same less the first-order estimate (Miller–Madow) of what the "
+        "finite counts add to it; on sparse counts still too high.",
         "per prediction": "Per prediction: from the bigram row to each single prediction, averaged.",
     }
     caption = " ".join(sentences[name] for name in present)
@@ -334,15 +348,18 @@ def _loss(data: PageData) -> FigureTable | None:
     turning = figures.turning_point
     extra: dict[str, Any] = {}
     if turning is not None and np.isfinite(turning.step):
-        extra["marks"] = [{"step": turning.step, "low": turning.low, "high": turning.high, "label": "directions turn"}]
-        caption += (
-            " The paper tells a phase of statistics from one of features: the turning point of decoder directions "
-            f"{_interval(_turning(data) or {}).removeprefix(', ') or 'found here'} parts them (shaded)."
+        label = "directions turn" if turning.sharp else "best split"
+        extra["marks"] = [{"step": turning.step, "low": turning.low, "high": turning.high, "label": label}]
+        interval = _interval(_turning(data) or {}).removeprefix(", ") or "found here"
+        caption += " The paper tells a phase of statistics from one of features: " + (
+            f"the turning point of decoder directions {interval} parts them (shaded)."
+            if turning.sharp
+            else f"decoder directions show no sharp turn here that parts them; shaded is their best split {interval}."
         )
     return FigureTable(
         "loss",
         NGRAMS,
-        "Loss, the n-gram levels and the two phases",
+        "Loss and the n-gram levels" + (" and the two phases" if turning is not None and turning.sharp else ""),
         "paper",
         caption,
         _by_snapshot(data, {"loss": figures.model_loss}),

@@ -20,6 +20,7 @@ _CURVES = (
     "dimensionality",
     "kl_unigram",
     "kl_bigram",
+    "kl_bigram_corrected",
     "kl_bigram_row",
     "model_loss",
     "induction_gap",

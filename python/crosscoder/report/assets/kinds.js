@@ -331,7 +331,7 @@ const Kinds = (() => {
       : ` (${turning.level ? `${+(100 * turning.level).toFixed(1)} % ` : ""}interval ${Format.count(Math.round(turning.low))} to ${Format.count(Math.round(turning.high))})`;
     return el("p", { class: "plot-note" }, svg("svg", { width: 22, height: 8, "aria-hidden": "true" },
       svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, class: "turning-key" })),
-    `turning point: step ${Format.count(Math.round(turning.step))}${interval}`);
+    `${turning.name}: step ${Format.count(Math.round(turning.step))}${interval}`);
   }
 
   function rampKey(ramp, domain, label) {
