@@ -34,8 +34,8 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
             for name, value in results["rotation"].items()
             if name.startswith("turning_point.")
         }
-        names = ("step", "step_low", "step_high", "level", "within", "across", "p_shuffled", "p_random")
-        names += ("explained_by_blocks", "explained_by_lag")
+        interval, explained = ("step_low", "step_high", "level"), ("explained_by_blocks", "explained_by_lag")
+        names = ("step", *interval, "within", "across", "p_shuffled", "p_random", *explained)
         figures["turning_point"] = {name: _finite(point[name]) for name in names}
     if "ngrams" in results:
         ngrams = results["ngrams"]
