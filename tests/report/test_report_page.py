@@ -124,7 +124,7 @@ def test_lifetimes_count_the_features_that_come_back(data: PageData) -> None:
     counted = np.bincount(np.rint(lifetime[back & alive] * len(data.steps)).astype(int), minlength=len(data.steps) + 1)
     assert table.columns["come back"] == counted.tolist() and counted.sum() > 0
     assert f" {counted.sum():,} of these {alive.sum():,} features disappear and come back." in table.caption
-    with pytest.raises(DataError, match="features.revived must be"):
+    with pytest.raises(DataError, match="features.revived has dtype float64, expected booleans"):
         render(with_features(data, revived=back.astype(np.float64)))
 
 

@@ -65,7 +65,7 @@ def finished_comparisons(study: Study) -> tuple[dict[str, Arrays], dict[str, str
     current: dict[str, Arrays] = {}
     stale: dict[str, str | None] = {}
     of = study.record("life")["of"]
-    for path in sorted(study.run.comparison.glob("*.npz")):
+    for path in sorted(study.run.comparison.glob("*.npz"), key=lambda path: path.stem):
         described = path.with_suffix(".json")
         record = read_json(described) if described.exists() else {}
         if record.get("definition") == DEFINITION and record["of"]["run"] == of:
