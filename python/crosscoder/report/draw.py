@@ -142,7 +142,9 @@ def _panel(axes: Axes, table: FigureTable, spec: Lines, panel: Panel, rows: Mapp
             elif "feature" not in rows:
                 style |= {"marker": marker.get(name, "o"), "markersize": 4 if marker else 2.5}
             named = not thin and np.isfinite(y).any() and series.label not in axes.get_legend_handles_labels()[1]
-            axes.plot(x, y, color=colour, label=series.label if named else None, **style)
+            axes.plot(x, y, color=colour, label=series.label if named and not marker else None, **style)
+            if named and marker:  # which marker is which has entries of its own
+                axes.plot([], [], color=colour, label=series.label, **{**style, "marker": ""})
             if series.low and series.high and not thin:
                 low, high = (floats(rows[end][group]) for end in (series.low, series.high))
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
