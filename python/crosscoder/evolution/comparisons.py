@@ -51,7 +51,7 @@ def _free_name(folder: Path, other: Path, of_other: str) -> str:
     def free(name: str) -> bool:
         described = folder / f"{name}.json"
         record = read_json(described) if described.exists() else {}
-        return record.get("other", str(other)) == str(other) or record["of"]["other"] == of_other
+        return bool(record.get("other", str(other)) == str(other) or record["of"]["other"] == of_other)
 
     return next(filter(free, chain([other.name], (f"{other.name}-{number}" for number in count(2)))))
 
