@@ -26,7 +26,7 @@ Open `report.html` in a browser: it needs no network.
 | `training/checkpoints/` | while training: from here a killed run goes on |
 | `crosscoder/` | the crosscoder, for raw activations: `crosscoder.Crosscoder.from_pretrained(...)` |
 | `evolution/` | the results of the analyses as arrays (`.npz`) |
-| `comparison/RUN.npz` | features matched with those of another run |
+| `comparison/RUN.npz` | features matched with those of another run; `RUN.json` says which |
 | `evolution/explanations.parquet` | features in words, with scores; `explanations/answers.jsonl`: all that was asked |
 | `attribution/TASK/` | which features carry a task (`.parquet`): prompts, metric, attributions, ablation curves |
 | `sweep/` | explained variance against L0 beside SAEs: `results.parquet`, `frontier.svg`, every trained point |

@@ -14,15 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import error
 from explain.planted_run import DENSE, WORDS, born, make_run
 from explain.server import Fault, Server, guessing, knowing
 from faults.killing import crosscoder
 
-from crosscoder import cli
+from crosscoder import Crosscoder, cli, weights
 from crosscoder.attribution.tables import read_table
+from crosscoder.config import StudySettings
+from crosscoder.evolution.study import Study
 from crosscoder.explain import asking
 from crosscoder.files import read_json
+from crosscoder.report.finished import finished
 from crosscoder.runs import Run
 
 KEY = "sk-secret-0123456789"
@@ -98,6 +102,27 @@ def test_a_model_that_knows_scores_high(run: Run, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert "31 features, 151 requests to m: 0 are answered already, 151 to ask" in printed
     assert "price unknown" in printed and "detection: balanced accuracy 1.00 [1.00, 1.00]" in printed
+
+
+def test_explanations_of_an_earlier_crosscoder_are_not_shown(run: Run) -> None:
+    with Server(knowing) as server:
+        assert explain(run, server, "--yes") == 0
+    study = Study(run, StudySettings())
+    _, tables, notes = finished(study)
+    assert tables["explanations"]["explanation"] == results(run)["explanation"].tolist() and notes == []
+    described = run.evolution / "explanations.json"
+    kept = described.read_bytes()
+    described.unlink()
+    assert finished(study)[1] == {}, "without a record nobody knows what they are of"
+    described.write_bytes(kept)
+
+    model = Crosscoder.from_pretrained(run.crosscoder)
+    with torch.no_grad():
+        model.W_dec[0] *= 2
+    weights.save(model.config, model.state_dict(), run.crosscoder)
+    _, tables, [note] = finished(Study(run, StudySettings()))
+    assert tables == {} and "The explanations by a language model are of an earlier crosscoder" in note
+    assert f"crosscoder explain {run.path}" in note
 
 
 def test_a_model_that_guesses_scores_half(run: Run) -> None:

@@ -125,6 +125,7 @@ def test_two_seeds_are_compared(quickstart: Run, tmp_path: Path, capsys: pytest.
     assert cli.main(["report", str(quickstart.path)]) == 0
     assert any("in seed1 (random directions: " in sentence for sentence in quickstart.summary()["findings"])
     assert (quickstart.figures / "matched_share.svg").exists() and (quickstart.figures / "matched_share.csv").exists()
+    assert json.loads((quickstart.comparison / "seed1.json").read_text())["other"] == str(other.resolve())
     (quickstart.comparison / "seed1.json").write_text("{}")
     assert cli.main(["report", str(quickstart.path)]) == 0
     assert not any("in seed1" in sentence for sentence in quickstart.summary()["findings"])

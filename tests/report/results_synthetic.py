@@ -56,6 +56,10 @@ def types(n: int, emergence: np.ndarray, rng: np.random.Generator) -> dict[str, 
         "emergent.compared": np.array([True, True, True, True, True, False]),
         "emergent.p": np.array(0.001),
         "emergent.effect": np.array(0.2),
+        "emergent.pairs": np.array([[0, 1], [0, 2], [1, 2]]),
+        "emergent.pair_effect": np.array([-0.1, -0.7, -0.4]),
+        "emergent.pair_p": np.array([0.3, 0.001, 0.02]),
+        "emergent.pair_holm": np.array([0.3, 0.003, 0.04]),
         "emergent.median": median,
         "emergent.median_low": median - 1,
         "emergent.median_high": median + 1,
@@ -118,8 +122,8 @@ def comparison(emergence: np.ndarray, rng: np.random.Generator) -> dict[str, np.
     }
 
 
-def results(n: int = 60, seed: int = 0) -> Results:
-    """Results of every analysis that makes figures, of `n` features."""
+def results(n: int = 60, seed: int = 0, compared: tuple[str, ...] = ("seed1", "seed2")) -> Results:
+    """Results of every analysis that makes figures, of `n` features, and comparisons with the runs `compared`."""
     rng = np.random.default_rng(seed)
     lives = life(n, rng)
     cosines = np.where(rng.random((n, len(STEPS))) < 0.1, np.nan, rng.random((n, len(STEPS))))
@@ -174,5 +178,5 @@ def results(n: int = 60, seed: int = 0) -> Results:
         },
     }
     tables = {"explanations": explanations(n, rng), "sweep": sweep()}
-    compared = {name: comparison(lives["cycles.emergence"], rng) for name in ("seed1", "seed2")}
-    return Results(STEPS, arrays, tables, compared)
+    comparisons = {name: comparison(lives["cycles.emergence"], rng) for name in compared}
+    return Results(STEPS, arrays, tables, comparisons)

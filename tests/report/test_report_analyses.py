@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import page_synthetic
 import pytest
 import results_synthetic
+from matplotlib.figure import Figure
 
 from crosscoder.report.analysis_tables import MAKERS, analysis_tables
 from crosscoder.report.data import PageData, StepMark
+from crosscoder.report.draw import draw
 from crosscoder.report.figures import save_figures
 from crosscoder.report.page import write_page
 from crosscoder.report.results import Results
@@ -103,6 +106,18 @@ def test_numbers_are_those_of_the_results(results: Results, tables: dict[str, Fi
     assert all(value is None for value, scope in zip(frontier["sae"], frontier["scope"], strict=True) if scope == "all")
 
 
+def test_types_are_compared_two_by_two(results: Results, tables: dict[str, FigureTable]) -> None:
+    table = tables["type_pairs"]
+    assert table.columns["types"] == [
+        "single-token, induction", "previous-token, induction", "single-token, previous-token",
+    ]  # fmt: skip
+    assert table.columns["p, Holm"] == [0.003, 0.04, 0.3] and table.columns["p"] == [0.001, 0.02, 0.3]
+    assert table.columns["delta"] == [-0.7, -0.4, -0.1] and "looking at 3 pairs" in table.caption
+    nothing = {name: array[:0] for name, array in results.arrays["types"].items() if name.startswith("emergent.pair")}
+    alone = Results(results.steps, {"types": {**results.arrays["types"], **nothing}})
+    assert "type_pairs" not in {table.key for table in analysis_tables(alone)}
+
+
 def test_disagreements_have_the_numbers_of_their_pairs(results: Results, tables: dict[str, FigureTable]) -> None:
     columns, probes = tables["disagreements"].columns, results.arrays["probes"]
     assert columns["feature"] == [6, 0, 3] and columns["what"] == ["hidden", "hidden", "hollow"]
@@ -159,9 +174,34 @@ def test_comparisons_have_the_numbers_of_each_run(results: Results, tables: dict
     assert late["matched"] == [0] and late["null"] == [0] and late["features"] == [(taking & (emergence == 4)).sum()]
     assert of("matched_by_emergence", run="seed2", snapshot=2)["matched"] == [1]
     moved = of("matched_emergence", snapshot=2)
-    assert moved["seed2"].tolist() == [0, 0, 0, 1, 0, 0]
+    assert moved["share, seed2"].tolist() == [0, 0, 0, 1, 0, 0]
     assert moved["pairs, seed2"][3] == (taking & (emergence == 2)).sum()
-    assert set(of("matched_emergence", snapshot=4)["seed2"]) == {None}, "a row of no pairs has no shares"
+    assert set(of("matched_emergence", snapshot=4)["share, seed2"]) == {None}, "a row of no pairs has no shares"
+
+
+def test_a_run_may_have_the_name_of_a_column() -> None:
+    names = ("snapshot", "other_step")
+    plain, odd = (
+        {table.key: table for table in analysis_tables(results_synthetic.results(compared=compared))}
+        for compared in (("seed1", "seed2"), names)
+    )
+    for old, new in zip(("seed1", "seed2"), names, strict=True):
+        for column in ("share", "pairs"):
+            values = plain["matched_emergence"].columns[f"{column}, {old}"]
+            assert odd["matched_emergence"].columns[f"{column}, {new}"] == values
+    for column in ("snapshot", "step", "other_snapshot", "other_step"):
+        assert odd["matched_emergence"].columns[column] == plain["matched_emergence"].columns[column]
+
+
+def test_a_kind_without_a_null_has_none_drawn(results: Results) -> None:
+    found, kind = results.comparisons["seed1"], results.arrays["life"]["cycles.kind"]
+    found = {**found, "nearest_null": np.where(kind == 0, np.nan, found["nearest_null"])}
+    alone = Results(results.steps, results.arrays, comparisons={"seed1": found})
+    [columns] = [table.columns for table in analysis_tables(alone) if table.key == "matched_cosines"]
+    null = {kind: [value for value, of in zip(columns["null"], columns["kind"], strict=True) if of == kind]
+            for kind in ("initialization", "emergent")}  # fmt: skip
+    assert set(null["initialization"]) == {None} and sum(null["emergent"]) == pytest.approx(1)
+    assert None not in columns["matched"]
 
 
 def test_a_comparison_without_features_has_no_figure(results: Results) -> None:
@@ -195,6 +235,42 @@ def test_svg_and_csv(tables: dict[str, FigureTable], tmp_path: Path) -> None:
     assert {path.stem for path in written} == set(tables)
     header = (tmp_path / "frontier.csv").read_text().splitlines()[0]
     assert header == "scope,frontier,l0,crosscoder,sae,chain"
+
+
+def drawing(table: FigureTable) -> Any:
+    figure = Figure()
+    draw(figure, table)
+    return figure
+
+
+def test_svg_lines_of_several_runs_are_told_apart(tables: dict[str, FigureTable]) -> None:
+    for key in ("matched_cosines", "matched_share", "matched_by_emergence"):
+        for axes in drawing(tables[key]).axes:
+            legend = {text.get_text(): handle.get_marker() for text, handle in zip(
+                axes.get_legend().get_texts(), axes.get_legend().legend_handles, strict=True)}  # fmt: skip
+            assert legend["seed1"] != legend["seed2"], key
+            drawn = [line.get_marker() for line in axes.lines if len(line.get_xdata())]
+            assert drawn.count(legend["seed1"]) == drawn.count(legend["seed2"]) == len(drawn) / 2 > 0, key
+    one = {table.key: table for table in analysis_tables(results_synthetic.results(compared=("seed1",)))}
+    for table in (one["matched_share"], tables["frontier"]):  # each line has a series of its own
+        for axes in drawing(table).axes:
+            drawn = [line for line in axes.lines if np.isfinite(line.get_ydata()).any()]
+            assert {line.get_marker() for line in axes.lines} == {"o"}
+            assert len(axes.get_legend().get_texts()) == len(drawn) > 1
+
+
+def test_svg_heat_maps_show_every_measure(tables: dict[str, FigureTable]) -> None:
+    panels = [axes for axes in drawing(tables["matched_emergence"]).axes if axes.images]
+    assert len(panels) == 2
+    for name, axes in zip(("share, seed1", "share, seed2"), panels, strict=True):
+        values = [np.nan if value is None else value for value in tables["matched_emergence"].columns[name]]
+        np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan).ravel(), values)
+        assert axes.images[0].colorbar.ax.get_ylabel() == name
+    cosines = {table.key: table for table in figure_tables(page_synthetic.page_data(200, per_feature=0))}["cosines"]
+    assert isinstance(cosines.spec, Heat)
+    assert [axes.images[0].colorbar.ax.get_ylabel() for axes in drawing(cosines).axes if axes.images] == [
+        measure.label for measure in cosines.spec.measures
+    ]  # fmt: skip
 
 
 @pytest.mark.browser

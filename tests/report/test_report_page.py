@@ -115,6 +115,19 @@ def test_histograms_count_every_living_feature(data: PageData) -> None:
     assert counts("emergence") == (alive & (np.asarray(data.features.emergence) >= 0)).sum()
 
 
+def test_lifetimes_count_the_features_that_come_back(data: PageData) -> None:
+    assert data.features is not None
+    assert "come back" not in {table.key: table for table in figure_tables(data)}["lifetimes"].columns
+    lifetime, alive = np.asarray(data.features.lifetime), np.asarray(data.features.max_norm) > 0
+    back = (np.arange(len(lifetime)) % 7 == 0) & (lifetime > 0)
+    table = {one.key: one for one in figure_tables(with_features(data, revived=back))}["lifetimes"]
+    counted = np.bincount(np.rint(lifetime[back & alive] * len(data.steps)).astype(int), minlength=len(data.steps) + 1)
+    assert table.columns["come back"] == counted.tolist() and counted.sum() > 0
+    assert f" {counted.sum():,} of these {alive.sum():,} features disappear and come back." in table.caption
+    with pytest.raises(DataError, match="features.revived has dtype float64, expected booleans"):
+        render(with_features(data, revived=back.astype(np.float64)))
+
+
 def test_captions_can_be_replaced_and_examples_chosen(data: PageData) -> None:
     figures = dataclasses.replace(data.figures, captions={"l0": "Mine."}, norm_examples=[3, 5])
     tables = {table.key: table for table in figure_tables(changed(data, figures=figures))}

@@ -1,8 +1,12 @@
-"""Comparisons of a run with others on disk: `comparison/OTHER.npz` with `OTHER.json` beside it, as analyses are."""
+"""Comparisons of a run with others on disk: `comparison/OTHER.npz` with `OTHER.json` beside it, as analyses are.
+
+OTHER is the name of the other run's folder; of a second folder of that name OTHER-2, and so on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +21,21 @@ DEFINITION = (
 )
 
 
-def save_comparison(name: str, found: Stability, study: Study, other: Study, settings: Mapping[str, Any]) -> Path:
-    """Write what comparing `study` with the run `name` found; the path of the arrays. Raises `StorageError`."""
-    path = make_folder(study.run.comparison) / f"{name}.npz"
+def save_comparison(found: Stability, study: Study, other: Study, settings: Mapping[str, Any]) -> Path:
+    """Write what comparing `study` with `other` found; the path of the arrays, whose stem is the comparison's name.
+    Raises `StorageError`."""
+    of, of_other = (one.record("life")["of"] for one in (study, other))
+    folder, other_path = make_folder(study.run.comparison), other.run.path.resolve()
+    path = folder / f"{_free_name(folder, other_path, of_other)}.npz"
     described = path.with_suffix(".json")
     # Without its record first: a kill between the two writes must not leave new arrays under an old description.
     described.unlink(missing_ok=True)
     save_arrays(path, flatten(found))
-    of, of_other = (one.record("life")["of"] for one in (study, other))
     write_json(
         described,
         {
-            "comparison": name,
+            "comparison": path.stem,
+            "other": str(other_path),
             "definition": DEFINITION,
             "settings": dict(settings),
             "of": {"run": of, "other": of_other},
@@ -37,19 +44,32 @@ def save_comparison(name: str, found: Stability, study: Study, other: Study, set
     return path
 
 
-def finished_comparisons(study: Study) -> tuple[dict[str, Arrays], list[str]]:
-    """Other run -> what comparing found; and the runs whose comparison is of an earlier crosscoder or definition.
+def _free_name(folder: Path, other: Path, of_other: str) -> str:
+    """The name of the comparison with the run at `other`: that of its folder, numbered where this name is taken by
+    another run. One that was moved or copied since is no other run, nor is one whose record does not say."""
+
+    def free(name: str) -> bool:
+        described = folder / f"{name}.json"
+        record = read_json(described) if described.exists() else {}
+        return bool(record.get("other", str(other)) == str(other) or record["of"]["other"] == of_other)
+
+    return next(filter(free, chain([other.name], (f"{other.name}-{number}" for number in count(2)))))
+
+
+def finished_comparisons(study: Study) -> tuple[dict[str, Arrays], dict[str, str | None]]:
+    """Name -> what comparing found; and name -> path of the other run where this is of an earlier crosscoder or
+    definition (None where the record does not say it).
 
     Whether the other run has changed since is not looked at: it may be anywhere.
     """
     current: dict[str, Arrays] = {}
-    stale: list[str] = []
+    stale: dict[str, str | None] = {}
     of = study.record("life")["of"]
-    for path in sorted(study.run.comparison.glob("*.npz")):
+    for path in sorted(study.run.comparison.glob("*.npz"), key=lambda path: path.stem):
         described = path.with_suffix(".json")
         record = read_json(described) if described.exists() else {}
         if record.get("definition") == DEFINITION and record["of"]["run"] == of:
             current[path.stem] = load_arrays(path)
         else:
-            stale.append(path.stem)
+            stale[path.stem] = record.get("other")
     return current, stale

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosscoder.attribution.tables import Table, write_table
+from crosscoder.attribution.tables import Table, read_table, write_table
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution.arrays import flatten, load_arrays, save_arrays
 from crosscoder.evolution.statistics import bootstrap_interval, correlate
@@ -252,6 +252,15 @@ class ExplanationStudy:
                         reasons.append(f"{name}: {score.missing}")
             rows.append({**row, "missing": "; ".join(reasons)})
         return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def finished_explanations(study: Study) -> Table | None:
+    """The explanations on disk if they are of this crosscoder: of the examples and lives that the run has now."""
+    folder = study.run.evolution / "explanations"
+    path, described = folder.with_suffix(".parquet"), folder.with_suffix(".json")
+    record = read_json(described) if path.exists() and described.exists() else {}
+    current = all(record.get(name) == study.record(name)["of"] for name in ("examples", "life"))
+    return read_table(path) if current else None
 
 
 def stratified_sample(stratum: NDArray[np.integer], n: int, seed: int) -> NDArray[np.int64]:

@@ -26,6 +26,7 @@ from crosscoder.report.type_tables import (
     type_counts,
     type_emergence,
     type_medians,
+    type_pairs,
 )
 
 MAKERS: tuple[Maker, ...] = (
@@ -39,6 +40,7 @@ MAKERS: tuple[Maker, ...] = (
     type_counts,
     type_emergence,
     type_medians,
+    type_pairs,
     complexity,
     context_needed,
     explained_complexity,

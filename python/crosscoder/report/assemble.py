@@ -14,7 +14,6 @@ from crosscoder.attribution.tables import read_table
 from crosscoder.configfile import read_config
 from crosscoder.errors import DataError
 from crosscoder.evolution.arrays import Arrays
-from crosscoder.evolution.comparisons import finished_comparisons
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Study
 from crosscoder.files import read_json
@@ -31,6 +30,8 @@ from crosscoder.report.data import (
     TurningPoint,
 )
 from crosscoder.report.findings import findings, leads, task_finding
+from crosscoder.report.finished import finished
+from crosscoder.report.life_tables import THRESHOLDS
 from crosscoder.report.results import SHOWN_KINDS, Results
 from crosscoder.report.text import byte_level_text
 from crosscoder.report.turning import is_sharp, turning_figures
@@ -47,14 +48,6 @@ NEEDED = {
 
 OPTIONAL = ("kind_dimensionality", "types", "complexity", "probes", "latent_scaling")
 """Analyses whose sections are left out where they were not run."""
-TABLES = {"explanations": "evolution/explanations.parquet", "sweep": "sweep/results.parquet"}
-"""Results that are tables, left out in the same way."""
-
-
-def _tables(run: Run) -> dict[str, Any]:
-    paths = {name: run.path / path for name, path in TABLES.items()}
-    tables = {name: read_table(path) for name, path in paths.items() if path.exists()}
-    return {name: {key: np.asarray(column).tolist() for key, column in table.items()} for name, table in tables.items()}
 
 
 def assemble(run: Run) -> PageData:
@@ -70,8 +63,8 @@ def assemble(run: Run) -> PageData:
     arrays = {name: study.result(name) for name in names}
     optional = {name: study.finished(name) for name in OPTIONAL}
     arrays |= {name: result for name, result in optional.items() if result is not None}
-    comparisons, stale = finished_comparisons(study)
-    results = Results(study.steps, arrays, _tables(run), comparisons, study.settings.induction_length)
+    comparisons, tables, stale = finished(study)
+    results = Results(study.steps, arrays, tables, comparisons, study.settings.induction_length)
     found = findings(summary, results)
     source = read_json(run.activations("train") / "manifest.json")["source"]
     return PageData(
@@ -84,7 +77,7 @@ def assemble(run: Run) -> PageData:
         steps=[int(step) for step in study.steps],
         facts=_facts(summary, study),
         settings=_settings(run),
-        notes=_notes(run, summary, source["model"]) + [_stale(run, name) for name in stale],
+        notes=_notes(run, summary, source["model"]) + stale,
         figures=_figures(summary, arrays),
         features=_features(study, arrays),
         tables=analysis_tables(results),
@@ -157,7 +150,7 @@ def _settings(run: Run) -> dict[str, Any]:
 def _notes(run: Run, summary: Mapping[str, Any], model: str) -> list[str]:
     notes = [
         "Kinds, emergence and lifetime depend on the presence threshold "
-        f"τ = {summary['presence_threshold']:g}, a choice of ours; evolution/life.npz holds a sweep over τ.",
+        f"τ = {summary['presence_threshold']:g}, a choice of ours; the figure “{THRESHOLDS}” shows others.",
         "A decoder norm near 0 says that the crosscoder does not use a feature at a snapshot; the sparsity penalty can "
         "push norms to 0 where a weak version of the feature exists.",
     ]
@@ -181,13 +174,6 @@ def _notes(run: Run, summary: Mapping[str, Any], model: str) -> list[str]:
             "paper sees features turn: what happens near it may have to do with it as well."
         )
     return notes
-
-
-def _stale(run: Run, name: str) -> str:
-    return (
-        f"The comparison with {name} is of an earlier crosscoder or analysis and is left out here; run again: "
-        f"crosscoder compare {run.path} and the folder of {name}."
-    )
 
 
 PYTHIA_WARMUP = 1_430
@@ -284,6 +270,7 @@ def _features(study: Study, results: Mapping[str, Arrays]) -> Features:
         neighbour_cosines=neighbours["cosines"],
         neighbour_note="cosine of the decoder directions over all snapshots together",
         presence_threshold=study.settings.tau,
+        revived=life["cycles.revived"],
         contexts=_contexts(study, examples),
     )
 

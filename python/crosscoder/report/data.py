@@ -151,6 +151,8 @@ class Features:
     """Which cosine it is: shown above the neighbours."""
     presence_threshold: float | None = None
     """tau: a feature is present where its relative norm is above it; drawn in figures."""
+    revived: NDArray[np.bool_] | None = None
+    """(F,) whether it is present, then absent, then present again."""
     contexts: Contexts | None = None
 
 

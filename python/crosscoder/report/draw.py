@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crosscoder.report.spec import STEP, Axis, Bars, Format, Heat, Lines, Listing, Panel, Scatter, Series
+from crosscoder.report.spec import STEP, Axis, Bars, Format, Heat, Lines, Listing, Measure, Panel, Scatter, Series
 from crosscoder.report.svg import COLOURS, DASHES, MUTED, band_ticks, floats, log_steps, step_label
 from crosscoder.report.table import FigureTable
 
@@ -23,6 +23,10 @@ KIND_COLOURS = {
     "other": "#00795f",
     "all": "#1b1d22",
 }
+HEATS_ACROSS = 3
+"""Heat maps side by side in one figure."""
+MARKERS = "os^Dv<>pPX"
+"""Of the lines of one series: which of them is which."""
 LISTED = 20
 """Rows of a listing that its bars show."""
 Mark = Mapping[str, Any]
@@ -114,7 +118,8 @@ def _lines(figure: Figure, table: FigureTable, spec: Lines, marks: Sequence[Mark
         _set_y(axes, panel.y)
         if panel.title:
             axes.set_title(panel.title, fontsize=9)
-        if len(panel.series) + len(panel.rules or {}) > 1 and axes.get_legend_handles_labels()[1]:
+        labels = axes.get_legend_handles_labels()[1]
+        if labels and max(len(labels), len(panel.series) + len(panel.rules or {})) > 1:
             axes.legend()
 
 
@@ -122,27 +127,44 @@ def _panel(axes: Axes, table: FigureTable, spec: Lines, panel: Panel, rows: Mapp
     chosen = np.ones(len(rows[spec.x]), dtype=bool)
     for column, value in (panel.where or {}).items():
         chosen &= rows[column] == value
-    groups = [chosen] if spec.split is None else [
-        chosen & (rows[spec.split] == name) for name in dict.fromkeys(rows[spec.split][chosen])
-    ]  # fmt: skip
+    groups = {"": chosen} if spec.split is None else {
+        name: chosen & (rows[spec.split] == name) for name in dict.fromkeys(rows[spec.split][chosen])
+    }  # fmt: skip
+    marker = _markers(panel, groups, rows)
     for index, series in enumerate(panel.series):
         colour = _colour(series, index, len(panel.series))
-        for group in groups:
+        for name, group in groups.items():
             thin = "feature" in rows and rows["feature"][group][0] is not None
             x, y = floats(rows[spec.x][group]), floats(rows[series.column][group])
             style: dict[str, Any] = {"linestyle": DASHES[index % len(DASHES)], "linewidth": 1.8, "zorder": 3}
             if thin:
                 style = {"linewidth": 0.8, "alpha": 0.5, "zorder": 2}
             elif "feature" not in rows:
-                style |= {"marker": "o", "markersize": 2.5}
+                style |= {"marker": marker.get(name, "o"), "markersize": 4 if marker else 2.5}
             named = not thin and np.isfinite(y).any() and series.label not in axes.get_legend_handles_labels()[1]
-            axes.plot(x, y, color=colour, label=series.label if named else None, **style)
+            axes.plot(x, y, color=colour, label=series.label if named and not marker else None, **style)
+            if named and marker:  # which marker is which has entries of its own
+                axes.plot([], [], color=colour, label=series.label, **{**style, "marker": ""})
             if series.low and series.high and not thin:
                 low, high = (floats(rows[end][group]) for end in (series.low, series.high))
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    for name, shape in marker.items():
+        axes.plot([], [], color=MUTED, linestyle="", marker=shape, markersize=4, label=name)
     for index, (label, value) in enumerate((panel.rules or {}).items(), len(panel.series)):
         colour = COLOURS[index % len(COLOURS)] if len(panel.rules or {}) > 1 else MUTED
         axes.axhline(value, color=colour, linestyle=(0, (3, 2)), linewidth=0.9, label=f"{label}  {value:.3g}")
+
+
+def _markers(panel: Panel, groups: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """A marker for each group of rows, where some series has lines of several and they are not features'."""
+    drawn = {
+        series.column: [name for name, group in groups.items() if np.isfinite(floats(rows[series.column][group])).any()]
+        for series in panel.series
+    }
+    if "feature" in rows or max(map(len, drawn.values()), default=0) < 2:
+        return {}
+    named = [name for name in groups if any(name in names for names in drawn.values())]
+    return {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(named)}
 
 
 # ------------------------------------------------------------------------------------------------- bars
@@ -216,11 +238,22 @@ def _scatter(figure: Figure, table: FigureTable, spec: Scatter, marks: Sequence[
 
 
 def _heat(figure: Figure, table: FigureTable, spec: Heat, marks: Sequence[Mark]) -> None:
+    """A panel for each measure, which the page shows one at a time."""
+    n, up = len(spec.measures), len(set(table.columns[spec.y]))
+    columns = min(n, HEATS_ACROSS)
+    rows = -(-n // columns)
+    width, height = (4.8, 4.2) if spec.square else (5.4, 1.4 + 0.16 * up)
+    figure.set_size_inches(columns * width, rows * height)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, measure in zip(grid, spec.measures, strict=False):
+        _heat_panel(figure, axes, table, spec, measure)
+    for axes in grid[n:]:
+        axes.remove()
+
+
+def _heat_panel(figure: Figure, axes: Axes, table: FigureTable, spec: Heat, measure: Measure) -> None:
     across, up = (list(dict.fromkeys(table.columns[name])) for name in (spec.x, spec.y))
-    measure = spec.measures[0]
     values = floats(table.columns[measure.column]).reshape(len(up), len(across))
-    figure.set_size_inches(4.8, 4.2) if spec.square else figure.set_size_inches(5.4, 1.4 + 0.16 * len(up))
-    axes = figure.subplots()
     low, high = measure.domain
     if measure.signed:
         high = float(np.nanmax(np.abs(values), initial=1e-12))

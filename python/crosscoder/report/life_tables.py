@@ -15,6 +15,8 @@ from crosscoder.report.table import Column, FigureTable, plain_column
 
 BINS = 20
 """Bars of a histogram over [0, 1]."""
+THRESHOLDS = "What the presence threshold decides"
+"""A figure's title, which the page's notes name."""
 
 
 def sharedness(results: Results) -> FigureTable | None:
@@ -55,7 +57,7 @@ def thresholds(results: Results) -> FigureTable | None:
     return FigureTable(
         "thresholds",
         STRENGTH,
-        "What the presence threshold decides",
+        THRESHOLDS,
         "ours",
         f"Kinds of features at other presence thresholds τ than the {float(reference):g} of this page, and the share "
         "of living features whose snapshot of emergence is the one at that threshold.",

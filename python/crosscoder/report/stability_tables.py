@@ -37,7 +37,8 @@ def matched_cosines(results: Results) -> FigureTable | None:
             for column, cosines_F in (("matched", "matching.cosine"), ("null", "nearest_null")):
                 known = found[cosines_F][members & np.isfinite(found[cosines_F])]
                 counts = np.histogram(known.clip(0, 1), edges)[0]
-                columns[column] += plain_column(counts / max(1, len(known)))
+                # the null is a sample: a kind that it has no feature of has no null, not one of 0
+                columns[column] += plain_column(counts / len(known)) if len(known) else [None] * BINS
     if not kinds:
         return None
     panels = [
@@ -157,7 +158,8 @@ def matched_emergence(results: Results) -> FigureTable | None:
         pairs_KK = found["emergence_pairs"]
         of_K1 = pairs_KK.sum(axis=1, keepdims=True)
         share_KK = np.divide(pairs_KK, of_K1, out=np.full((K, K), np.nan), where=of_K1 > 0)
-        columns[name] = plain_column(share_KK.ravel())
+        # a run may have any name, that of another column too
+        columns[f"share, {name}"] = plain_column(share_KK.ravel())
         columns[f"pairs, {name}"] = plain_column(pairs_KK.ravel())
     return FigureTable(
         "matched_emergence",
@@ -173,7 +175,7 @@ def matched_emergence(results: Results) -> FigureTable | None:
             "snapshot",
             "emergence in the other run (training step)",
             "emergence in this run",
-            [Measure(name, f"share, {name}", (0, 1)) for name in shown],
+            [Measure(f"share, {name}", f"share, {name}", (0, 1)) for name in shown],
             [f"pairs, {name}" for name in shown],
             square=True,
         ),

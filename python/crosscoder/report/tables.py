@@ -155,6 +155,13 @@ def _lifetimes(data: PageData) -> FigureTable | None:
     counts = _by_kind(features, snapshots, n + 1, np.asarray(features.max_norm) > 0)
     if not counts:
         return None
+    columns: dict[str, Column] = {"snapshots": list(range(n + 1)), **counts}
+    back = ""
+    if features.revived is not None:
+        back_F = np.asarray(features.revived) & (np.asarray(features.max_norm) > 0)
+        columns["come back"] = plain_column(np.bincount(snapshots[back_F], minlength=n + 1))
+        n_living = sum(map(sum, counts.values()))
+        back = f" {back_F.sum():,} of these {n_living:,} features disappear and come back."
     return FigureTable(
         "lifetimes",
         STRENGTH,
@@ -162,8 +169,8 @@ def _lifetimes(data: PageData) -> FigureTable | None:
         "ours",
         f"Number of snapshots, of {n}, at which a feature's norm exceeds {_presence(features)}. The paper "
         "reports that most emergent features live in 60 % or more of its snapshots; one "
-        "that is born after 40 % of them cannot.",
-        {"snapshots": list(range(n + 1)), **counts},
+        f"that is born after 40 % of them cannot.{back}",
+        columns,
         Bars("snapshots", f"snapshots present, of {n}", Axis("features", "count"), _kind_series(counts)),
     )
 

@@ -111,6 +111,40 @@ def type_medians(results: Results) -> FigureTable | None:
     )
 
 
+def type_pairs(results: Results) -> FigureTable | None:
+    """Whether each two types differ in when they emerge, as a listing."""
+    found = results.get("types", *(f"emergent.{name}" for name in ("pairs", "pair_effect", "pair_p", "pair_holm")))
+    if found is None or not len(found[0]):
+        return None
+    pairs, effect, p, corrected = found
+    order = np.argsort(corrected, kind="stable")
+    columns: dict[str, Column] = {
+        "types": [f"{TYPE_NAMES[first]}, {TYPE_NAMES[second]}" for first, second in pairs[order]],
+        "delta": plain_column(effect[order]),
+        "p": plain_column(p[order]),
+        "p, Holm": plain_column(corrected[order]),
+    }
+    return FigureTable(
+        "type_pairs",
+        TYPES,
+        "Types two by two",
+        "ours",
+        "Emergent features of two types, Mann–Whitney: Cliff's δ is above 0 where the first named emerges later (1: "
+        "all of it after all of the other). Two types differ in when they emerge where p is small after Holm's "
+        f"correction, which is for looking at {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}.",
+        columns,
+        Listing(
+            [
+                Field("types", "types", "text"),
+                Field("delta", "Cliff's δ"),
+                Field("p", "p", narrow=False),
+                Field("p, Holm", "p after Holm"),
+            ],
+            "delta",
+        ),
+    )
+
+
 def _correlation(results: Results, part: str, measure: str) -> str:
     """ "Spearman 0.43 (95 % interval 0.25 to 0.59, p = 0.001, 84 emergent features)"."""
     names = ("n", "spearman", "spearman_low", "spearman_high", "spearman_p")

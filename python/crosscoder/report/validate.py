@@ -156,6 +156,9 @@ def _check_features(features: Features, n_snapshots: int) -> None:
     _range("features.kind", features.kind, 0, len(features.kind_names) - 1)
     _range("features.emergence", features.emergence, -1, n_snapshots - 1)
     _range("features.peak", features.peak, 0, n_snapshots - 1)
+    if features.revived is not None:
+        _kind("features.revived", features.revived, "b", "booleans")
+        _shape("features.revived", features.revived, (n_features,), one_each)
     if (features.neighbours is None) != (features.neighbour_cosines is None):
         raise DataError("page: features.neighbours and features.neighbour_cosines must be given together")
     if features.neighbours is not None:

@@ -25,8 +25,8 @@ class CompareConfig:
     """Options of `crosscoder compare`."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder, with a trained crosscoder. The result goes to `comparison/OTHER.npz` in it, where `crosscoder
-    report` finds it."""
+    """The run's folder, with a trained crosscoder. The result goes to `comparison/OTHER.npz` in it (`OTHER-2.npz` for
+    another run whose folder has the same name), where `crosscoder report` finds it."""
     other: tyro.conf.Positional[Path]
     """The other run's folder. Its analysis is brought up to date if it is not; nothing else is written there."""
     seed: int = 0
@@ -64,10 +64,9 @@ def run(config: CompareConfig) -> int:
         take_second=lives[1]["cycles.present"][:, -1],
         seed=config.seed,
     )
-    name = runs[1].path.resolve().name
-    path = save_comparison(name, found, studies[0], studies[1], {"seed": config.seed, "tau": taus[0]})
+    path = save_comparison(found, studies[0], studies[1], {"seed": config.seed, "tau": taus[0]})
     compared = runs[0].summary().get("stability", {})
-    runs[0].update_summary({"stability": {**compared, name: stability_figures(found)}})
+    runs[0].update_summary({"stability": {**compared, path.stem: stability_figures(found)}})
     print(f"comparison: {path}; shown by crosscoder report {runs[0].path}")
     print(
         f"{found.share_stable:.1%} of {min(found.n_first, found.n_second):,} features have a match of cosine 0.7 or "

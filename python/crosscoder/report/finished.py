@@ -1,0 +1,57 @@
+"""Results of other verbs than `evolve` on disk: those that are of the run as it is now, and a note on each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from crosscoder.attribution.tables import read_table
+from crosscoder.evolution.arrays import Arrays
+from crosscoder.evolution.comparisons import finished_comparisons
+from crosscoder.evolution.study import Study
+from crosscoder.explain.study import finished_explanations
+from crosscoder.files import read_json
+from crosscoder.sweep.study import SETTINGS_FILE
+
+
+def finished(study: Study) -> tuple[dict[str, Arrays], dict[str, dict[str, Any]], list[str]]:
+    """Comparisons (name -> arrays), tables ("explanations", "sweep" -> columns), and notes on what is left out."""
+    run, tables, notes = study.run, {}, []
+    comparisons, stale = finished_comparisons(study)
+    for name, path in stale.items():
+        notes.append(
+            f"The comparison with {name} is of an earlier crosscoder or analysis and is left out here; run again: "
+            f"crosscoder compare {run.path} {path or f'and the folder of {name}'}."
+        )
+    if (run.evolution / "explanations.parquet").exists():
+        explanations = finished_explanations(study)
+        if explanations is None:
+            notes.append(
+                "The explanations by a language model are of an earlier crosscoder or analysis, whose features had "
+                f"other numbers, and are left out here; run again: crosscoder explain {run.path} --help."
+            )
+        else:
+            tables["explanations"] = explanations
+    results = run.path / "sweep" / "results.parquet"
+    if results.exists():
+        if _is_of_store(study):
+            tables["sweep"] = read_table(results)
+        else:
+            notes.append(
+                "The sweep beside other dictionaries is of other activations than the run's and is left out here; "
+                f"delete {results.parent} and run again: crosscoder sweep {run.path} --help."
+            )
+    plain = {
+        name: {key: np.asarray(column).tolist() for key, column in table.items()} for name, table in tables.items()
+    }
+    return comparisons, plain, notes
+
+
+def _is_of_store(study: Study) -> bool:
+    """Whether the sweep was trained on the run's activations. Its crosscoders are its own, not the run's: training
+    that one anew leaves the sweep as it is."""
+    settings = study.run.path / "sweep" / SETTINGS_FILE
+    record = read_json(settings) if settings.exists() else {}
+    wanted = {"store": study.store.identity, "snapshots": study.store.snapshot_names}
+    return all(record.get(name) == value for name, value in wanted.items())
