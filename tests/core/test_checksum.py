@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from levels import python_at
 
 from crosscoder import _core
 
@@ -41,14 +39,7 @@ print(_core.isa_level(), [_core.xxh3_64(data[start : start + size]) for size in 
 def test_all_levels_give_the_same() -> None:
     found = {}
     for isa in _core.isa_levels():
-        run = subprocess.run(
-            [sys.executable, "-c", LEVELS],
-            env={**os.environ, "CROSSCODER_ISA": isa},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        run = python_at(isa, "-c", LEVELS)
         assert run.returncode == 0, run.stderr
         level, values = run.stdout.split(maxsplit=1)
         assert level == isa

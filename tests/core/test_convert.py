@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from levels import python_at
 
 from crosscoder import _core
 
@@ -117,14 +115,7 @@ def test_rounding_back_and_forth_is_the_identity_on_bfloat16() -> None:
 def test_all_levels_give_the_same_bits() -> None:
     results = {}
     for isa in _core.isa_levels():
-        run = subprocess.run(
-            [sys.executable, floats.__file__],
-            env={**os.environ, "CROSSCODER_ISA": isa},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        run = python_at(isa, floats.__file__)
         assert run.returncode == 0, run.stderr
         level, fingerprint = run.stdout.split()
         assert level == isa

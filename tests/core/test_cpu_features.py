@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from levels import python_at
 
 from crosscoder import _core
 
@@ -27,14 +27,7 @@ CPUINFO_NAMES = {
 
 
 def import_core(isa: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from crosscoder import _core; print(_core.isa_level())"],
-        env={**os.environ, "CROSSCODER_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return python_at(isa, "-c", "from crosscoder import _core; print(_core.isa_level())", timeout=60)
 
 
 def test_levels_are_a_prefix_of_all_levels_and_one_is_chosen() -> None:

@@ -59,6 +59,7 @@ class AttributionStudy:
         run.require(run.crosscoder, f"train it first: crosscoder train {run.path} --help")
         run.require(run.snapshots_file, f"collect first: crosscoder collect {run.path} --help")
         self._check_origin()
+        self._check_end_of_text()
 
     @cached_property
     def snapshots(self) -> SnapshotSet:
@@ -103,18 +104,21 @@ class AttributionStudy:
                     f"{self.run.snapshots_file} names ({_short(ours)}); {remedy}"
                 )
 
-    def task(self, name: str) -> Task:
-        """The task called `name`, for this run's tokenizer. Raises `ConfigError`, `DataError` (see `make_task`)."""
-        config = self.snapshots.load_config(0)
-        context = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
-        heldout = self.run.tokens("heldout")
-        header = heldout / "tokens.json"
+    def _check_end_of_text(self) -> None:
+        """Refuse a model whose documents do not begin as the tasks' prompts do."""
+        header = self.run.tokens("heldout") / "tokens.json"
         end = read_json(header).get("end_of_text", END_OF_TEXT) if header.exists() else END_OF_TEXT
         if end != END_OF_TEXT:
             raise DataError(
                 f"{header}: this model's end-of-text token is {end}; prompts of tasks begin with token {END_OF_TEXT}, "
                 "Pythia's, so attribution is for models whose end-of-text token that is"
             )
+
+    def task(self, name: str) -> Task:
+        """The task called `name`, for this run's tokenizer. Raises `ConfigError`, `DataError` (see `make_task`)."""
+        config = self.snapshots.load_config(0)
+        context = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+        heldout = self.run.tokens("heldout")
         text = TokenSet.load(heldout).ids if name == "induction-text" and heldout.exists() else None
         task = make_task(name, self.tokenizer, self.settings, context=context, text=text)
         task.require_fit(context, int(config.vocab_size))

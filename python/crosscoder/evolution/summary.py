@@ -29,11 +29,7 @@ def main_figures(results: Mapping[str, Mapping[str, np.ndarray]], revisions: Seq
             for name in ("contiguous", "emergent", "largest_births", "excess_variation")
         }
     if "rotation" in results:
-        point = {
-            name.removeprefix("turning_point."): value
-            for name, value in results["rotation"].items()
-            if name.startswith("turning_point.")
-        }
+        point = turning_figures(results["rotation"])
         interval, explained = ("step_low", "step_high", "level"), ("explained_by_blocks", "explained_by_lag")
         names = ("step", *interval, "within", "across", "p_shuffled", "p_random", *explained)
         figures["turning_point"] = {name: _finite(point[name]) for name in names}
@@ -191,6 +187,16 @@ def stability_figures(stability: Stability) -> dict[str, Any]:
 def _mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else float("nan")
+
+
+def turning_figures(rotation: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The numbers of `rotation.TurningPoint` in the result of the analysis."""
+    prefix = "turning_point."
+    return {
+        name.removeprefix(prefix): float(value)
+        for name, value in rotation.items()
+        if name.startswith(prefix) and value.ndim == 0 and value.dtype.kind in "fi"
+    }
 
 
 def _finite(value: Any) -> float | int | None:

@@ -16,6 +16,7 @@ from crosscoder.errors import DataError
 from crosscoder.evolution.arrays import Arrays
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Study
+from crosscoder.evolution.summary import turning_figures
 from crosscoder.files import read_json
 from crosscoder.report.analysis_tables import analysis_tables
 from crosscoder.report.data import (
@@ -34,7 +35,7 @@ from crosscoder.report.finished import finished
 from crosscoder.report.life_tables import THRESHOLDS
 from crosscoder.report.results import SHOWN_KINDS, Results
 from crosscoder.report.text import byte_level_text
-from crosscoder.report.turning import is_sharp, turning_figures
+from crosscoder.report.turning import is_sharp
 from crosscoder.runs import Run
 from crosscoder.verbs.evolve import EvolveConfig
 

@@ -6,19 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from crosscoder.evolution.arrays import Arrays
-
-_PREFIX = "turning_point."
-
-
-def turning_figures(rotation: Arrays) -> dict[str, float]:
-    """The numbers of `rotation.TurningPoint` in the result of the analysis."""
-    return {
-        name.removeprefix(_PREFIX): float(value)
-        for name, value in rotation.items()
-        if name.startswith(_PREFIX) and value.ndim == 0 and value.dtype.kind in "fi"
-    }
-
 
 def is_split(point: Mapping[str, float]) -> bool:
     """Whether the snapshots fall in two parts more clearly than in shuffled order (p of at most 0.05)."""
