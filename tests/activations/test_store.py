@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from crosscoder import ActivationStore, _core, cli
+from crosscoder.activations.claim import claim
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 
 N, K, D = 100, 3, 5
@@ -337,21 +338,20 @@ def test_a_claim_is_one_processs_alone_and_dies_with_it(tmp_path: Path, x: torch
     store = ActivationStore.create(tmp_path / "s", K, D, "fp32", shard_rows=[N])
     path = store.segment_path(0, 0)
     code = (
-        "import sys, time; from pathlib import Path; from crosscoder import ActivationStore\n"
-        f"store = ActivationStore.open({str(store.path)!r})\n"
-        f"with store.claim(Path({str(path)!r})) as mine:\n    print(mine, flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from crosscoder.activations.claim import claim\n"
+        f"with claim(Path({str(path)!r})) as mine:\n    print(mine, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "True\n"
-        with store.claim(path) as mine:
+        with claim(path) as mine:
             assert not mine
         holder.kill()
-    with store.claim(path) as mine:
+    with claim(path) as mine:
         assert mine
         store.write_segment(0, 0, x[:, 0])
-    with store.claim(path) as mine:
+    with claim(path) as mine:
         assert not mine, "it is there"
-    with store.claim(store.segment_path(0, 1)) as mine:
+    with claim(store.segment_path(0, 1)) as mine:
         assert mine
     assert not list(store.path.rglob(".tmp-*"))
 

@@ -11,7 +11,7 @@ import torch
 from explain.planted_run import make_run
 
 from crosscoder import Crosscoder, weights
-from crosscoder.attribution.tables import write_table
+from crosscoder.common.tables import write_table
 from crosscoder.config import StudySettings
 from crosscoder.evolution.comparisons import finished_comparisons, save_comparison
 from crosscoder.evolution.stability import Stability, compare_dictionaries
@@ -60,7 +60,7 @@ def test_runs_of_one_name_keep_their_comparisons(study: Study, tmp_path: Path) -
     # again, trained anew: in its own place
     again = found(3)
     assert save_comparison(again, study, changed(others[1].run), {}) == paths[1]
-    np.testing.assert_array_equal(finished_comparisons(study)[0]["seed1-2"]["matching.nearest"], again.matching.nearest)
+    np.testing.assert_array_equal(finished_comparisons(study)[0]["seed1-2"].matching.nearest, again.matching.nearest)
     # moved: it is the same run
     (tmp_path / "c").mkdir()
     shutil.move(others[0].run.path, tmp_path / "c" / "seed1")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crosscoder.activations.claim import claim
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
@@ -207,7 +208,7 @@ class _Collection:
     def _write_tokens(self, number: int, shard: Shard) -> None:
         path = self.store.token_path(number)
         while not path.exists():
-            with self.store.claim(path) as mine:
+            with claim(path) as mine:
                 if mine:
                     self.store.write_tokens(number, token_rows(self.tokens, shard))
                 elif not path.exists():
@@ -226,7 +227,7 @@ class _Collection:
                 wanted = [k for s, k in missing if s == shard and k // size == group and k not in self.bad]
                 with contextlib.ExitStack() as claims:
                     paths = {k: self.store.segment_path(shard, k) for k in wanted}
-                    mine = [k for k in wanted if claims.enter_context(self.store.claim(paths[k]))]
+                    mine = [k for k in wanted if claims.enter_context(claim(paths[k]))]
                     claimed = claimed or bool(mine)
                     if mine and loaded is None:
                         loaded = self._load(range(group * size, min((group + 1) * size, self.store.n_snapshots)))

@@ -6,12 +6,8 @@ written and read in C++ (csrc/segment.hpp).
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import math
 import os
-import shutil
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,20 +18,23 @@ import torch
 from torch import Tensor
 
 from crosscoder import _core
+from crosscoder.activations.claim import take, temporary_file
+from crosscoder.activations.manifest import (
+    BITS_PER_VALUE,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    identity,
+    read_manifest,
+    row_bytes,
+    scale_group,
+    write_manifest,
+)
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
-from crosscoder.files import explained_write_errors, locked, make_folder, read_json, write_json, write_text
+from crosscoder.files import explained_write_errors, locked, make_folder, read_json, write_json
 
-FORMAT = "crosscoder-activations"
-FORMAT_VERSION = 2
-MANIFEST_FILE = "manifest.json"
-BITS_PER_VALUE = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
-"""Size of a stored activation; int8 and int4 have their scales beside it."""
-SCALE_GROUP = {"int8": 256, "int4": 32}
-"""Neighbouring channels of one (token, snapshot) that share a scale (docs/performance.md says why)."""
 TOKEN_COLUMNS = ("token", "document", "sequence", "position")
 
-_KEYS = ("format", "format_version", "byte_order", "d_model", "dtype", "scale_group", "shard_rows", "snapshots")
-_UNSIGNED = "0" * 16
 _OPEN_FILES = 256
 
 
@@ -52,7 +51,7 @@ class ActivationStore:
         """As in the file, but `snapshots` and `n_snapshots` are of the snapshots that this object shows."""
         self.numbers = list(numbers)
         """(K,) number of each snapshot's files."""
-        self.identity = _identity(manifest)
+        self.identity = identity(manifest)
         self._segments: OrderedDict[tuple[int, int], _core.SegmentFile] = OrderedDict()
 
     # ------------------------------------------------------------------------------------------- making
@@ -95,7 +94,7 @@ class ActivationStore:
         make_folder(path)
         with locked(path / f".{MANIFEST_FILE}.lock"):
             if (path / MANIFEST_FILE).exists():
-                existing = _read_manifest(path)
+                existing = read_manifest(path)
                 fixed = [key for key in manifest if key != "snapshots"]
                 different = [key for key in fixed if existing[key] != manifest[key]]
                 if different:
@@ -106,9 +105,9 @@ class ActivationStore:
                 new = [name for name in names if name not in existing["snapshots"]]
                 manifest["snapshots"] = existing["snapshots"] + new
                 if new:
-                    _write_manifest(path, manifest)
+                    write_manifest(path, manifest)
             else:
-                _write_manifest(path, manifest)
+                write_manifest(path, manifest)
         return cls.open(path).select(names)
 
     @classmethod
@@ -139,7 +138,7 @@ class ActivationStore:
     @classmethod
     def open(cls, path: Path | str) -> ActivationStore:
         """An existing store, with all its snapshots. Raises `DataError` if it is missing, foreign or malformed."""
-        manifest = _read_manifest(Path(path))
+        manifest = read_manifest(Path(path))
         numbers = range(len(manifest["snapshots"]))
         return cls(Path(path), {**manifest, "n_snapshots": len(numbers)}, numbers)
 
@@ -172,7 +171,7 @@ class ActivationStore:
         with explained_write_errors(path):
             _core.write_tokens(
                 str(path),
-                str(_temporary(path)),
+                str(temporary_file(path)),
                 np.ascontiguousarray(rows_T4, dtype=np.int32),
                 store=self.identity,
                 shard=shard,
@@ -190,7 +189,7 @@ class ActivationStore:
         with explained_write_errors(path):
             finite = _core.write_activations(
                 str(path),
-                str(_temporary(path)),
+                str(temporary_file(path)),
                 x_TD.detach().to("cpu", torch.float32).contiguous().numpy(),
                 dtype=self.dtype,
                 group=int(self.manifest["scale_group"]),
@@ -207,36 +206,6 @@ class ActivationStore:
     def has_segment(self, shard: int, k: int) -> bool:
         """True if snapshot k of a shard is there (segments are complete or absent)."""
         return self.segment_path(shard, k).exists()
-
-    @contextlib.contextmanager
-    def claim(self, path: Path) -> Iterator[bool]:
-        """Yields True if the file at `path` is this process's to write, False if it is there or another's.
-
-        The claim is a lock on the temporary file, which the system drops with the process: nothing has to be cleaned
-        up after a kill. Works between machines where the file system has locks (NFS 4, Lustre with flock).
-        """
-        make_folder(path.parent)
-        temporary = _temporary(path)
-        with explained_write_errors(path):
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            # Between open and lock another process may have finished: then this is its file, under its final name.
-            mine = _same_file(descriptor, temporary)
-            if mine and path.exists():
-                temporary.unlink()
-                mine = False
-            try:
-                yield mine
-            finally:
-                if mine and _same_file(descriptor, temporary):
-                    temporary.unlink()
-        finally:
-            os.close(descriptor)
 
     def skip(self, k: int, reason: str) -> None:
         """Record that snapshot k cannot be had; its segments are no longer expected."""
@@ -470,10 +439,10 @@ class ActivationStore:
         taken = 0
         for shard in range(len(self.shard_rows)):
             if other.token_path(shard).exists():
-                taken += _take(other._open_tokens(shard), mine.token_path(shard))
+                taken += take(other._open_tokens(shard), mine.token_path(shard))
             for k in range(other.n_snapshots):
                 if other.has_segment(shard, k) and not mine.has_segment(shard, k):
-                    taken += _take(other._open_segment(shard, k), mine.segment_path(shard, k))
+                    taken += take(other._open_segment(shard, k), mine.segment_path(shard, k))
         return taken
 
     def _of_snapshot(self, k: int) -> Iterator[_core.SegmentFile]:
@@ -503,122 +472,3 @@ class ActivationStore:
         wanted = (self.shard_rows[shard], width)
         if tuple(shape) != wanted:
             raise DataError(f"{self.path}: shard {shard} needs rows of shape {wanted}, got {tuple(shape)}")
-
-
-def scale_group(dtype: str, d_model: int) -> int:
-    """Channels that share a scale in a new store; 0 for the dtypes without scales."""
-    return min(SCALE_GROUP[dtype], d_model) if dtype in SCALE_GROUP else 0
-
-
-def row_bytes(dtype: str, d_model: int, group: int) -> int:
-    """Bytes of one token's activation in one snapshot, scales included."""
-    return -(-d_model * BITS_PER_VALUE[dtype] // 8) + (2 * -(-d_model // group) if group else 0)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".tmp-{path.name}")
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _take(source: _core.SegmentFile, target: Path) -> int:
-    """Link or copy a whole segment; 0 if `target` is there already."""
-    if target.exists():
-        return 0
-    damaged = source.damaged_blocks()
-    if damaged:
-        raise DataError(f"{source.path}: block {damaged[0]} is damaged; collect it again")
-    make_folder(target.parent)
-    temporary = _temporary(target)
-    with explained_write_errors(target):
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source.path, temporary)
-        except OSError:
-            shutil.copyfile(source.path, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.replace(target)
-    return 1
-
-
-def _identity(manifest: dict[str, Any]) -> int:
-    """What ties segments to a store: a hash of all that its segments have in common."""
-    fixed = {key: manifest[key] for key in ("d_model", "dtype", "scale_group", "shard_rows", "source")}
-    return _core.xxh3_64(json.dumps(fixed, sort_keys=True).encode())
-
-
-def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    unsigned = json.dumps({**manifest, "checksum": _UNSIGNED}, indent=2, allow_nan=False) + "\n"
-    head, tail = unsigned.rsplit(_UNSIGNED, 1)
-    write_text(path / MANIFEST_FILE, f"{head}{_core.xxh3_64(unsigned.encode()):016x}{tail}")
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The checked manifest, without its checksum. Raises `DataError` naming the file and what is wrong in it."""
-    file = path / MANIFEST_FILE
-    if not file.exists():
-        raise DataError(f"{path} is not an activation store: it has no {MANIFEST_FILE}")
-    manifest = read_json(file)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{file} is not the manifest of an activation store")
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise DataError(
-            f"{file} has format version {version!r}, this release reads {FORMAT_VERSION}; "
-            f"{'collect the activations again' if version == 1 else 'upgrade crosscoder, or collect again'}"
-        )
-    problems = _problems(manifest)
-    if problems:
-        raise DataError(f"{file} is malformed: bad {', '.join(problems)}; restore it or collect again")
-    checksum = manifest.pop("checksum")
-    text = file.read_bytes()
-    at = text.rfind(checksum.encode())
-    unsigned = text[:at] + _UNSIGNED.encode() + text[at + len(_UNSIGNED) :]
-    if f"{_core.xxh3_64(unsigned):016x}" != checksum:
-        raise DataError(f"{file} is damaged (its checksum differs); restore it or collect again")
-    return manifest
-
-
-def _is_name(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and 0 < len(value.encode()) <= 948
-    except UnicodeEncodeError:
-        return False
-
-
-def _is_group(group: Any, dtype: Any, d_model: Any) -> bool:
-    if not isinstance(group, int) or isinstance(group, bool):
-        return False
-    if not isinstance(dtype, str) or dtype not in SCALE_GROUP:
-        return group == 0
-    whole_bytes = dtype != "int4" or group % 2 == 0 or (isinstance(d_model, int) and group >= d_model)
-    return 0 < group <= 1 << 22 and whole_bytes
-
-
-def _problems(manifest: dict[str, Any]) -> list[str]:
-    def counts(value: Any, most: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
-
-    dtype, group = manifest.get("dtype"), manifest.get("scale_group")
-    rows, names, checksum = manifest.get("shard_rows"), manifest.get("snapshots"), manifest.get("checksum")
-    fine = {
-        "byte_order": manifest.get("byte_order") == "little",
-        "d_model": counts(manifest.get("d_model"), 1 << 22),
-        "dtype": isinstance(dtype, str) and dtype in BITS_PER_VALUE,
-        "scale_group": _is_group(group, dtype, manifest.get("d_model")),
-        "shard_rows": isinstance(rows, list) and bool(rows) and all(counts(count, 1 << 40) for count in rows),
-        "snapshots": isinstance(names, list)
-        and 0 < len(names) < 1000
-        and all(_is_name(name) for name in names)
-        and len(set(names)) == len(names),
-        "source": isinstance(manifest.get("source"), dict),
-        "checksum": isinstance(checksum, str) and len(checksum) == len(_UNSIGNED) and checksum.isascii(),
-    }
-    unknown = sorted(set(manifest) - {*_KEYS, "source", "checksum"})
-    return [key for key, good in fine.items() if not good] + [f"key {key!r}" for key in unknown]

@@ -24,13 +24,12 @@ from crosscoder.activations.loader import ActivationLoader
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
+from crosscoder.common.arrays import flatten, layout, load_arrays, restore, save_arrays
 from crosscoder.config import StudySettings
-from crosscoder.evolution.arrays import flatten, layout, load_arrays, restore, save_arrays
 from crosscoder.evolution.partial import Partial
 from crosscoder.files import read_json, write_json
 from crosscoder.model import Crosscoder
 from crosscoder.runs import Run
-
 
 R = TypeVar("R")
 BATCH_TOKENS = 2048

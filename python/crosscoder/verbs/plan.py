@@ -41,8 +41,8 @@ class PlanConfig:
 
 def run(config: PlanConfig) -> int:
     """Print the plan."""
+    from crosscoder.activations.manifest import row_bytes, scale_group
     from crosscoder.activations.presets import PRESETS, REVISIONS
-    from crosscoder.activations.store import row_bytes, scale_group
     from crosscoder.planning import Plan, layer_of, parse_count, shape_of
 
     preset = PRESETS.get(config.model)

@@ -80,7 +80,8 @@ def _verify(store: ActivationStore) -> int:
 
 
 def _merge(config: StoreConfig) -> int:
-    from crosscoder.activations.store import MANIFEST_FILE, ActivationStore
+    from crosscoder.activations.manifest import MANIFEST_FILE
+    from crosscoder.activations.store import ActivationStore
 
     others = [ActivationStore.open(path) for path in config.others]
     first = others[0]

@@ -1,8 +1,8 @@
 """The analyses of `crosscoder evolve`: each module holds one, with all that is its own.
 
 That is: the type of its result, how it is computed, its part of `summary.json`, its sentences and its figures. Their
-order here is the order of the page, of `--only` and of docs/evolution.md. Another package adds an analysis with an entry
-point of the group "crosscoder.analyses".
+order here is the order of the page, of `--only` and of docs/evolution.md. Another package adds an analysis with an
+entry point of the group "crosscoder.analyses".
 
 Names are at hand without importing an analysis, and with it torch.
 """

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from crosscoder.common.statistics import Correlation
 from crosscoder.evolution.analyses.life import LIFE
 from crosscoder.evolution.analyses.positions import POSITIONS
 from crosscoder.evolution.complexity import (
@@ -20,7 +21,6 @@ from crosscoder.evolution.complexity import (
     token_entropy,
 )
 from crosscoder.evolution.reading import snapshot_reader
-from crosscoder.evolution.statistics import Correlation
 from crosscoder.evolution.study import Analysis, Study
 from crosscoder.evolution.summary import finite
 from crosscoder.evolution.types import MIN_EXAMPLES

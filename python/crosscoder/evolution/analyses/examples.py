@@ -28,11 +28,11 @@ class ExamplesResult:
     """(F, K) tokens at which the feature is active at a snapshot."""
     fired_any: NDArray[np.int64]
     """(F,) tokens at which it is active at one snapshot or more."""
-    firing_rate: NDArray[np.float64]
+    firing_rate: NDArray[np.float32]
     """(F, K) share of the tokens."""
     max_activation: NDArray[np.float32]
     """(F,)"""
-    mean_activation: NDArray[np.float64]
+    mean_activation: NDArray[np.float32]
     """(F,) over the tokens where it is active."""
     histogram: NDArray[np.int64]
     """(F, H) activations by size."""

@@ -66,9 +66,7 @@ def compute(study: Study) -> LifeResult:
 def summary(life: LifeResult, revisions: Sequence[str]) -> dict[str, Any]:
     """Counts by kind, their intervals, and how much is order."""
     kinds = life.cycles.n_by_kind
-    null = {
-        name: getattr(life.null, name) for name in ("contiguous", "emergent", "largest_births", "excess_variation")
-    }
+    null = {name: getattr(life.null, name) for name in ("contiguous", "emergent", "largest_births", "excess_variation")}
     return {
         "features_by_kind": kinds,
         "n_initialization": kinds["initialization"],

@@ -1,0 +1,78 @@
+"""Files that several processes write into one store: who writes which, and how a whole one is taken over."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from crosscoder import _core
+from crosscoder.errors import DataError
+from crosscoder.files import explained_write_errors, make_folder
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Yields True if the file at `path` is this process's to write, False if it is there or another's.
+
+    The claim is a lock on the temporary file, which the system drops with the process: nothing has to be cleaned
+    up after a kill. Works between machines where the file system has locks (NFS 4, Lustre with flock).
+    """
+    make_folder(path.parent)
+    temporary = temporary_file(path)
+    with explained_write_errors(path):
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        # Between open and lock another process may have finished: then this is its file, under its final name.
+        mine = _same_file(descriptor, temporary)
+        if mine and path.exists():
+            temporary.unlink()
+            mine = False
+        try:
+            yield mine
+        finally:
+            if mine and _same_file(descriptor, temporary):
+                temporary.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def temporary_file(path: Path) -> Path:
+    """Where the file at `path` is written until it is complete."""
+    return path.with_name(f".tmp-{path.name}")
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def take(source: _core.SegmentFile, target: Path) -> int:
+    """Link or copy a whole segment; 0 if `target` is there already."""
+    if target.exists():
+        return 0
+    damaged = source.damaged_blocks()
+    if damaged:
+        raise DataError(f"{source.path}: block {damaged[0]} is damaged; collect it again")
+    make_folder(target.parent)
+    temporary = temporary_file(target)
+    with explained_write_errors(target):
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source.path, temporary)
+        except OSError:
+            shutil.copyfile(source.path, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(target)
+    return 1

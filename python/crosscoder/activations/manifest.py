@@ -1,0 +1,113 @@
+"""What a store says about itself: its manifest, the checked JSON file that ties its segments together.
+
+The format is in docs/store-format.md.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from crosscoder import _core
+from crosscoder.errors import DataError
+from crosscoder.files import read_json, write_text
+
+FORMAT = "crosscoder-activations"
+FORMAT_VERSION = 2
+MANIFEST_FILE = "manifest.json"
+BITS_PER_VALUE = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
+"""Size of a stored activation; int8 and int4 have their scales beside it."""
+SCALE_GROUP = {"int8": 256, "int4": 32}
+"""Neighbouring channels of one (token, snapshot) that share a scale (docs/performance.md says why)."""
+
+_KEYS = ("format", "format_version", "byte_order", "d_model", "dtype", "scale_group", "shard_rows", "snapshots")
+_UNSIGNED = "0" * 16
+
+
+def scale_group(dtype: str, d_model: int) -> int:
+    """Channels that share a scale in a new store; 0 for the dtypes without scales."""
+    return min(SCALE_GROUP[dtype], d_model) if dtype in SCALE_GROUP else 0
+
+
+def row_bytes(dtype: str, d_model: int, group: int) -> int:
+    """Bytes of one token's activation in one snapshot, scales included."""
+    return -(-d_model * BITS_PER_VALUE[dtype] // 8) + (2 * -(-d_model // group) if group else 0)
+
+
+def identity(manifest: dict[str, Any]) -> int:
+    """What ties segments to a store: a hash of all that its segments have in common."""
+    fixed = {key: manifest[key] for key in ("d_model", "dtype", "scale_group", "shard_rows", "source")}
+    return _core.xxh3_64(json.dumps(fixed, sort_keys=True).encode())
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of the store in folder `path`, with its checksum, atomically. Raises `StorageError`."""
+    unsigned = json.dumps({**manifest, "checksum": _UNSIGNED}, indent=2, allow_nan=False) + "\n"
+    head, tail = unsigned.rsplit(_UNSIGNED, 1)
+    write_text(path / MANIFEST_FILE, f"{head}{_core.xxh3_64(unsigned.encode()):016x}{tail}")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The checked manifest, without its checksum. Raises `DataError` naming the file and what is wrong in it."""
+    file = path / MANIFEST_FILE
+    if not file.exists():
+        raise DataError(f"{path} is not an activation store: it has no {MANIFEST_FILE}")
+    manifest = read_json(file)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{file} is not the manifest of an activation store")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise DataError(
+            f"{file} has format version {version!r}, this release reads {FORMAT_VERSION}; "
+            f"{'collect the activations again' if version == 1 else 'upgrade crosscoder, or collect again'}"
+        )
+    problems = _problems(manifest)
+    if problems:
+        raise DataError(f"{file} is malformed: bad {', '.join(problems)}; restore it or collect again")
+    checksum = manifest.pop("checksum")
+    text = file.read_bytes()
+    at = text.rfind(checksum.encode())
+    unsigned = text[:at] + _UNSIGNED.encode() + text[at + len(_UNSIGNED) :]
+    if f"{_core.xxh3_64(unsigned):016x}" != checksum:
+        raise DataError(f"{file} is damaged (its checksum differs); restore it or collect again")
+    return manifest
+
+
+def _is_name(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and 0 < len(value.encode()) <= 948
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_group(group: Any, dtype: Any, d_model: Any) -> bool:
+    if not isinstance(group, int) or isinstance(group, bool):
+        return False
+    if not isinstance(dtype, str) or dtype not in SCALE_GROUP:
+        return group == 0
+    whole_bytes = dtype != "int4" or group % 2 == 0 or (isinstance(d_model, int) and group >= d_model)
+    return 0 < group <= 1 << 22 and whole_bytes
+
+
+def _problems(manifest: dict[str, Any]) -> list[str]:
+    def counts(value: Any, most: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+
+    dtype, group = manifest.get("dtype"), manifest.get("scale_group")
+    rows, names, checksum = manifest.get("shard_rows"), manifest.get("snapshots"), manifest.get("checksum")
+    fine = {
+        "byte_order": manifest.get("byte_order") == "little",
+        "d_model": counts(manifest.get("d_model"), 1 << 22),
+        "dtype": isinstance(dtype, str) and dtype in BITS_PER_VALUE,
+        "scale_group": _is_group(group, dtype, manifest.get("d_model")),
+        "shard_rows": isinstance(rows, list) and bool(rows) and all(counts(count, 1 << 40) for count in rows),
+        "snapshots": isinstance(names, list)
+        and 0 < len(names) < 1000
+        and all(_is_name(name) for name in names)
+        and len(set(names)) == len(names),
+        "source": isinstance(manifest.get("source"), dict),
+        "checksum": isinstance(checksum, str) and len(checksum) == len(_UNSIGNED) and checksum.isascii(),
+    }
+    unknown = sorted(set(manifest) - {*_KEYS, "source", "checksum"})
+    return [key for key, good in fine.items() if not good] + [f"key {key!r}" for key in unknown]
