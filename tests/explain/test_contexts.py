@@ -60,7 +60,7 @@ def test_places_are_those_of_the_examples(study: Study) -> None:
     places = strongest_places(examples, study.train, np.array([3, 17, DENSE]))
     for feature, rows, columns in zip((3, 17), places.sequence, places.position, strict=False):
         assert (study.train.ids[rows, columns] == feature + 1).all() and len(set(rows.tolist())) == TOP
-    own = examples["contexts.activations"][examples["contexts.feature"] == 3][:TOP]
+    own = examples.activations[examples.feature == 3][:TOP]
     found = collected(study, [3])
     np.testing.assert_array_equal(found.top_activations[0][:, AT], own[:, 16])
 
