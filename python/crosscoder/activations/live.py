@@ -34,6 +34,11 @@ class LiveSource(Source):
     `crosscoder plan` says how much that is.
     """
 
+    wait_reason = (
+        "the language model's forward passes take longer than the training; a run that reads its text more than once "
+        "saves them by collecting to disk first"
+    )
+
     def __init__(
         self,
         snapshots: SnapshotSet,

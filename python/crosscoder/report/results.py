@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from crosscoder.evolution.arrays import Arrays
+from crosscoder.common.arrays import Arrays
 from crosscoder.evolution.strength import KIND_NAMES
-from crosscoder.report.table import Column, FigureTable, plain_column
+from crosscoder.figures.table import Column, FigureTable, plain_column
 
 SHOWN_KINDS = ("initialization", "emergent")
 """Kinds of features that figures tell apart."""

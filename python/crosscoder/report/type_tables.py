@@ -11,10 +11,10 @@ import numpy as np
 
 from crosscoder.evolution.complexity import STAYS
 from crosscoder.evolution.types import OTHER, TYPE_NAMES
+from crosscoder.figures.spec import Axis, Bars, Field, Lines, Listing, Panel, Scatter, Series
+from crosscoder.figures.table import Column, FigureTable, drawn, plain_column
 from crosscoder.report.results import SHOWN_KINDS, Results
 from crosscoder.report.sections import COMPLEXITY, TYPES
-from crosscoder.report.spec import Axis, Bars, Field, Lines, Listing, Panel, Scatter, Series
-from crosscoder.report.table import Column, FigureTable, drawn, plain_column
 
 LISTED = 100
 """Explanations that the page lists; the run's table has all."""
@@ -249,7 +249,7 @@ def explained_complexity(results: Results) -> FigureTable | None:
         "complexity": plain_column(marks[known]),
         "explanation": [str(table["explanation"][row]) for row in known],
     }
-    from crosscoder.evolution.statistics import correlate
+    from crosscoder.common.statistics import correlate
 
     everyone = np.isfinite(marks)
     found = correlate(marks[everyone], np.log10(1 + step[everyone]))
