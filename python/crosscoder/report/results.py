@@ -13,7 +13,7 @@ import numpy as np
 
 from crosscoder.common.arrays import Arrays
 from crosscoder.evolution.strength import KIND_NAMES
-from crosscoder.report.table import Column, FigureTable, plain_column
+from crosscoder.figures.table import Column, FigureTable, plain_column
 
 R = TypeVar("R")
 SHOWN_KINDS = ("initialization", "emergent")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscoder.report.spec import Spec
+from crosscoder.figures.spec import Spec
 
 Column = list[Any]
 MOST_POINTS = 2_000

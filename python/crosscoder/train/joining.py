@@ -1,4 +1,4 @@
-"""One concept in two features: found by their activations, and joined again.
+"""Joining: one concept in two features, found by their activations, becomes one feature again.
 
 The penalty counts each snapshot for itself, so a feature that turns can as well be two: one for the snapshots before
 the turn, one for those after (its quadratic part even prefers two rare features to a common one). Either half then
@@ -9,7 +9,7 @@ proportional over all tokens are one: f_i W_i + f_j W_j = f_i (W_i + a W_j) with
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ _MAX_PAIRS = 40_000_000
 """Pairs of features active on one token, summed over tokens, that are looked at; later tokens are left out."""
 
 
-class RecentCodes:
-    """Activations of the last batches, as triples (token, feature, value); part of a checkpoint."""
+class JoiningSample:
+    """Activations of the batches before a joining, as triples (token, feature, value); part of a checkpoint."""
 
     def __init__(self, device: torch.device) -> None:
         self._forget(device)
@@ -69,12 +69,12 @@ class RecentCodes:
         return matrix
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """What a checkpoint holds."""
+        """What a checkpoint holds, under the names of its format."""
         yield "recent_tokens", self._tokens
         yield "recent_features", self._features
         yield "recent_values", self._values
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`."""
         device = self._values.device
         self._tokens, self._features = tensors["recent_tokens"].to(device), tensors["recent_features"].to(device)
@@ -82,7 +82,7 @@ class RecentCodes:
 
 
 @torch.no_grad()
-def join_proportional(model: Crosscoder, f_TF: Tensor, cosine: float) -> Tensor:
+def join_features(model: Crosscoder, f_TF: Tensor, cosine: float) -> Tensor:
     """Join pairs of features whose activations `f_TF` (sparse, tokens by features) have at least this cosine.
 
     Pairs with similar decoders need less, and so do those of which one is there only where the other is not. The one

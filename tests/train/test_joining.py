@@ -7,7 +7,7 @@ import torch
 
 from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
 from crosscoder.errors import ConfigError
-from crosscoder.train.recoupling import MIN_TOGETHER, RecentCodes, join_proportional
+from crosscoder.train.joining import MIN_TOGETHER, JoiningSample, join_features
 
 K, D, F = 4, 8, 6
 
@@ -36,7 +36,7 @@ def test_two_halves_become_one_feature_that_reconstructs_the_same() -> None:
     model, f = halves()
     expected, encoder = reconstruction(model, f), model.W_enc[0].detach().clone()
     others = model.W_dec[2:].detach().clone()
-    dropped = join_proportional(model, f.to_sparse(), 0.95)
+    dropped = join_features(model, f.to_sparse(), 0.95)
     kept = 1 - int(dropped)
     assert dropped.tolist() in ([0], [1])
     assert (model.decoder_norms()[kept] > 0).all() and (model.decoder_norms()[dropped] == 0).all()
@@ -51,22 +51,22 @@ def test_different_features_stay_two() -> None:
     model, f = halves()
     f[:, 1] = f[:, 0] * (1 + 2 * torch.rand(40, generator=torch.Generator().manual_seed(2)))
     f[:20, 1] = 0
-    assert not len(join_proportional(model, f.to_sparse(), 0.95))
+    assert not len(join_features(model, f.to_sparse(), 0.95))
 
 
 def test_a_few_tokens_prove_nothing() -> None:
     model, f = halves()
     rare = f.clone()
     rare[f[:, 0].nonzero().squeeze(1)[MIN_TOGETHER - 1 :], :2] = 0
-    assert not len(join_proportional(model, rare.to_sparse(), 0.95))
-    assert not len(join_proportional(model, torch.zeros(4, F).to_sparse(), 0.95))
+    assert not len(join_features(model, rare.to_sparse(), 0.95))
+    assert not len(join_features(model, torch.zeros(4, F).to_sparse(), 0.95))
 
 
 def test_more_than_two_parts_find_each_other() -> None:
     model, f = halves()
     f[:, 2], f[:, 3] = 3 * f[:, 0], 0.5 * f[:, 0]
     expected = reconstruction(model, f)
-    dropped = join_proportional(model, f.to_sparse(), 0.95)
+    dropped = join_features(model, f.to_sparse(), 0.95)
     kept = ({0, 1, 2, 3} - set(dropped.tolist())).pop()
     assert len(dropped) == 3
     f[:, dropped] = 0
@@ -83,7 +83,7 @@ def test_parts_at_different_snapshots_may_differ_more(apart: bool, n_dropped: in
     if not apart:
         with torch.no_grad():
             model.W_dec[1, :2] = 1.0
-    assert len(join_proportional(model, f.to_sparse(), 0.95)) == n_dropped
+    assert len(join_features(model, f.to_sparse(), 0.95)) == n_dropped
 
 
 @pytest.mark.parametrize(("similar", "n_dropped"), [(True, 1), (False, 0)])
@@ -98,7 +98,7 @@ def test_parts_with_similar_decoders_may_differ_more(similar: bool, n_dropped: i
         model.W_dec[1] = model.W_dec[0] + 0.3 * torch.randn(K, D, generator=g) if similar else model.W_dec[0].flip(1)
         if not similar:
             model.W_dec[1] -= model.W_dec[0] * (model.W_dec[0] * model.W_dec[1]).sum() / model.W_dec[0].square().sum()
-    assert len(join_proportional(model, f.to_sparse(), 0.95)) == n_dropped
+    assert len(join_features(model, f.to_sparse(), 0.95)) == n_dropped
 
 
 @pytest.mark.parametrize(("same_direction", "n_dropped"), [(True, 1), (False, 0)])
@@ -111,18 +111,18 @@ def test_one_direction_at_different_snapshots_is_one_feature(same_direction: boo
         with torch.no_grad():
             direction = torch.randn(D, generator=g)
             model.W_dec[0, :2], model.W_dec[1, 2:] = direction, 2 * direction
-    assert len(join_proportional(model, f.to_sparse(), 0.95)) == n_dropped
+    assert len(join_features(model, f.to_sparse(), 0.95)) == n_dropped
 
 
-def test_recent_codes_are_those_of_the_batches() -> None:
+def test_the_sample_is_the_activations_of_the_batches() -> None:
     model, _ = halves()
     x = torch.randn(30, K, D, generator=torch.Generator().manual_seed(3))
     codes = [model.encode(part, backend="reference") for part in x.split(10)]
-    recent, other = RecentCodes(torch.device("cpu")), RecentCodes(torch.device("cpu"))
+    sample, other = JoiningSample(torch.device("cpu")), JoiningSample(torch.device("cpu"))
     for code in codes[:2]:
-        recent.add(code)
-    other.load(dict(recent.tensors()))  # as a resumed run has it
-    for one in (recent, other):
+        sample.add(code)
+    other.load(dict(sample.tensors()))  # as a resumed run has it
+    for one in (sample, other):
         one.add(codes[2])
         matrix = one.take(F).to_dense()
         dense = torch.cat([code.to_dense().amax(dim=1) for code in codes])

@@ -1,7 +1,7 @@
 """How a figure's columns are drawn: a few general kinds, each described by plain values.
 
-The page draws a spec with `assets/kinds.js`, the SVG files with `draw.py`: a new figure needs neither new JavaScript
-nor new matplotlib code. Columns are named; rows with None are left out.
+The page draws a spec with `report/assets/kinds.js`, the SVG files with `report/draw.py`: a new figure needs neither new
+JavaScript nor new matplotlib code. Columns are named; rows with None are left out.
 """
 
 from __future__ import annotations
