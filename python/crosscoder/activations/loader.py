@@ -57,6 +57,8 @@ class ActivationLoader(Source):
     batch of a pass apart).
     """
 
+    wait_reason = "the disk is slower than the training; an int8 or int4 store takes less reading"
+
     def __init__(
         self,
         store: ActivationStore,
