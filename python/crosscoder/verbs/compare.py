@@ -1,7 +1,7 @@
 """Compare a run's crosscoder with another run's of the same snapshots (another seed): is the dictionary stable?
 
 Features present at the last snapshot are matched one to one by the cosine of their decoders there; then the matched
-features' emergence is compared. Needs `crosscoder evolve --only life` of both runs, and scipy. `crosscoder report RUN`
+features' emergence is compared. Needs `crosscoder evolve --only life` of both runs. `crosscoder report RUN`
 shows what was found, of all runs that RUN was compared with.
 """
 
