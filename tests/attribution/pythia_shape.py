@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.language_models import neox_config
-from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from crosscoder import Crosscoder, CrosscoderConfig, cli, weights
 from crosscoder.activations.snapshots import SnapshotSet
@@ -27,9 +26,9 @@ FEATURES, LAYER = 24_576, 6
 
 
 def shape() -> Any:
-    return neox_config(
+    return GPTNeoXConfig(
         vocab_size=50_304, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3_072,
-        max_position_embeddings=2_048, rotary_pct=0.25,
+        max_position_embeddings=2_048, rotary_pct=0.25, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
 
 
