@@ -119,10 +119,6 @@ class NgramCounter:
         """Number of tokens counted: `unigrams().sum()`."""
 
     @property
-    def n_distinct_bigrams(self) -> int:
-        """N, the number of distinct bigrams."""
-
-    @property
     def vocab_size(self) -> int: ...
     @property
     def ignore(self) -> int | None: ...
@@ -222,9 +218,6 @@ class Prefetcher:
 
     def drain(self) -> None:
         """Forget all windows; return when no thread touches a batch any more."""
-
-    @property
-    def bytes_read(self) -> int: ...
 
 # The training step (csrc/bind/bindings_step.cpp). Its Python faces are kernels/*/native.py, which say what arrays are.
 # bf16 numbers are uint16 bits; every array is C-contiguous. All raise `TypeError` or `ValueError` naming a wrong one.
