@@ -21,7 +21,8 @@ from support.command_line import error, run
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig
 from crosscoder.config import CrosscoderOptions
 from crosscoder.errors import ConfigError, NonFiniteError
-from crosscoder.sweep import methods, study
+from crosscoder.sweep import methods
+from crosscoder.sweep import sweep as study
 from crosscoder.sweep.budget import FIRST_FACTOR, budget_of, chain_steps
 from crosscoder.sweep.measure import continuity
 from crosscoder.sweep.methods import parts_of, train_config

@@ -1,8 +1,8 @@
 """The attribution study of a run: one folder a task, resumable snapshot by snapshot, results as parquet.
 
 `attribution/TASK/` of the run holds `results.json` (what was computed, from what, with which settings, and the main
-figures) and the tables of `tables.py`. While a study is under way, `work-*` inside it holds the prompts' activations
-and the snapshots that are done.
+figures) and the tables of `task_tables.py`. While a study is under way, `work-*` inside it holds the prompts'
+activations and the snapshots that are done.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.tokens import END_OF_TEXT, TokenSet
 from crosscoder.attribution.circuits import Circuit, circuit
 from crosscoder.attribution.coding import CodedTask, PromptActivations, code_task
+from crosscoder.attribution.main_figures import main_figures
 from crosscoder.attribution.snapshot import measure_snapshot
-from crosscoder.attribution.summary import main_figures
-from crosscoder.attribution.tables import task_tables
 from crosscoder.attribution.task import Task
+from crosscoder.attribution.task_tables import task_tables
 from crosscoder.attribution.tasks import make_task
 from crosscoder.common.arrays import Arrays, load_arrays, save_arrays
 from crosscoder.common.tables import write_table
