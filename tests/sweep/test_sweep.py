@@ -325,6 +325,7 @@ def test_a_point_that_fails_does_not_stop_the_others(
     assert table["method"] == ["crosscoder", "chain"]
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights and figures in the end, and no left-overs. SWEEP_KILLS=20 tries more moments."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from crosscoder.attribution.ablation import Curves
 from crosscoder.attribution.circuits import Circuit
 from crosscoder.attribution.gradients import METHODS
+from crosscoder.attribution.snapshot import Attributed, SnapshotResult
 from crosscoder.attribution.task import Task
 from crosscoder.common.statistics import spearman
 from crosscoder.config import AttributionSettings
 
-Part = Mapping[str, Any]
 TRUTH = {
     "gradient_x_activation": "zero",
     "attribution_patching": "resample",
@@ -25,27 +26,27 @@ TOP = 50
 
 
 def main_figures(
-    task: Task, revisions: Sequence[str], parts: Sequence[Part], found: Circuit, settings: AttributionSettings
+    task: Task, revisions: Sequence[str], parts: Sequence[SnapshotResult], found: Circuit, settings: AttributionSettings
 ) -> dict[str, Any]:
-    """Figures of a task from the arrays of its snapshots; None where the task is at chance at every snapshot.
+    """Figures of a task from its snapshots; None where the task is at chance at every snapshot.
 
     Shares and errors are means over the snapshots above chance.
     """
-    known = [(name, part) for name, part in zip(revisions, parts, strict=True) if part["above_chance"]]
+    known = [(name, one.attributed) for name, one in zip(revisions, parts, strict=True) if one.attributed is not None]
     main = settings.ablations[0]
     figures: dict[str, Any] = {
         "n_prompts": len(task),
-        "clean_accuracy": _by(revisions, [float((part["metric"] > 0).mean()) for part in parts]),
+        "clean_accuracy": _by(revisions, [float((one.metric > 0).mean()) for one in parts]),
         "logit_difference" if task.metric == "logit-difference" else "probability_difference": _by(
-            revisions, [float(part["metric"].mean()) for part in parts]
+            revisions, [float(one.metric.mean()) for one in parts]
         ),
-        "corrupted_metric": _by(revisions, [float(part["corrupted"].mean()) for part in parts]),
-        "explained_variance": _by(revisions, [float(part["explained_variance"]) for part in parts]),
+        "corrupted_metric": _by(revisions, [float(one.corrupted.mean()) for one in parts]),
+        "explained_variance": _by(revisions, [one.explained_variance for one in parts]),
         "above_chance": [name for name, _ in known],
         **_curve_figures(known, main),
-        "ig_completeness_error": _mean([float(part["completeness_error.integrated_gradients"]) for _, part in known]),
+        "ig_completeness_error": _mean([part.completeness_error["integrated_gradients"] for _, part in known]),
         "ig_completeness_error_by_snapshot": {
-            name: float(part["completeness_error.integrated_gradients"]) for name, part in known
+            name: part.completeness_error["integrated_gradients"] for name, part in known
         },
         "rank_correlation_with_exact": {
             method: _mean([rank_correlation(part, method, task) for _, part in known]) for method in METHODS
@@ -61,41 +62,45 @@ def main_figures(
     return figures
 
 
-def _curve_figures(known: Sequence[tuple[str, Part]], ablation: str) -> dict[str, Any]:
+def _curve_figures(known: Sequence[tuple[str, Attributed]], ablation: str) -> dict[str, Any]:
     """Drops by the top 50 and by matched random 50, and how many features reach 80 %, with one kind of ablation."""
-    enough = {name: int(part[f"curves.{ablation}.enough"]) for name, part in known}
+    curves = {name: part.curves[ablation] for name, part in known}
+    every = curves.values()
     return {
-        f"disrupt_top{TOP}": _mean([drop(part, ablation, "disrupt", TOP) for _, part in known]),
-        f"disrupt_random{TOP}": _mean([drop(part, ablation, "disrupt_random", TOP) for _, part in known]),
-        "disrupt_equally_active": _mean([drop(part, ablation, "disrupt_active", TOP) for _, part in known]),
+        f"disrupt_top{TOP}": _mean([drop(one, one.disrupt, TOP) for one in every]),
+        f"disrupt_random{TOP}": _mean([drop(one, one.disrupt_random, TOP) for one in every]),
+        "disrupt_equally_active": _mean([drop(one, one.disrupt_active, TOP) for one in every]),
         "active_a_token": {
-            name: _mean([_active(part, ablation, column) for _, part in known])
+            name: _mean([_active(one, column) for one in every])
             for column, name in enumerate((f"top{TOP}", f"random{TOP}", "equally_active"))
         },
-        "k_for_80_percent": {name: k if k > 0 else None for name, k in enough.items()},
+        "k_for_80_percent": {name: one.enough if one.enough > 0 else None for name, one in curves.items()},
     }
 
 
-def drop(part: Part, ablation: str, kind: str, k: int) -> float:
-    """Drop of the metric by ablating `k` features, as a share of the clean one; NaN where there are not as many."""
-    row = np.flatnonzero(part[f"curves.{ablation}.k"] == k)
-    clean = part[f"curves.{ablation}.clean"].mean()
-    return float((clean - part[f"curves.{ablation}.{kind}"][row[0]].mean()) / clean) if len(row) else math.nan
+def drop(curves: Curves, disrupted: np.ndarray, k: int) -> float:
+    """Drop of the metric by ablating `k` features, as a share of the clean one; NaN where there are not as many.
+
+    `disrupted`: (G, ...) one of the metrics of `curves`.
+    """
+    row = np.flatnonzero(curves.k == k)
+    clean = curves.clean.mean()
+    return float((clean - disrupted[row[0]].mean()) / clean) if len(row) else math.nan
 
 
-def _active(part: Part, ablation: str, column: int) -> float:
-    row = np.flatnonzero(part[f"curves.{ablation}.k"] == TOP)
-    return float(part[f"curves.{ablation}.active"][row[0], column]) if len(row) else math.nan
+def _active(curves: Curves, column: int) -> float:
+    row = np.flatnonzero(curves.k == TOP)
+    return float(curves.active[row[0], column]) if len(row) else math.nan
 
 
-def rank_correlation(part: Part, method: str, task: Task) -> float:
+def rank_correlation(part: Attributed, method: str, task: Task) -> float:
     """Spearman's between a method's attributions and the exact effects, over the listed features; NaN under three."""
-    listed = part["exact.feature"]
+    listed = part.listed
     if len(listed) < 3:
         return math.nan
-    n = int(max(part["attribution.feature"].max(), listed.max())) + 1
-    sums = np.bincount(part["attribution.feature"], part[f"attribution.{method}"], minlength=n)
-    return spearman(sums[listed] / task.n_train, part[f"exact.{TRUTH[method]}"])
+    n = int(max(part.feature.max(), listed.max())) + 1
+    sums = np.bincount(part.feature, part.values[method], minlength=n)
+    return spearman(sums[listed] / task.n_train, part.exact[TRUTH[method]])
 
 
 def _by(revisions: Sequence[str], values: Sequence[float]) -> dict[str, float]:
