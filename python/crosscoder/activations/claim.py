@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crosscoder import _core
 from crosscoder.errors import DataError
-from crosscoder.files import explained_write_errors, make_folder
+from crosscoder.files import explained_write_errors, make_folder, open_lock
 
 
 @contextlib.contextmanager
@@ -23,8 +23,7 @@ def claim(path: Path) -> Iterator[bool]:
     """
     make_folder(path.parent)
     temporary = temporary_file(path)
-    with explained_write_errors(path):
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = open_lock(temporary)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -46,12 +46,16 @@ _STYLE: Any = {
 
 
 def csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
-    """Columns as CSV; None becomes an empty field."""
+    """Columns as CSV; None becomes an empty field. Text that a spreadsheet would run as a formula gets a ' in front."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
+    writer.writerow(map(_cell, columns))
+    writer.writerows(map(_cell, row) for row in zip(*columns.values(), strict=True))
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def draw_svg(title: str, draw: Callable[..., None], *arguments: Any) -> bytes:
