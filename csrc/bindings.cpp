@@ -140,7 +140,7 @@ void bind_gather_rows(const py::object& source, const py::object& index, double 
 
     std::size_t outside = 0;
     {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         outside = find_outside(rows, n, n_rows);
         if (outside == n) {
             gather_rows(convert_kernels(active_level()), source_TD.data(), type, width, rows, n, factor, target,
@@ -162,7 +162,7 @@ void bind_float32_to_bfloat16(const py::object& src, const py::object& out, int 
     }
     const unsigned threads = checked_threads(n_threads);
     auto* bits = static_cast<std::uint16_t*>(to.mutable_data());
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     float32_to_bfloat16(convert_kernels(active_level()), static_cast<const float*>(from.data()), bits,
                         static_cast<std::size_t>(from.size()), threads);
 }
@@ -180,7 +180,7 @@ std::uint64_t bind_xxh3_64(const py::object& data) {
         PyErr_Clear();
         throw py::value_error("data must be C-contiguous (see numpy.ascontiguousarray)");
     }
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     return xxh3_64(buffer.view.buf, static_cast<std::size_t>(buffer.view.len));
 }
 
@@ -203,7 +203,7 @@ void bind_add(NgramCounter& counter, const py::object& tokens, int n_threads) {
     const auto* values = static_cast<const std::int32_t*>(ids.data());
     std::size_t invalid = 0;
     {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         invalid = counter.find_invalid(values, n);
         if (invalid == n) {
             counter.add(values, n_sequences, length, threads);
@@ -221,7 +221,7 @@ py::tuple bind_bigrams(const NgramCounter& counter, int n_threads) {
     const unsigned threads = checked_threads(n_threads);
     Bigrams bigrams;
     {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         bigrams = counter.bigrams(threads);
     }
     return py::make_tuple(to_array(std::move(bigrams.first)), to_array(std::move(bigrams.second)),

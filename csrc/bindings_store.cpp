@@ -81,7 +81,7 @@ bool bind_write_activations(const std::string& path, const std::string& temporar
     }
     head.group = group;
     head.name = name;
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     return write_activations(path, temporary, std::move(head), x.data());
 }
 
@@ -91,7 +91,7 @@ void bind_write_tokens(const std::string& path, const std::string& temporary, co
     SegmentHead head = head_of(store, shard, static_cast<std::uint64_t>(rows.shape(0)), rows.shape(1));
     head.kind = Kind::tokens;
     head.item = Item::int32;
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     write_tokens(path, temporary, std::move(head), rows.data());
 }
 
@@ -130,7 +130,7 @@ void bind_gather(SegmentFile& file, const Array<std::int64_t>& index, double sca
         }
     }
     float* target = out.mutable_data() + place * head.width;
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     file.gather(unpack_kernels(active_level()), rows, n, static_cast<float>(scale), target, K * head.width);
 }
 
@@ -141,13 +141,13 @@ Array<std::int32_t> bind_read_tokens(const SegmentFile& file) {
     }
     Array<std::int32_t> rows({static_cast<py::ssize_t>(head.rows), static_cast<py::ssize_t>(head.width)});
     std::int32_t* out = rows.mutable_data();
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     file.read_tokens(out);
     return rows;
 }
 
 std::vector<std::size_t> bind_damaged_blocks(const SegmentFile& file) {
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     return file.damaged_blocks();
 }
 
@@ -221,7 +221,7 @@ std::uint64_t bind_submit(Prefetcher& prefetcher, const std::vector<RunTuple>& r
         window.batches.push_back(reinterpret_cast<void*>(address));
     }
     window.batch_rows = batch_rows;
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     return prefetcher.submit(std::move(window));
 }
 
@@ -272,8 +272,8 @@ void bind_store(py::module_& m) {
              "Begin to read runs (shard, its rows, first row, rows, paths of the snapshots); row i of them all goes\n"
              "to place targets[i] of the batches, given as addresses, or nowhere (-1). Returns a ticket.")
         .def("is_done", &Prefetcher::is_done, py::arg("ticket"))
-        .def("wait", &Prefetcher::wait, py::arg("ticket"), py::call_guard<py::gil_scoped_release>())
-        .def("drain", &Prefetcher::drain, py::call_guard<py::gil_scoped_release>())
+        .def("wait", &Prefetcher::wait, py::arg("ticket"), py::call_guard<ReleasedGil>())
+        .def("drain", &Prefetcher::drain, py::call_guard<ReleasedGil>())
         .def_property_readonly("bytes_read", &Prefetcher::bytes_read);
 }
 

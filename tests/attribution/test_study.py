@@ -16,7 +16,7 @@ from crosscoder.activations.tokens import TokenSet
 from crosscoder.attribution import study as study_module
 from crosscoder.attribution.gradients import METHODS
 from crosscoder.attribution.study import finished_tasks, load_circuit
-from crosscoder.attribution.tables import read_table
+from crosscoder.common.tables import read_table
 from crosscoder.errors import DataError
 from crosscoder.files import write_json
 from crosscoder.runs import Run

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from crosscoder import Crosscoder, CrosscoderConfig
+from crosscoder.common.arrays import flatten
 from crosscoder.evolution import (
     compare_dictionaries,
     decoder_cosines,
@@ -21,7 +22,6 @@ from crosscoder.evolution import (
     nearest_neighbours,
     threshold_sweep,
 )
-from crosscoder.evolution.arrays import flatten
 
 K, D, F = 3, 8, 20
 STEPS = [0, 1, 10]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.code import SparseCode
+from crosscoder.common.arrays import load_arrays, save_arrays
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.evolution import ExampleCollector, collect_examples, contexts, density_histogram, histogram_edges
 from crosscoder.evolution import examples as examples_module
-from crosscoder.evolution.arrays import load_arrays, save_arrays
 
 F, K, C = 7, 3, 9
 MASK = (1 << 64) - 1

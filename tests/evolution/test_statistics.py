@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosscoder.errors import DataError
-from crosscoder.evolution.statistics import (
+from crosscoder.common.statistics import (
     bootstrap_interval,
     correlate,
     holm,
@@ -21,6 +20,7 @@ from crosscoder.evolution.statistics import (
     ranks,
     spearman,
 )
+from crosscoder.errors import DataError
 
 GROUPS = ([1, 2, 2, 3, 5, 5, 5], [2, 4, 4, 6, 7, 9], [3, 5, 8, 8, 9])
 

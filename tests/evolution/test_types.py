@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crosscoder.activations.tokens import TokenSet
+from crosscoder.common.arrays import flatten
+from crosscoder.common.statistics import kruskal_wallis, mann_whitney
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.evolution.arrays import flatten
 from crosscoder.evolution.positions import Places, Positions, collect_positions
 from crosscoder.evolution.reading import Pairs
-from crosscoder.evolution.statistics import kruskal_wallis, mann_whitney
 from crosscoder.evolution.summary import main_figures
 from crosscoder.evolution.types import (
     CONTEXT_SENSITIVE,

@@ -21,7 +21,7 @@ from explain.server import Fault, Server, guessing, knowing
 from faults.killing import crosscoder
 
 from crosscoder import Crosscoder, cli, weights
-from crosscoder.attribution.tables import read_table
+from crosscoder.common.tables import read_table
 from crosscoder.config import StudySettings
 from crosscoder.evolution.study import Study
 from crosscoder.explain import asking

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import results_synthetic
 
-from crosscoder.evolution.statistics import correlate
+from crosscoder.common.statistics import correlate
 from crosscoder.report.assemble import _corrected
 from crosscoder.report.findings import Finding, findings, leads
 from crosscoder.report.results import Results

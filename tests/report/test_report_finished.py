@@ -11,7 +11,7 @@ import torch
 from explain.planted_run import make_run
 
 from crosscoder import Crosscoder, weights
-from crosscoder.attribution.tables import write_table
+from crosscoder.common.tables import write_table
 from crosscoder.config import StudySettings
 from crosscoder.evolution.comparisons import finished_comparisons, save_comparison
 from crosscoder.evolution.stability import Stability, compare_dictionaries

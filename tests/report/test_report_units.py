@@ -12,11 +12,11 @@ from importlib import resources
 import numpy as np
 import pytest
 
+from crosscoder.common.byte_text import byte_level_text
 from crosscoder.report.blocks import Blocks
 from crosscoder.report.contexts import sort_contexts, top_tokens
 from crosscoder.report.data import Contexts
 from crosscoder.report.quantise import linear_codes, linear_values
-from crosscoder.report.text import byte_level_text
 
 VENDOR = resources.files("crosscoder.report") / "assets" / "vendor"
 ENTRIES = json.loads((VENDOR / "VENDOR.json").read_text())

@@ -270,7 +270,7 @@ def test_results_are_there_and_agree(swept: Path, capsys: pytest.CaptureFixture[
 def test_the_figure_has_a_line_a_frontier_and_the_same_bytes_each_time(swept: Path) -> None:
     from matplotlib.figure import Figure
 
-    from crosscoder.report.figures import draw_svg
+    from crosscoder.common.svg import draw_svg
     from crosscoder.sweep.figure import draw_frontier
 
     table = pyarrow.parquet.read_table(swept / "sweep" / "results.parquet").to_pydict()

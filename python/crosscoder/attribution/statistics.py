@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from crosscoder.evolution import statistics
+from crosscoder.common import statistics
 
 Floats = NDArray[np.float64]
 

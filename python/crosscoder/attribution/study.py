@@ -24,12 +24,13 @@ from crosscoder.attribution.circuits import Circuit, circuit
 from crosscoder.attribution.coding import CodedTask, PromptActivations, code_task
 from crosscoder.attribution.snapshot import measure_snapshot
 from crosscoder.attribution.summary import main_figures
-from crosscoder.attribution.tables import task_tables, write_table
+from crosscoder.attribution.tables import task_tables
 from crosscoder.attribution.task import Task
 from crosscoder.attribution.tasks import make_task
+from crosscoder.common.arrays import Arrays, load_arrays, save_arrays
+from crosscoder.common.tables import write_table
 from crosscoder.config import AttributionSettings
 from crosscoder.errors import DataError
-from crosscoder.evolution.arrays import Arrays, load_arrays, save_arrays
 from crosscoder.evolution.strength import life_cycles
 from crosscoder.files import make_folder, read_json, remove_folder, write_json
 from crosscoder.model import Crosscoder

@@ -6,9 +6,7 @@ prompt, feature), `curves` (snapshot, ablation, k). Snapshots at chance have row
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,35 +14,8 @@ import numpy as np
 from crosscoder.attribution.gradients import METHODS
 from crosscoder.attribution.statistics import ratio_interval
 from crosscoder.attribution.task import Task
+from crosscoder.common.tables import Table
 from crosscoder.config import AttributionSettings
-from crosscoder.errors import DataError
-from crosscoder.files import write_bytes
-
-Table = dict[str, Any]
-"""Columns of equal length: arrays or lists."""
-
-
-def write_table(path: Path, table: Table) -> None:
-    """Write columns as parquet, atomically. Raises `StorageError`."""
-    import pyarrow
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(table), buffer, compression="zstd")
-    write_bytes(path, buffer.getvalue())
-
-
-def read_table(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a parquet file. Raises `DataError` naming a missing or damaged file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be read ({reason}); run crosscoder attribute again with --no-resume") from error
-    return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def task_tables(

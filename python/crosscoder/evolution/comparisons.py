@@ -10,7 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from crosscoder.evolution.arrays import Arrays, flatten, load_arrays, save_arrays
+from crosscoder.common.arrays import Arrays, flatten, load_arrays, save_arrays
 from crosscoder.evolution.stability import Stability
 from crosscoder.evolution.study import Study
 from crosscoder.files import make_folder, read_json, write_json

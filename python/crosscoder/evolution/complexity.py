@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crosscoder.activations.tokens import TokenSet
+from crosscoder.common.statistics import Correlation, correlate
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution.checks import checked_steps
 from crosscoder.evolution.positions import Places, Positions, tokens_at
 from crosscoder.evolution.reading import Read
-from crosscoder.evolution.statistics import Correlation, correlate
 from crosscoder.evolution.types import MIN_EXAMPLES
 
 Floats = NDArray[np.float64]

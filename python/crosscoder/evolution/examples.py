@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crosscoder import _core
+from crosscoder.common.arrays import Arrays
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
-from crosscoder.evolution.arrays import Arrays
 from crosscoder.kernels.arrays import n_threads
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crosscoder.evolution.arrays import Arrays, load_arrays, save_arrays
+from crosscoder.common.arrays import Arrays, load_arrays, save_arrays
 from crosscoder.files import remove_file
 
 SECONDS = 30.0

@@ -22,11 +22,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from crosscoder.common.statistics import spearman
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of
 from crosscoder.evolution.rotation import decoder_cosines
 from crosscoder.evolution.rotation import turning_point as estimate_turning_point
-from crosscoder.evolution.statistics import spearman
 from crosscoder.evolution.strength import life_cycles
 
 _EMERGING, _ENDING = 0.6, 0.7

@@ -33,8 +33,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from crosscoder.common.statistics import spearman
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.evolution.statistics import spearman
 
 RIDGE = 1e-4
 """Added to the covariance's diagonal, as a multiple of its mean."""

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from crosscoder.common.statistics import spearman
 from crosscoder.errors import DataError
 from crosscoder.evolution.checks import Decoders, decoders_of
 from crosscoder.evolution.matching import Matching, match_features, taken
-from crosscoder.evolution.statistics import spearman
 
 STABLE = 0.7
 """A match of at least this cosine is the same feature."""

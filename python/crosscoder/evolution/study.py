@@ -21,9 +21,9 @@ from crosscoder import weights
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
+from crosscoder.common.arrays import Arrays, flatten, load_arrays, save_arrays
 from crosscoder.config import StudySettings
 from crosscoder.errors import ConfigError
-from crosscoder.evolution.arrays import Arrays, flatten, load_arrays, save_arrays
 from crosscoder.evolution.partial import Partial
 from crosscoder.files import read_json, write_json
 from crosscoder.model import Crosscoder

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from crosscoder.common.statistics import Correlation
 from crosscoder.evolution.stability import Stability
-from crosscoder.evolution.statistics import Correlation
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.types import OTHER, TYPE_NAMES
 

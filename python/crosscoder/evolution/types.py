@@ -41,11 +41,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crosscoder.activations.tokens import TokenSet
+from crosscoder.common.statistics import bootstrap_interval, holm, kruskal_wallis, mann_whitney
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution.checks import checked_steps
 from crosscoder.evolution.positions import Positions, tokens_at
 from crosscoder.evolution.reading import Pairs, Read
-from crosscoder.evolution.statistics import bootstrap_interval, holm, kruskal_wallis, mann_whitney
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.evolution.arrays import Arrays
+from crosscoder.common.arrays import Arrays
 from crosscoder.evolution.examples import BEFORE as EXAMPLE_AT
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress

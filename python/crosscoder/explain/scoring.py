@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crosscoder.common.byte_text import byte_level_text
 from crosscoder.explain.contexts import FeatureContexts
-from crosscoder.report.text import byte_level_text
 
 HALF = 5
 """Passages of each of the two kinds."""

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosscoder.attribution.tables import Table, read_table, write_table
+from crosscoder.common.arrays import flatten, load_arrays, save_arrays
+from crosscoder.common.statistics import bootstrap_interval, correlate
+from crosscoder.common.tables import Table, read_table, write_table
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.evolution.arrays import flatten, load_arrays, save_arrays
-from crosscoder.evolution.statistics import bootstrap_interval, correlate
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Study
 from crosscoder.explain.asking import Answer, Asker, Question
@@ -260,7 +260,7 @@ def finished_explanations(study: Study) -> Table | None:
     path, described = folder.with_suffix(".parquet"), folder.with_suffix(".json")
     record = read_json(described) if path.exists() and described.exists() else {}
     current = all(record.get(name) == study.record(name)["of"] for name in ("examples", "life"))
-    return read_table(path) if current else None
+    return read_table(path, "run crosscoder explain again") if current else None
 
 
 def stratified_sample(stratum: NDArray[np.integer], n: int, seed: int) -> NDArray[np.int64]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.attribution.study import finished_tasks, load_circuit
-from crosscoder.attribution.tables import read_table
+from crosscoder.common.arrays import Arrays
+from crosscoder.common.byte_text import byte_level_text
+from crosscoder.common.tables import read_table
 from crosscoder.configfile import read_config
 from crosscoder.errors import DataError
-from crosscoder.evolution.arrays import Arrays
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Study
 from crosscoder.evolution.summary import turning_figures
@@ -34,7 +35,6 @@ from crosscoder.report.findings import findings, leads, task_finding
 from crosscoder.report.finished import finished
 from crosscoder.report.life_tables import THRESHOLDS
 from crosscoder.report.results import SHOWN_KINDS, Results
-from crosscoder.report.text import byte_level_text
 from crosscoder.report.turning import is_sharp
 from crosscoder.runs import Run
 from crosscoder.verbs.evolve import EvolveConfig
@@ -98,7 +98,7 @@ def _task(folder: Path, record: Mapping[str, Any], study: Study) -> TaskResult:
             f"--task {record['task']}"
         )
     metric = record["settings"]["metric"]
-    curves = read_table(folder / "curves.parquet")
+    curves = read_table(folder / "curves.parquet", "run crosscoder attribute again with --no-resume")
     if curves:
         curves["snapshot"] = np.array([revisions.index(name) for name in curves["snapshot"]])
     return TaskResult(

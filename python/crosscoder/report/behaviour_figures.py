@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crosscoder.report.svg import COLOURS, DASHES, floats, log_steps
+from crosscoder.common.svg import COLOURS, DASHES, floats, log_steps
 from crosscoder.report.table import FigureTable
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crosscoder.common.svg import COLOURS, DASHES, MUTED, band_ticks, floats, log_steps, step_label
 from crosscoder.report.spec import STEP, Axis, Bars, Format, Heat, Lines, Listing, Measure, Panel, Scatter, Series
-from crosscoder.report.svg import COLOURS, DASHES, MUTED, band_ticks, floats, log_steps, step_label
 from crosscoder.report.table import FigureTable
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from crosscoder.evolution.arrays import Arrays
+from crosscoder.common.arrays import Arrays
+from crosscoder.common.statistics import bootstrap_interval, correlate
 from crosscoder.evolution.induction import N_SEQUENCES
 from crosscoder.evolution.stability import STABLE
-from crosscoder.evolution.statistics import bootstrap_interval, correlate
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.summary import turning_figures
 from crosscoder.evolution.types import OTHER, TYPE_NAMES

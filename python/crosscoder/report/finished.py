@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from crosscoder.attribution.tables import read_table
-from crosscoder.evolution.arrays import Arrays
+from crosscoder.common.arrays import Arrays
+from crosscoder.common.tables import read_table
 from crosscoder.evolution.comparisons import finished_comparisons
 from crosscoder.evolution.study import Study
 from crosscoder.explain.study import finished_explanations
@@ -36,7 +36,7 @@ def finished(study: Study) -> tuple[dict[str, Arrays], dict[str, dict[str, Any]]
     results = run.path / "sweep" / "results.parquet"
     if results.exists():
         if _is_of_store(study):
-            tables["sweep"] = read_table(results)
+            tables["sweep"] = read_table(results, "run crosscoder sweep again")
         else:
             notes.append(
                 "The sweep beside other dictionaries is of other activations than the run's and is left out here; "

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscoder.evolution.arrays import Arrays
+from crosscoder.common.arrays import Arrays
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.report.table import Column, FigureTable, plain_column
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crosscoder.evolution.arrays import Arrays
+from crosscoder.common.arrays import Arrays
 from crosscoder.evolution.matching import FLOOR
 from crosscoder.evolution.stability import STABLE
 from crosscoder.report.results import Results

@@ -249,7 +249,7 @@ def explained_complexity(results: Results) -> FigureTable | None:
         "complexity": plain_column(marks[known]),
         "explanation": [str(table["explanation"][row]) for row in known],
     }
-    from crosscoder.evolution.statistics import correlate
+    from crosscoder.common.statistics import correlate
 
     everyone = np.isfinite(marks)
     found = correlate(marks[everyone], np.log10(1 + step[everyone]))

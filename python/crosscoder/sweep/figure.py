@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crosscoder.report.svg import COLOURS
+from crosscoder.common.svg import COLOURS
 from crosscoder.sweep.frontier import Frontier
 from crosscoder.sweep.points import METHODS
 from crosscoder.sweep.tables import SCOPES, Columns

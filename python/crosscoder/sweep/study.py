@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from crosscoder.activations.store import ActivationStore
-from crosscoder.attribution.tables import write_table
+from crosscoder.common.svg import draw_svg
+from crosscoder.common.tables import csv_text, write_table
 from crosscoder.config import CrosscoderConfig, CrosscoderOptions, TrainConfig
 from crosscoder.configfile import plain
 from crosscoder.errors import ConfigError, NonFiniteError
 from crosscoder.files import locked, make_folder, read_json, write_bytes, write_json, write_text
 from crosscoder.progress import Progress, warn
-from crosscoder.report.figures import csv_text, draw_svg
 from crosscoder.sweep import tables
 from crosscoder.sweep.budget import Budget, budget_of
 from crosscoder.sweep.figure import draw_frontier
