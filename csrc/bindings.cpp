@@ -5,8 +5,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
+#include <exception>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -140,7 +144,7 @@ void bind_gather_rows(const py::object& source, const py::object& index, double 
 
     std::size_t outside = 0;
     {
-        const ReleasedGil released;
+        const py::gil_scoped_release release;
         outside = find_outside(rows, n, n_rows);
         if (outside == n) {
             gather_rows(convert_kernels(active_level()), source_TD.data(), type, width, rows, n, factor, target,
@@ -162,7 +166,7 @@ void bind_float32_to_bfloat16(const py::object& src, const py::object& out, int 
     }
     const unsigned threads = checked_threads(n_threads);
     auto* bits = static_cast<std::uint16_t*>(to.mutable_data());
-    const ReleasedGil released;
+    const py::gil_scoped_release release;
     float32_to_bfloat16(convert_kernels(active_level()), static_cast<const float*>(from.data()), bits,
                         static_cast<std::size_t>(from.size()), threads);
 }
@@ -180,7 +184,7 @@ std::uint64_t bind_xxh3_64(const py::object& data) {
         PyErr_Clear();
         throw py::value_error("data must be C-contiguous (see numpy.ascontiguousarray)");
     }
-    const ReleasedGil released;
+    const py::gil_scoped_release release;
     return xxh3_64(buffer.view.buf, static_cast<std::size_t>(buffer.view.len));
 }
 
@@ -203,7 +207,7 @@ void bind_add(NgramCounter& counter, const py::object& tokens, int n_threads) {
     const auto* values = static_cast<const std::int32_t*>(ids.data());
     std::size_t invalid = 0;
     {
-        const ReleasedGil released;
+        const py::gil_scoped_release release;
         invalid = counter.find_invalid(values, n);
         if (invalid == n) {
             counter.add(values, n_sequences, length, threads);
@@ -221,7 +225,7 @@ py::tuple bind_bigrams(const NgramCounter& counter, int n_threads) {
     const unsigned threads = checked_threads(n_threads);
     Bigrams bigrams;
     {
-        const ReleasedGil released;
+        const py::gil_scoped_release release;
         bigrams = counter.bigrams(threads);
     }
     return py::make_tuple(to_array(std::move(bigrams.first)), to_array(std::move(bigrams.second)),
@@ -245,11 +249,33 @@ py::dict features_as_dict(const CpuFeatures& f) {
 }  // namespace
 }  // namespace crosscoder
 
+bool interpreter_is_ending() {
+#if PY_VERSION_HEX >= 0x030D0000
+    return Py_IsFinalizing() != 0;
+#else
+    return _Py_IsFinalizing() != 0;
+#endif
+}
+
+// Until Python 3.13 a daemon thread that asks for the interpreter's lock while it ends is unwound (pthread_exit), which
+// C++ answers with std::terminate, in this module and in torch alike. Such a thread sleeps until the process is gone
+// instead, as it does from Python 3.14 on.
+void let_daemon_threads_sleep_at_exit() {
+    static std::terminate_handler before = nullptr;
+    before = std::set_terminate([] {
+        while (interpreter_is_ending() && ::syscall(SYS_gettid) != ::getpid()) {
+            ::pause();
+        }
+        before();
+    });
+}
+
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     using namespace crosscoder;
     m.doc() = "The C++ core of crosscoder. Arrays are taken as they are (never copied or converted); the GIL is "
               "released while working.";
     active_level();  // a wrong CROSSCODER_ISA is an ImportError here, not a surprise later
+    let_daemon_threads_sleep_at_exit();
 
     m.def("isa_level", [] { return std::string(level_name(active_level())); },
           "Instruction-set level in use: portable, avx2, avx512 or avx512_bf16. CROSSCODER_ISA forces a lower one.");

@@ -81,7 +81,7 @@ bool bind_write_activations(const std::string& path, const std::string& temporar
     }
     head.group = group;
     head.name = name;
-    const ReleasedGil released;
+    const py::gil_scoped_release release;
     return write_activations(path, temporary, std::move(head), x.data());
 }
 
@@ -91,7 +91,7 @@ void bind_write_tokens(const std::string& path, const std::string& temporary, co
     SegmentHead head = head_of(store, shard, static_cast<std::uint64_t>(rows.shape(0)), rows.shape(1));
     head.kind = Kind::tokens;
     head.item = Item::int32;
-    const ReleasedGil released;
+    const py::gil_scoped_release release;
     write_tokens(path, temporary, std::move(head), rows.data());
 }
 
@@ -130,7 +130,7 @@ void bind_gather(SegmentFile& file, const Array<std::int64_t>& index, double sca
         }
     }
     float* target = out.mutable_data() + place * head.width;
-    const ReleasedGil released;
+    const py::gil_scoped_release release;
     file.gather(unpack_kernels(active_level()), rows, n, static_cast<float>(scale), target, K * head.width);
 }
 
@@ -141,13 +141,13 @@ Array<std::int32_t> bind_read_tokens(const SegmentFile& file) {
     }
     Array<std::int32_t> rows({static_cast<py::ssize_t>(head.rows), static_cast<py::ssize_t>(head.width)});
     std::int32_t* out = rows.mutable_data();
-    const ReleasedGil released;
+    const py::gil_scoped_release release;
     file.read_tokens(out);
     return rows;
 }
 
 std::vector<std::size_t> bind_damaged_blocks(const SegmentFile& file) {
-    const ReleasedGil released;
+    const py::gil_scoped_release release;
     return file.damaged_blocks();
 }
 
@@ -169,7 +169,16 @@ py::array take_buffer(const std::shared_ptr<BufferPool>& pool) {
                                      owner);
 }
 
-std::unique_ptr<Prefetcher> make_prefetcher(std::uint64_t store, std::uint32_t width, const std::string& dtype,
+// In a forked child the threads do not exist, and locks may be held by none: what cannot be joined is left alone.
+struct InThisProcess {
+    void operator()(Prefetcher* prefetcher) const {
+        if (prefetcher->is_of_this_process()) {
+            delete prefetcher;
+        }
+    }
+};
+
+std::unique_ptr<Prefetcher, InThisProcess> make_prefetcher(std::uint64_t store, std::uint32_t width, const std::string& dtype,
                                             std::vector<std::string> snapshots, const std::vector<double>& scales,
                                             bool bf16, bool stream, bool direct, int n_threads) {
     if (snapshots.empty() || snapshots.size() != scales.size() || n_threads < 1) {
@@ -189,7 +198,8 @@ std::unique_ptr<Prefetcher> make_prefetcher(std::uint64_t store, std::uint32_t w
     layout.output = bf16 ? 1 : 0;
     layout.stream = stream;
     layout.direct = direct;
-    return std::make_unique<Prefetcher>(std::move(layout), static_cast<unsigned>(n_threads));
+    return std::unique_ptr<Prefetcher, InThisProcess>(
+        new Prefetcher(std::move(layout), static_cast<unsigned>(n_threads)));
 }
 
 using RunTuple = std::tuple<std::uint32_t, std::uint64_t, std::uint64_t, std::uint64_t, std::vector<std::string>>;
@@ -221,7 +231,7 @@ std::uint64_t bind_submit(Prefetcher& prefetcher, const std::vector<RunTuple>& r
         window.batches.push_back(reinterpret_cast<void*>(address));
     }
     window.batch_rows = batch_rows;
-    const ReleasedGil released;
+    const py::gil_scoped_release release;
     return prefetcher.submit(std::move(window));
 }
 
@@ -263,7 +273,8 @@ void bind_store(py::module_& m) {
         .def(py::init<std::size_t>(), py::arg("bytes"))
         .def("take", &take_buffer, "uint8 memory that goes back to the pool when its last view is gone.");
 
-    py::class_<Prefetcher>(m, "Prefetcher", "Threads that read windows of a store into batches.")
+    py::class_<Prefetcher, std::unique_ptr<Prefetcher, InThisProcess>>(
+        m, "Prefetcher", "Threads that read windows of a store into batches.")
         .def(py::init(&make_prefetcher), py::kw_only(), py::arg("store"), py::arg("width"), py::arg("dtype"),
              py::arg("snapshots"), py::arg("scales"), py::arg("bf16"), py::arg("stream"), py::arg("direct"),
              py::arg("n_threads"))
@@ -272,8 +283,9 @@ void bind_store(py::module_& m) {
              "Begin to read runs (shard, its rows, first row, rows, paths of the snapshots); row i of them all goes\n"
              "to place targets[i] of the batches, given as addresses, or nowhere (-1). Returns a ticket.")
         .def("is_done", &Prefetcher::is_done, py::arg("ticket"))
-        .def("wait", &Prefetcher::wait, py::arg("ticket"), py::call_guard<ReleasedGil>())
-        .def("drain", &Prefetcher::drain, py::call_guard<ReleasedGil>())
+        .def("wait", &Prefetcher::wait, py::arg("ticket"), py::call_guard<py::gil_scoped_release>())
+        .def("is_of_this_process", &Prefetcher::is_of_this_process, "False in a forked child: make another there.")
+        .def("drain", &Prefetcher::drain, py::call_guard<py::gil_scoped_release>())
         .def_property_readonly("bytes_read", &Prefetcher::bytes_read);
 }
 

@@ -246,6 +246,7 @@ class Prefetcher:
     def wait(self, ticket: int) -> None:
         """Return when the window is complete. Raises `DataError` naming file and block, `OSError`."""
 
+    def is_of_this_process(self) -> bool: ...
     def drain(self) -> None:
         """Forget all windows; return when no thread touches a batch any more."""
 

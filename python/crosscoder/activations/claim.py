@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,10 @@ def claim(path: Path) -> Iterator[bool]:
     """
     make_folder(path.parent)
     temporary = temporary_file(path)
+    with explained_write_errors(path), contextlib.suppress(FileNotFoundError):
+        found = temporary.lstat()
+        if stat.S_ISLNK(found.st_mode) or found.st_nlink > 1:  # of a killed merge: another store's file
+            temporary.unlink()
     descriptor = open_lock(temporary)
     try:
         try:
