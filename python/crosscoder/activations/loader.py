@@ -1,7 +1,7 @@
 """Batches of a store, well mixed, in an order that a seed fixes and a small state resumes.
 
 Letters: B tokens in a batch, K snapshots, D width. A run of rows is read in one piece in each snapshot. While the
-batches of a window are used, C++ threads read the next one (csrc/prefetcher.hpp).
+batches of a window are used, C++ threads read the next one (csrc/store/prefetcher.hpp).
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class ActivationLoader(Source):
     `wait_seconds` and `waits` count how long, and for how many batches, the caller had to wait for data (the first
     batch of a pass apart).
     """
+
+    wait_reason = "the disk is slower than the training; an int8 or int4 store takes less reading"
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ REQUIRED = (
     "huggingface_hub",
     "tokenizers",
     "tyro",
+    "scipy",
     "pyyaml",
     "tqdm",
     "matplotlib",

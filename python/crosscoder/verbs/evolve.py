@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
 from crosscoder.config import StudySettings
+from crosscoder.evolution.analyses import names
 
 EXAMPLE = "crosscoder evolve runs/quickstart --tau 0.3"
 
@@ -21,24 +23,23 @@ class EvolveConfig:
 
     run: tyro.conf.Positional[Path]
     """The run's folder, with a trained crosscoder."""
-    only: tuple[str, ...] = ()
-    """Just these of: examples life rotation dimensionality kind_dimensionality neighbours ngrams induction positions
-    types complexity probes latent_scaling."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Just these of: {' '.join(names())}.")] = ()
     study: StudySettings = field(default_factory=StudySettings)
 
 
 def run(config: EvolveConfig) -> int:
     """Compute the analyses and write the main figures to `summary.json`."""
-    from crosscoder.evolution.analyses import ANALYSES
+    from crosscoder.evolution.analyses import analyses, analysis
     from crosscoder.evolution.study import Study
-    from crosscoder.evolution.summary import main_figures
     from crosscoder.runs import Run
 
     run = Run(config.run)
+    chosen = tuple(map(analysis, config.only)) or analyses()
     study = Study(run, config.study)
     run.begin("evolve", config)
-    names = config.only or tuple(ANALYSES)
-    results = {name: study.result(name) for name in names}
-    run.update_summary(main_figures(results, study.snapshots.revisions))
-    print(f"evolution: {run.evolution} ({', '.join(names)})")
+    figures: dict[str, Any] = {}
+    for one in chosen:
+        figures |= one.summary(study.result(one), study.snapshots.revisions)
+    run.update_summary(figures)
+    print(f"evolution: {run.evolution} ({', '.join(one.name for one in chosen)})")
     return 0
