@@ -8,10 +8,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <cmath>
 #include <cstdint>
 #include <exception>
-#include <initializer_list>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -28,45 +27,7 @@ namespace py = pybind11;
 namespace crosscoder {
 namespace {
 
-std::string str(const py::handle& object) { return py::cast<std::string>(py::str(object)); }
-
-std::string shape_of(const py::array& array) { return str(array.attr("shape")); }
-
-// An array of one of `dtypes`, C-contiguous and aligned, as it is: never a converted copy.
-py::array checked(const py::object& object, const std::string& name, std::initializer_list<py::dtype> dtypes) {
-    if (!py::isinstance<py::array>(object)) {
-        throw py::type_error(name + " must be a numpy array, not " + str(py::type::of(object).attr("__name__")));
-    }
-    auto array = py::reinterpret_borrow<py::array>(object);
-    std::string wanted;
-    bool matches = false;
-    for (const py::dtype& dtype : dtypes) {
-        matches = matches || array.dtype().equal(dtype);
-        wanted += (wanted.empty() ? "" : " or ") + str(dtype);
-    }
-    if (!matches) {
-        throw py::value_error(name + " must be " + wanted + ", not " + str(array.dtype()));
-    }
-    if ((array.flags() & py::array::c_style) == 0) {
-        throw py::value_error(name + " must be C-contiguous (see numpy.ascontiguousarray)");
-    }
-    if ((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
-        throw py::value_error(name + " must be aligned to its element size");
-    }
-    return array;
-}
-
-void check_dimensions(const py::array& array, const std::string& name, py::ssize_t ndim, const char* shape) {
-    if (array.ndim() != ndim) {
-        throw py::value_error(name + " must have shape " + shape + ", not " + shape_of(array));
-    }
-}
-
-void check_writable(const py::array& array, const std::string& name) {
-    if (!array.writeable()) {
-        throw py::value_error(name + " must be writable");
-    }
-}
+using arrays::str;
 
 unsigned checked_threads(int n_threads) {
     if (n_threads < 1) {
@@ -110,10 +71,11 @@ NgramCounter* make_counter(std::int64_t vocab_size, std::optional<std::int32_t> 
 }
 
 void bind_add(NgramCounter& counter, const py::object& tokens, int n_threads) {
-    const py::array ids = checked(tokens, "tokens", {py::dtype::of<std::int32_t>()});
+    const py::array ids = arrays::typed<std::int32_t>(tokens, "tokens");
     if (ids.ndim() != 1 && ids.ndim() != 2) {
-        throw py::value_error("tokens must have shape (T,) or (S, C), not " + shape_of(ids));
+        throw py::value_error("tokens must have shape (T,) or (S, C), not " + str(ids.attr("shape")));
     }
+    arrays::require_layout(ids, "tokens");
     const std::size_t n_sequences = ids.ndim() == 2 ? size_of(ids, 0) : 1;
     const std::size_t length = size_of(ids, ids.ndim() - 1);
     const std::size_t n = n_sequences * length;
@@ -186,40 +148,26 @@ void let_daemon_threads_sleep_at_exit() {
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     using namespace crosscoder;
-    m.doc() = "The C++ core of crosscoder. Arrays are taken as they are (never copied or converted); the GIL is "
-              "released while working.";
+    // Documented in _core.pyi.
     active_level();  // a wrong CROSSCODER_ISA is an ImportError here, not a surprise later
     let_daemon_threads_sleep_at_exit();
 
-    m.def("isa_level", [] { return std::string(level_name(active_level())); },
-          "Instruction-set level in use: portable, avx2, avx512 or avx512_bf16. CROSSCODER_ISA forces a lower one.");
-    m.def("isa_levels", [] { return level_names(best_level(detect_cpu_features())); },
-          "Levels that this CPU can run, lowest first.");
-    m.def("cpu_features", [] { return features_as_dict(detect_cpu_features()); },
-          "CPU features by name; true only where the operating system supports them too.");
+    m.def("isa_level", [] { return std::string(level_name(active_level())); });
+    m.def("isa_levels", [] { return level_names(best_level(detect_cpu_features())); });
+    m.def("cpu_features", [] { return features_as_dict(detect_cpu_features()); });
 
     bind_step(m);
     bind_examples(m);
     bind_geometry(m);
 
-    m.def("xxh3_64", &bind_xxh3_64, py::arg("data"),
-          "XXH3 (64 bits, seed 0) of the bytes of a contiguous buffer. Raises ValueError if it is not contiguous.");
+    m.def("xxh3_64", &bind_xxh3_64, py::arg("data"));
 
-    py::class_<NgramCounter>(m, "NgramCounter",
-                             "Streaming unigram and bigram counts over the token ids 0 to vocab_size - 1.\n\n"
-                             "The id `ignore` (an end-of-text token, a padding of -1, ...) is not counted, and no\n"
-                             "bigram contains it or reaches across it.")
+    py::class_<NgramCounter>(m, "NgramCounter")
         .def(py::init(&make_counter), py::arg("vocab_size"), py::kw_only(), py::arg("ignore") = py::none())
-        .def("add", &bind_add, py::arg("tokens"), py::arg("n_threads") = 1,
-             "Count tokens int32: (T,) is one sequence, (S, C) are S; no bigram crosses sequences.\n\n"
-             "Raises ValueError naming the position of an id out of range; nothing is counted then.")
-        .def("unigrams", [](const NgramCounter& counter) { return to_array(counter.unigrams()); },
-             "(V,) int64: how often each id was counted.")
-        .def("bigrams", &bind_bigrams, py::arg("n_threads") = 1,
-             "(first (N,) int32, second (N,) int32, count (N,) int64) of the N distinct bigrams, sorted by first,\n"
-             "then second.")
-        .def_property_readonly("total", &NgramCounter::n_tokens, "Number of tokens counted: unigrams().sum().")
-        .def_property_readonly("n_distinct_bigrams", &NgramCounter::n_distinct)
+        .def("add", &bind_add, py::arg("tokens"), py::arg("n_threads") = 1)
+        .def("unigrams", [](const NgramCounter& counter) { return to_array(counter.unigrams()); })
+        .def("bigrams", &bind_bigrams, py::arg("n_threads") = 1)
+        .def_property_readonly("total", &NgramCounter::n_tokens)
         .def_property_readonly("vocab_size", &NgramCounter::vocab_size)
         .def_property_readonly("ignore", &NgramCounter::ignore);
 

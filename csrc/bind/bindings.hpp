@@ -58,37 +58,51 @@ inline std::string str(const py::handle& object) { return py::cast<std::string>(
 
 using Shape = std::vector<std::size_t>;
 
+// A length that may be anything, in the shape that an array must have; shown as *.
+constexpr std::size_t kAny = ~std::size_t{0};
+
 inline std::string shape_text(const Shape& shape) {
-    std::string text = "(";
+    std::string text;
     for (const std::size_t length : shape) {
-        text += std::to_string(length) + ", ";
+        text += (text.empty() ? "" : ", ") + (length == kAny ? "*" : std::to_string(length));
     }
-    return text + ")";
+    return "(" + text + (shape.size() == 1 ? ",)" : ")");
 }
 
-// A C-contiguous array of T with exactly this shape. Raises TypeError or ValueError naming it.
+// A numpy array of T. Raises TypeError or ValueError naming the argument, what it must be and what it is.
 template <class T>
-py::array require(const py::object& object, const char* name, const Shape& shape) {
+py::array typed(const py::object& object, const std::string& name) {
     if (!py::isinstance<py::array>(object)) {
-        throw py::type_error(std::string(name) + " must be a numpy array, not " +
-                             str(py::type::of(object).attr("__name__")));
+        throw py::type_error(name + " must be a numpy array, not " + str(py::type::of(object).attr("__name__")));
     }
     auto array = py::reinterpret_borrow<py::array>(object);
     if (!array.dtype().equal(py::dtype::of<T>())) {
-        throw py::value_error(std::string(name) + " must be " + str(py::dtype::of<T>()) + ", not " +
-                              str(array.dtype()));
+        throw py::value_error(name + " must be " + str(py::dtype::of<T>()) + ", not " + str(array.dtype()));
     }
+    return array;
+}
+
+inline void require_layout(const py::array& array, const std::string& name) {
+    if ((array.flags() & py::array::c_style) == 0) {
+        throw py::value_error(name + " must be C-contiguous (see numpy.ascontiguousarray)");
+    }
+    if ((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
+        throw py::value_error(name + " must be aligned to its element size");
+    }
+}
+
+// A C-contiguous, aligned array of T with this shape.
+template <class T>
+py::array require(const py::object& object, const std::string& name, const Shape& shape) {
+    py::array array = typed<T>(object, name);
     bool same = static_cast<std::size_t>(array.ndim()) == shape.size();
     for (std::size_t i = 0; same && i < shape.size(); ++i) {
-        same = static_cast<std::size_t>(array.shape(static_cast<py::ssize_t>(i))) == shape[i];
+        same = shape[i] == kAny || static_cast<std::size_t>(array.shape(static_cast<py::ssize_t>(i))) == shape[i];
     }
     if (!same) {
-        throw py::value_error(std::string(name) + " must have shape " + shape_text(shape) + ", not " +
-                              str(array.attr("shape")));
+        throw py::value_error(name + " must have shape " + shape_text(shape) + ", not " + str(array.attr("shape")));
     }
-    if ((array.flags() & py::array::c_style) == 0) {
-        throw py::value_error(std::string(name) + " must be C-contiguous");
-    }
+    require_layout(array, name);
     return array;
 }
 

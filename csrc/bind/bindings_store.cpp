@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind/bindings.hpp"
 #include "store/buffer_pool.hpp"
 #include "core/cpu_features.hpp"
 #include "store/prefetcher.hpp"
@@ -24,6 +25,9 @@ namespace py = pybind11;
 
 namespace crosscoder {
 namespace {
+
+using arrays::kAny;
+using arrays::require;
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
@@ -42,19 +46,6 @@ Item parse_item(const std::string& name) {
     throw py::value_error("dtype must be one of fp32, bf16, fp16, int8, int4, not " + name);
 }
 
-template <class T>
-void check_shape(const Array<T>& array, const char* name, std::initializer_list<py::ssize_t> shape) {
-    bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
-    py::ssize_t axis = 0;
-    for (const py::ssize_t size : shape) {
-        same = same && (size < 0 || array.shape(axis) == size);
-        ++axis;
-    }
-    if (!same) {
-        throw py::value_error(std::string(name) + " has shape " + py::cast<std::string>(py::str(array.attr("shape"))));
-    }
-}
-
 SegmentHead head_of(std::uint64_t store, std::uint32_t shard, std::uint64_t rows, py::ssize_t width) {
     if (rows < 1 || width < 1 || width > 1 << 22) {
         throw py::value_error("a segment needs rows, and a width of 1 to 4194304");
@@ -67,10 +58,10 @@ SegmentHead head_of(std::uint64_t store, std::uint32_t shard, std::uint64_t rows
     return head;
 }
 
-bool bind_write_activations(const std::string& path, const std::string& temporary, const Array<float>& x,
+bool bind_write_activations(const std::string& path, const std::string& temporary, const py::object& array,
                             const std::string& dtype, std::uint32_t group, std::uint64_t store, std::uint32_t shard,
                             const std::string& name) {
-    check_shape(x, "x", {-1, -1});
+    const py::array x = require<float>(array, "x", {kAny, kAny});
     SegmentHead head = head_of(store, shard, static_cast<std::uint64_t>(x.shape(0)), x.shape(1));
     head.item = parse_item(dtype);
     if (head.item == Item::int32 || head.quantised() != (group > 0)) {
@@ -81,18 +72,20 @@ bool bind_write_activations(const std::string& path, const std::string& temporar
     }
     head.group = group;
     head.name = name;
+    const auto* values = static_cast<const float*>(x.data());
     const py::gil_scoped_release release;
-    return write_activations(path, temporary, std::move(head), x.data());
+    return write_activations(path, temporary, std::move(head), values);
 }
 
-void bind_write_tokens(const std::string& path, const std::string& temporary, const Array<std::int32_t>& rows,
+void bind_write_tokens(const std::string& path, const std::string& temporary, const py::object& array,
                        std::uint64_t store, std::uint32_t shard) {
-    check_shape(rows, "rows", {-1, -1});
+    const py::array rows = require<std::int32_t>(array, "rows", {kAny, kAny});
     SegmentHead head = head_of(store, shard, static_cast<std::uint64_t>(rows.shape(0)), rows.shape(1));
     head.kind = Kind::tokens;
     head.item = Item::int32;
+    const auto* values = static_cast<const std::int32_t*>(rows.data());
     const py::gil_scoped_release release;
-    write_tokens(path, temporary, std::move(head), rows.data());
+    write_tokens(path, temporary, std::move(head), values);
 }
 
 py::dict head_as_dict(const SegmentHead& head) {
@@ -112,14 +105,12 @@ py::dict head_as_dict(const SegmentHead& head) {
     return result;
 }
 
-void bind_gather(SegmentFile& file, const Array<std::int64_t>& index, double scale, Array<float>& out,
+void bind_gather(SegmentFile& file, const py::object& index, double scale, const py::object& out,
                  std::size_t place) {
     const SegmentHead& head = file.head();
-    check_shape(index, "index", {-1});
-    check_shape(out, "out", {index.shape(0), -1, static_cast<py::ssize_t>(head.width)});
-    const auto K = static_cast<std::size_t>(out.shape(1));
-    const auto n = static_cast<std::size_t>(index.shape(0));
-    const std::int64_t* rows = index.data();
+    const auto n = static_cast<std::size_t>(require<std::int64_t>(index, "index", {kAny}).size());
+    const auto* rows = arrays::in<std::int64_t>(index, "index", {n});
+    const auto K = static_cast<std::size_t>(require<float>(out, "out", {n, kAny, head.width}).shape(1));
     if (head.kind != Kind::activations || place >= K) {
         throw py::value_error("these rows are not activations, or out has no such snapshot");
     }
@@ -129,7 +120,7 @@ void bind_gather(SegmentFile& file, const Array<std::int64_t>& index, double sca
                                   file.path() + " has " + std::to_string(head.rows) + " rows");
         }
     }
-    float* target = out.mutable_data() + place * head.width;
+    float* target = arrays::out<float>(out, "out", {n, K, head.width}) + place * head.width;
     const py::gil_scoped_release release;
     file.gather(unpack_kernels(active_level()), rows, n, static_cast<float>(scale), target, K * head.width);
 }
@@ -205,9 +196,10 @@ std::unique_ptr<Prefetcher, InThisProcess> make_prefetcher(std::uint64_t store, 
 using RunTuple = std::tuple<std::uint32_t, std::uint64_t, std::uint64_t, std::uint64_t, std::vector<std::string>>;
 
 std::uint64_t bind_submit(Prefetcher& prefetcher, const std::vector<RunTuple>& runs,
-                          const Array<std::int64_t>& targets, const std::vector<std::uintptr_t>& batches,
+                          const py::object& targets, const std::vector<std::uintptr_t>& batches,
                           std::size_t batch_rows, std::size_t n_snapshots) {
-    check_shape(targets, "targets", {-1});
+    const py::array places_n = require<std::int64_t>(targets, "targets", {kAny});
+    const auto* target_n = static_cast<const std::int64_t*>(places_n.data());
     Window window;
     std::size_t total = 0;
     for (const auto& [shard, shard_rows, first, rows, paths] : runs) {
@@ -217,10 +209,10 @@ std::uint64_t bind_submit(Prefetcher& prefetcher, const std::vector<RunTuple>& r
         window.runs.push_back({shard, shard_rows, first, rows, total, paths});
         total += static_cast<std::size_t>(rows);
     }
-    if (static_cast<std::size_t>(targets.size()) != total || batch_rows < 1) {
+    if (static_cast<std::size_t>(places_n.size()) != total || batch_rows < 1) {
         throw py::value_error("targets must have one entry for each row of the runs");
     }
-    window.targets.assign(targets.data(), targets.data() + total);
+    window.targets.assign(target_n, target_n + total);
     const auto places = static_cast<std::int64_t>(batches.size() * batch_rows);
     for (const std::int64_t target : window.targets) {
         if (target >= places) {
@@ -251,42 +243,35 @@ void bind_store(py::module_& m) {
         }
     });
 
-    m.def("write_activations", &bind_write_activations, py::arg("path"), py::arg("temporary"), py::arg("x").noconvert(),
-          py::kw_only(), py::arg("dtype"), py::arg("group"), py::arg("store"), py::arg("shard"), py::arg("name"),
-          "Write x (T, D) float32 as a segment: to `temporary`, synced, renamed to `path`. False, and nothing written,\n"
-          "if a value is not finite (also after rounding). Raises OSError.");
-    m.def("write_tokens", &bind_write_tokens, py::arg("path"), py::arg("temporary"), py::arg("rows").noconvert(),
-          py::kw_only(), py::arg("store"), py::arg("shard"), "Write rows (T, 4) int32 as a segment, atomically.");
+    m.def("write_activations", &bind_write_activations, py::arg("path"), py::arg("temporary"), py::arg("x"),
+          py::kw_only(), py::arg("dtype"), py::arg("group"), py::arg("store"), py::arg("shard"), py::arg("name"));
+    m.def("write_tokens", &bind_write_tokens, py::arg("path"), py::arg("temporary"), py::arg("rows"),
+          py::kw_only(), py::arg("store"), py::arg("shard"));
 
-    py::class_<SegmentFile>(m, "SegmentFile", "An open segment of a store, its head checked.")
+    py::class_<SegmentFile>(m, "SegmentFile")
         .def(py::init<const std::string&>(), py::arg("path"))
         .def_property_readonly("head", [](const SegmentFile& file) { return head_as_dict(file.head()); })
         .def_property_readonly("path", &SegmentFile::path)
-        .def("column_sums", &column_sums, "(D,) float64: sum of the stored rows.")
-        .def("damaged_blocks", &bind_damaged_blocks, "Numbers of the blocks whose checksum does not hold.")
-        .def("read_tokens", &bind_read_tokens, "(T, 4) int32.")
-        .def("gather", &bind_gather, py::arg("index").noconvert(), py::arg("scale"), py::arg("out").noconvert(),
-             py::arg("place"),
-             "out[i, place, :] = float32(row index[i]) * scale. Each block is checked when it is first met.");
+        .def("column_sums", &column_sums)
+        .def("damaged_blocks", &bind_damaged_blocks)
+        .def("read_tokens", &bind_read_tokens)
+        .def("gather", &bind_gather, py::arg("index"), py::arg("scale"), py::arg("out"),
+             py::arg("place"));
 
-    py::class_<BufferPool, std::shared_ptr<BufferPool>>(m, "BufferPool", "Buffers that are used again and again.")
+    py::class_<BufferPool, std::shared_ptr<BufferPool>>(m, "BufferPool")
         .def(py::init<std::size_t>(), py::arg("bytes"))
-        .def("take", &take_buffer, "uint8 memory that goes back to the pool when its last view is gone.");
+        .def("take", &take_buffer);
 
-    py::class_<Prefetcher, std::unique_ptr<Prefetcher, InThisProcess>>(
-        m, "Prefetcher", "Threads that read windows of a store into batches.")
+    py::class_<Prefetcher, std::unique_ptr<Prefetcher, InThisProcess>>(m, "Prefetcher")
         .def(py::init(&make_prefetcher), py::kw_only(), py::arg("store"), py::arg("width"), py::arg("dtype"),
              py::arg("snapshots"), py::arg("scales"), py::arg("bf16"), py::arg("stream"), py::arg("direct"),
              py::arg("n_threads"))
-        .def("submit", &bind_submit, py::arg("runs"), py::arg("targets").noconvert(), py::arg("batches"),
-             py::arg("batch_rows"), py::arg("n_snapshots"),
-             "Begin to read runs (shard, its rows, first row, rows, paths of the snapshots); row i of them all goes\n"
-             "to place targets[i] of the batches, given as addresses, or nowhere (-1). Returns a ticket.")
+        .def("submit", &bind_submit, py::arg("runs"), py::arg("targets"), py::arg("batches"),
+             py::arg("batch_rows"), py::arg("n_snapshots"))
         .def("is_done", &Prefetcher::is_done, py::arg("ticket"))
         .def("wait", &Prefetcher::wait, py::arg("ticket"), py::call_guard<py::gil_scoped_release>())
-        .def("is_of_this_process", &Prefetcher::is_of_this_process, "False in a forked child: make another there.")
-        .def("drain", &Prefetcher::drain, py::call_guard<py::gil_scoped_release>())
-        .def_property_readonly("bytes_read", &Prefetcher::bytes_read);
+        .def("is_of_this_process", &Prefetcher::is_of_this_process)
+        .def("drain", &Prefetcher::drain, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace crosscoder

@@ -166,11 +166,6 @@ void Prefetcher::drain() {
     done_.wait(lock, [&] { return running_ == 0; });
 }
 
-std::uint64_t Prefetcher::bytes_read() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return bytes_read_;
-}
-
 void Prefetcher::work() {
     Scratch scratch;
     std::unique_lock<std::mutex> lock(mutex_);
@@ -301,8 +296,6 @@ void Prefetcher::load(const Task& task, Scratch& scratch) {
         }
     }
     file.require_unchanged();
-    const std::lock_guard<std::mutex> lock(mutex_);
-    bytes_read_ += span.bytes;
 }
 
 }  // namespace crosscoder

@@ -69,7 +69,6 @@ class Prefetcher {
     bool is_of_this_process() const;
 
     // Bytes taken from files so far.
-    std::uint64_t bytes_read();
 
   private:
     struct Job {
@@ -106,7 +105,6 @@ class Prefetcher {
     std::deque<Task> tasks_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Job>> jobs_;
     std::uint64_t next_ticket_ = 0;
-    std::uint64_t bytes_read_ = 0;
     std::size_t running_ = 0;
     bool stop_ = false;
 

@@ -119,10 +119,6 @@ class NgramCounter:
         """Number of tokens counted: `unigrams().sum()`."""
 
     @property
-    def n_distinct_bigrams(self) -> int:
-        """N, the number of distinct bigrams."""
-
-    @property
     def vocab_size(self) -> int: ...
     @property
     def ignore(self) -> int | None: ...
@@ -220,12 +216,11 @@ class Prefetcher:
     def wait(self, ticket: int) -> None:
         """Return when the window is complete. Raises `DataError` naming file and block, `OSError`."""
 
-    def is_of_this_process(self) -> bool: ...
+    def is_of_this_process(self) -> bool:
+        """False in a forked child, whose threads are its parent's: another must be made there."""
+
     def drain(self) -> None:
         """Forget all windows; return when no thread touches a batch any more."""
-
-    @property
-    def bytes_read(self) -> int: ...
 
 # The training step (csrc/bind/bindings_step.cpp). Its Python faces are kernels/*/native.py, which say what arrays are.
 # bf16 numbers are uint16 bits; every array is C-contiguous. All raise `TypeError` or `ValueError` naming a wrong one.

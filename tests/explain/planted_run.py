@@ -11,9 +11,9 @@ import torch
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, weights
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.config import StudySettings
+from crosscoder.evolution.study import Study
 from crosscoder.files import write_json
 from crosscoder.runs import Run
-from crosscoder.verbs.evolve import EvolveConfig
 
 REVISIONS = ("step0", "step10", "step1000")
 K, WORDS, DENSE, DEAD = len(REVISIONS), 30, 30, 31
@@ -112,5 +112,5 @@ def make_run(path: Path) -> Run:
         ).save_pretrained(folder)
         tokenizer().save_pretrained(folder)
     write_json(run.snapshots_file, {"model": "language_model", "revisions": list(REVISIONS), "layer": 0})
-    run.begin("evolve", EvolveConfig(run.path, study=StudySettings()))
+    Study(run, StudySettings()).save_settings()
     return run

@@ -70,7 +70,7 @@ def test_weights_stay_in_the_file(tmp_path: Path) -> None:
 
 def edit(folder: Path, **changes: Any) -> None:
     file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    write_json(file, {**read_json(file), **changes})  # with a checksum that holds
 
 
 @pytest.mark.parametrize(

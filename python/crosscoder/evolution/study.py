@@ -26,12 +26,14 @@ from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.common.arrays import flatten, layout, load_arrays, restore, save_arrays
 from crosscoder.config import StudySettings
+from crosscoder.configfile import read_config, write_config
 from crosscoder.evolution.partial import Partial
 from crosscoder.files import read_json, write_json
 from crosscoder.model import Crosscoder
 from crosscoder.runs import Run
 
 R = TypeVar("R")
+SETTINGS_FILE = "settings.yaml"
 BATCH_TOKENS = 2048
 """Scaled activations that are read at a time."""
 
@@ -76,6 +78,17 @@ class Study:
         self.settings = settings
         run.require(run.crosscoder, f"train it first: crosscoder train {run.path} --help")
         run.require(run.activations("train"), f"collect first: crosscoder collect {run.path} --help")
+
+    @classmethod
+    def of(cls, run: Run) -> Study:
+        """The study with the settings that the run was last analysed with. Raises `DataError` if it never was."""
+        path = run.evolution / SETTINGS_FILE
+        run.require(path, f"run first: crosscoder evolve {run.path}")
+        return cls(run, read_config(path, StudySettings))
+
+    def save_settings(self) -> None:
+        """Leave the settings beside the results, for those who read them. Raises `StorageError`."""
+        write_config(self.run.evolution / SETTINGS_FILE, self.settings)
 
     # ------------------------------------------------------------------------------------------- inputs
 

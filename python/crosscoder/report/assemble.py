@@ -13,7 +13,6 @@ from crosscoder.attribution.study import finished_tasks, load_circuit
 from crosscoder.common.arrays import Arrays, flatten
 from crosscoder.common.byte_text import byte_level_text
 from crosscoder.common.tables import read_table
-from crosscoder.configfile import read_config
 from crosscoder.errors import DataError
 from crosscoder.evolution.analyses import analyses
 from crosscoder.evolution.strength import KIND_NAMES
@@ -37,7 +36,6 @@ from crosscoder.report.life_tables import THRESHOLDS
 from crosscoder.report.results import SHOWN_KINDS, Results
 from crosscoder.report.turning import is_sharp, turning_figures
 from crosscoder.runs import Run
-from crosscoder.verbs.evolve import EvolveConfig
 
 NEEDED = {
     "train": {"dead_fraction", "n_train_tokens"},
@@ -57,8 +55,7 @@ def assemble(run: Run) -> PageData:
     for verb, figures in NEEDED.items():
         if not figures <= summary.keys():
             raise DataError(f"{run.path} lacks results; run first: crosscoder {verb} {run.path}")
-    evolve = read_config(run.path / "config" / "evolve.yaml", EvolveConfig)
-    study = Study(run, evolve.study)
+    study = Study.of(run)
     studied = finished_tasks(run)
     known = {one.name: study.finished(one) if one.name in OPTIONAL else study.result(one) for one in analyses()}
     typed = {name: result for name, result in known.items() if result is not None}

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 if TYPE_CHECKING:
-    from crosscoder.evolution.study import Study
-    from crosscoder.runs import Run
+    pass
 
 EXAMPLE = "crosscoder compare runs/quickstart runs/seed1"
 
@@ -39,13 +38,14 @@ def run(config: CompareConfig) -> int:
     from crosscoder.evolution.analyses.life import LIFE
     from crosscoder.evolution.comparisons import save_comparison, summary
     from crosscoder.evolution.stability import STABLE, compare_dictionaries
+    from crosscoder.evolution.study import Study
     from crosscoder.files import read_json
     from crosscoder.runs import Run
 
     runs = Run(config.run), Run(config.other)
     if runs[0].path.resolve() == runs[1].path.resolve():
         raise ConfigError(f"{config.run} would be compared with itself; name another run")
-    studies = [_study(run) for run in runs]
+    studies = [Study.of(run) for run in runs]
     sites = [{**read_json(run.snapshots_file), "model": None} for run in runs]
     if sites[0] != sites[1]:
         raise DataError(f"{config.run} and {config.other} are of different snapshots or layers; nothing to compare")
@@ -78,14 +78,3 @@ def run(config: CompareConfig) -> int:
         f"({found.emergence_within_one_null:.1%}), rank correlation {found.emergence_correlation:.3f}"
     )
     return 0
-
-
-def _study(run: Run) -> Study:
-    """The study with the settings that the run was analysed with. Raises `DataError` if it was not."""
-    from crosscoder.configfile import read_config
-    from crosscoder.evolution.study import Study
-    from crosscoder.verbs.evolve import EvolveConfig
-
-    remedy = f"run first: crosscoder evolve {run.path} --only life"
-    run.require(run.evolution / "life.json", remedy)
-    return Study(run, read_config(run.path / "config" / "evolve.yaml", EvolveConfig).study)

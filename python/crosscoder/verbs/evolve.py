@@ -15,6 +15,21 @@ from crosscoder.config import StudySettings
 from crosscoder.evolution.analyses import names
 
 EXAMPLE = "crosscoder evolve runs/quickstart --tau 0.3"
+README = """# Results of the analyses
+
+`NAME.npz` holds the arrays of analysis NAME; `NAME.json` says what they rest on. In Python:
+
+    from crosscoder.evolution.analyses.life import LIFE
+    from crosscoder.evolution.study import Study
+    from crosscoder.runs import Run
+
+    life = Study.of(Run("path/to/the/run")).result(LIFE)
+
+`settings.yaml` holds the settings of the last `crosscoder evolve`. "(ours)" marks what is not a definition of the
+paper's (arXiv 2509.17196).
+
+{analyses}
+"""
 
 
 @dataclass(frozen=True)
@@ -29,14 +44,17 @@ class EvolveConfig:
 
 def run(config: EvolveConfig) -> int:
     """Compute the analyses and write the main figures to `summary.json`."""
-    from crosscoder.evolution.analyses import analyses, analysis
+    from crosscoder.evolution.analyses import analyses, analysis, listed
     from crosscoder.evolution.study import Study
+    from crosscoder.files import write_text
     from crosscoder.runs import Run
 
     run = Run(config.run)
     chosen = tuple(map(analysis, config.only)) or analyses()
     study = Study(run, config.study)
     run.begin("evolve", config)
+    study.save_settings()
+    write_text(run.evolution / "README.md", README.format(analyses=listed()))
     figures: dict[str, Any] = {}
     for one in chosen:
         figures |= one.summary(study.result(one), study.snapshots.revisions)

@@ -63,3 +63,9 @@ def analysis(name: str) -> Analysis[Any]:
 def analyses() -> tuple[Analysis[Any], ...]:
     """All of them, in order."""
     return tuple(analysis(name) for name in names())
+
+
+def listed() -> str:
+    """All analyses as a Markdown table: for docs/evolution.md and the README beside a run's results."""
+    rows = [f"| `{one.name}` | {one.definition} | {', '.join(one.settings) or '-'} |" for one in analyses()]
+    return "\n".join(["| analysis | what it computes | settings |", "|---|---|---|", *rows])
