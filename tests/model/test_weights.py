@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution import decoder_norms
+from crosscoder.files import read_json, write_json
 
 
 @pytest.fixture
