@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import error
 from explain.planted_run import DENSE, WORDS, born, make_run
 from explain.server import Fault, Server, guessing, knowing
 from faults.killing import crosscoder
+from support.command_line import error
 
 from crosscoder import Crosscoder, cli, weights
 from crosscoder.common.tables import read_table

@@ -23,6 +23,7 @@ NAMES = (
     "examples",
     "life",
     "rotation",
+    "change",
     "dimensionality",
     "kind_dimensionality",
     "neighbours",
