@@ -49,9 +49,14 @@ class _Window:
 class ActivationLoader(Source):
     """Iterates float32 batches (B, K, D): one pass over it is one epoch, each epoch in a fresh order.
 
-    Activations come multiplied by `scale` (K,), by default the store's own s_K. The last N mod B tokens of an epoch
-    are left out, others each time, unless `drop_last` is off. `state_dict` and `load_state_dict` go on in the middle
-    of an epoch. With `world_size` ranks, each takes its own B tokens of every step, and all together every token once.
+    Activations come multiplied by `scale` (K,), by default the store's own s_K. Unless `drop_last` is off,
+    an epoch leaves out its last N mod B tokens, which differ from epoch to epoch. `state_dict` and `load_state_dict`
+    go on in the middle of an epoch. With `world_size` ranks, each takes its own B tokens of every step, and all
+    together every token once.
+
+    The memory of a batch belongs to the tensor that is yielded: it returns to the loader's pool (on a GPU: to torch's)
+    when the last reference to the tensor is gone, and nobody frees it by hand. Until a batch is yielded, the C++
+    threads that fill it hold plain addresses, and the loader keeps its buffer alive for them.
 
     `wait_seconds` and `waits` count how long, and for how many batches, the caller had to wait for data (the first
     batch of a pass apart).
