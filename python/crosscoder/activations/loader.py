@@ -110,7 +110,7 @@ class ActivationLoader(Source):
             world_size=world_size,
         )
         self.scale_K = store.scales() if scale is None else scale
-        self._pool = _core.BufferPool(batch_size * self._row_bytes)
+        self._pool: _core.BufferPool
         self._prefetcher: _core.Prefetcher | None = None
 
     def _geometry(self, batch_size: int, memory_bytes: int) -> tuple[int, int]:
@@ -140,7 +140,8 @@ class ActivationLoader(Source):
 
     def _on_host(self, plan: Dealer) -> Iterator[Tensor]:
         """The batches of this rank from here to the end of the epoch, on the CPU."""
-        if self._prefetcher is None:
+        if self._prefetcher is None or not self._prefetcher.is_of_this_process():
+            self._pool = _core.BufferPool(self.batch_size * self._row_bytes)
             self._prefetcher = _core.Prefetcher(
                 store=self.store.identity,
                 width=self.store.d_model,
@@ -152,21 +153,22 @@ class ActivationLoader(Source):
                 direct=self.direct,
                 n_threads=self.n_threads,
             )
-        reading = _Reading(self, self._prefetcher, plan)
+        prefetcher = self._prefetcher
+        reading = _Reading(self, prefetcher, plan)
         try:
             first = True
             while (batch := reading.next()) is not None:
-                ready = all(self._prefetcher.is_done(ticket) for ticket in batch.tickets)
+                ready = all(prefetcher.is_done(ticket) for ticket in batch.tickets)
                 began = time.perf_counter()
                 for ticket in batch.tickets:
-                    self._prefetcher.wait(ticket)
+                    prefetcher.wait(ticket)
                 if not (ready or first):
                     self.waits += 1
                     self.wait_seconds += time.perf_counter() - began
                 first = False
                 yield self._tensor(batch)
         finally:
-            self._prefetcher.drain()
+            prefetcher.drain()
 
     def _on_device(self, plan: Dealer) -> Iterator[Tensor]:
         """The same on a CUDA device: the next batch is copied while the caller works on this one."""
