@@ -15,7 +15,7 @@ from crosscoder.kernels.encode.rows import EncoderRows
 from crosscoder.kernels.transpose.reference import FeatureOrder
 
 if TYPE_CHECKING:
-    from crosscoder.train.state import AdamState
+    from crosscoder.backends.adam_state import AdamState
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ def _targets(
 
 def update_rows(
     parts: GradientParts,
+    db_enc_F: Tensor,
     W_enc_FKD: Tensor,
     W_dec_FKD: Tensor,
     b_enc_F: Tensor,
@@ -152,8 +153,7 @@ def update_rows(
 ) -> None:
     """Adam on W_enc, W_dec and b_enc in place, from the pairs; `rows` stay up to date."""
     targets = _targets(W_enc_FKD, W_dec_FKD, b_enc_F, state, rows, options)
-    bias = array(parts.encoder_bias())
-    _core.update_rows(code_arrays(parts.code), parts.order_arrays(), parts.arrays(), bias, *targets)
+    _core.update_rows(code_arrays(parts.code), parts.order_arrays(), parts.arrays(), array(db_enc_F), *targets)
 
 
 def update_dense_rows(

@@ -91,6 +91,7 @@ def load(trainer: Trainer, folder: Path) -> dict[str, Any]:
     for name, checksum in record["checksums"].items():
         if name not in tensors or weights.checksum(tensors[name]) != checksum:
             raise DataError(f"{folder / STATE_FILE}: {name} is missing or damaged")
+    trainer.engine.settle()
     trainer.model.load_state_dict(parameters)
     trainer.firing.average_F.copy_(tensors["firing_average"])
     trainer.firing.n_steps = record["firing_steps"]
@@ -100,7 +101,6 @@ def load(trainer: Trainer, folder: Path) -> dict[str, Any]:
     trainer.recent.load(tensors)
     for name, tensor in trainer.engine.tensors():
         tensor.copy_(tensors[name])
-    trainer.engine.parameters_changed()
     extra: dict[str, Any] = record["extra"]
     return extra
 
