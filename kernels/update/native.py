@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,13 @@ from crosscoder.kernels.arrays import Array, array, array_or_none, code_arrays, 
 from crosscoder.kernels.encode.rows import EncoderRows
 from crosscoder.kernels.transpose.reference import FeatureOrder
 
-if TYPE_CHECKING:
-    from crosscoder.backends.adam_state import AdamState
+
+class Moments(Protocol):
+    """Adam's moments by parameter, and when each feature's were last brought up to date (`AdamState`)."""
+
+    last_step_F: Tensor
+
+    def __getitem__(self, name: str) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def _matrix(parameter: Tensor, moments: dict[str, Tensor]) -> tuple[Array | None
 
 
 def _targets(
-    W_enc_FKD: Tensor, W_dec_FKD: Tensor, b_enc_F: Tensor, state: AdamState, rows: EncoderRows, options: AdamOptions
+    W_enc_FKD: Tensor, W_dec_FKD: Tensor, b_enc_F: Tensor, state: Moments, rows: EncoderRows, options: AdamOptions
 ) -> tuple[Any, ...]:
     return (
         _matrix(W_enc_FKD, state["W_enc"]),
@@ -147,7 +152,7 @@ def update_rows(
     W_enc_FKD: Tensor,
     W_dec_FKD: Tensor,
     b_enc_F: Tensor,
-    state: AdamState,
+    state: Moments,
     rows: EncoderRows,
     options: AdamOptions,
 ) -> None:
@@ -165,7 +170,7 @@ def update_dense_rows(
     W_enc_FKD: Tensor,
     W_dec_FKD: Tensor,
     b_enc_F: Tensor,
-    state: AdamState,
+    state: Moments,
     rows: EncoderRows,
     options: AdamOptions,
 ) -> None:

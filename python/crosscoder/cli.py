@@ -60,7 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # With busy cores, threads that spin at every barrier cost a multiple of the work (docs/performance.md). This must
     # be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _command(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # a pipe that is closed shows here, not when the interpreter ends
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is still buffered goes
+        return 0
+
+
+def _command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -74,9 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        sys.stderr.close()  # where the interpreter would complain of the same on its way out
-        return 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if debug:
             traceback.print_exc()

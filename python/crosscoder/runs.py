@@ -25,7 +25,7 @@ Open `report.html` in a browser: it needs no network.
 | `training/metrics.jsonl` | one line every few steps: loss, explained variance, L0 by snapshot |
 | `training/checkpoints/` | while training: from here a killed run goes on |
 | `crosscoder/` | the crosscoder, for raw activations: `crosscoder.Crosscoder.from_pretrained(...)` |
-| `evolution/` | the results of the analyses as arrays (`.npz`) |
+| `evolution/` | the results of the analyses as arrays (`.npz`); `README.md` there says what each is |
 | `comparison/RUN.npz` | features matched with those of another run; `RUN.json` says which |
 | `evolution/explanations.parquet` | features in words, with scores; `explanations/answers.jsonl`: all that was asked |
 | `attribution/TASK/` | which features carry a task (`.parquet`): prompts, metric, attributions, ablation curves |

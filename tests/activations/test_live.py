@@ -16,6 +16,7 @@ from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.source import Source
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.train.run import _tell_waits
 
 SHARD, B = 48, 11
 
@@ -43,6 +44,17 @@ def test_the_same_batches_as_from_a_store(models: Path, tokens: TokenSet, tmp_pa
         stored, computed = list(loader), list(source)
         assert len(stored) == len(computed) == len(source) > 10
         assert all(torch.equal(a, b) for a, b in zip(stored, computed, strict=True))
+
+
+def test_a_training_that_waits_is_told_what_it_waits_for(
+    models: Path, tokens: TokenSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, reason in zip(both(models, tokens, tmp_path), ("the disk is slower", "forward passes"), strict=True):
+        source.wait_seconds, source.waits = 3.0, 7
+        _tell_waits(source, 10.0)
+        told = " ".join(capsys.readouterr().err.split())
+        assert "30% of the time (7 batches)" in told and reason in told
+        assert ("disk is slower" in told) == (source.wait_reason == ActivationLoader.wait_reason)
 
 
 def test_the_same_training_as_from_a_store(models: Path, tokens: TokenSet, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.steps import loss_and_gradients
 
 from crosscoder import CrosscoderConfig, TrainConfig
-from crosscoder.step import loss_and_gradients
 from harness import memory
 from harness.measure import GEMM_NAMES, Timing, compare, gemms
 from harness.opponents import DenseCrosscoder, DenseTrainer

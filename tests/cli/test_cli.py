@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import error, run
 from faults.test_kill import collection
+from support.command_line import error, run
 
 from crosscoder import ActivationStore, cli
 
@@ -53,6 +54,18 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert f"example: crosscoder {verb}" in printed
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in cli.VERBS)])
+def test_a_reader_who_has_seen_enough_is_no_error(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "-m", "crosscoder", *arguments]
+        done = subprocess.run(command, check=False, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:

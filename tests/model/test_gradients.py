@@ -1,55 +1,27 @@
-"""Closed-form gradients, the composition of the six operations, and autograd must agree (docs/method.md, section 3)."""
+"""Closed-form gradients, the composition of the operations, and autograd must agree (docs/method.md, section 3)."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from support import crosscoders
+from support.crosscoders import GATES, NAMES, RANKED, relative_error
+from support.steps import LAMBDA, LAMBDA_P, gradients, loss_and_gradients
 
 from crosscoder import Crosscoder, CrosscoderConfig
-from crosscoder.kernels.code_grad.reference import code_grad
 from crosscoder.kernels.decode.reference import decode
 from crosscoder.kernels.threshold.reference import threshold_gradient
-from crosscoder.kernels.update.reference import decoder_gradient, encoder_gradient
 from crosscoder.penalty import Penalty
-from crosscoder.step import loss_and_gradients
 
-NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "log_threshold")
-LAMBDA, LAMBDA_P = 0.3, 0.05
 SHAPES = [(63, 1, 7, 50), (33, 3, 16, 101), (17, 33, 5, 40), (9, 64, 3, 31)]
-RANKED = ("topk", "batchtopk")  # gates without a threshold: no threshold modes, no l_pre
-GATES = ["snapshot", "shared", "topk", "batchtopk"]
+make = partial(crosscoders.make, dtype=torch.float64)
+autograd = partial(gradients, backend="reference")
 
 
-def make(shape: tuple[int, int, int, int], seed: int = 0, **options: Any) -> tuple[Crosscoder, Tensor]:
-    B, K, D, F = shape
-    if options.get("gate") in RANKED:
-        options["top_k"] = 6
-    model = Crosscoder(CrosscoderConfig(K, D, F, **options), seed=seed).double()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        # Norms differ by snapshot and thresholds by feature, so that gates open at some snapshots only.
-        model.W_dec *= torch.rand(F, K, 1, generator=generator, dtype=torch.float64) + 0.3
-        model.W_enc += 0.1 * torch.randn(model.W_enc.shape, generator=generator, dtype=torch.float64)
-        model.b_enc += 0.1 * torch.randn(F, generator=generator, dtype=torch.float64)
-        model.b_dec += 0.1 * torch.randn(K, D, generator=generator, dtype=torch.float64)
-        model.log_threshold += 0.5 * torch.randn(F, generator=generator, dtype=torch.float64)
-    return model, torch.randn(B, K, D, generator=generator, dtype=torch.float64)
-
-
-def autograd(model: Crosscoder, x: Tensor, **options: Any) -> dict[str, Tensor]:
-    model.zero_grad()
-    model.loss(x, sparsity_coefficient=LAMBDA, backend="reference", **options).total.backward()
-    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
-
-
+# The ranked gates have no threshold: no threshold modes, no l_pre.
 CASES = [
     case
     for case in itertools.product(GATES, ["tanh-quad", "tanh", "l1"], ["exact", "narrow", "sampled"], [0.0, LAMBDA_P])
@@ -125,7 +97,7 @@ def test_autograd_equals_finite_differences() -> None:
 
 @pytest.mark.parametrize("gate", ["snapshot", "shared"])
 @pytest.mark.parametrize("penalty", ["tanh-quad", "tanh", "l1"])
-def test_the_six_operations_compose_to_the_gradients(gate: str, penalty: str) -> None:
+def test_the_operations_compose_to_the_gradients(gate: str, penalty: str) -> None:
     """The sparse step of docs/method.md, operation by operation, gives what autograd gives."""
     model, x = make((33, 3, 16, 101), gate=gate, penalty=penalty, threshold_mode="exact", threshold_window=2.0)
     expected = autograd(model, x)
@@ -138,10 +110,13 @@ def test_the_six_operations_compose_to_the_gradients(gate: str, penalty: str) ->
         n_NK, feature_N = norms[code.features.long()], code.features.long()
         p = torch.zeros_like(theta).index_add_(0, feature_N, form.activity(f_NK * n_NK).sum(1)) / terms
         weight = LAMBDA * form.total_slope(p) / terms
-        df_NK = code_grad(code, g, model.W_dec) + weight[feature_N, None] * n_NK * form.activity_slope(f_NK * n_NK)
+        df_NK = torch.einsum("bkd,fkd->bfk", g, model.W_dec)[code.rows(), feature_N] + weight[
+            feature_N, None
+        ] * n_NK * form.activity_slope(f_NK * n_NK)
         dh_N = (df_NK * code.open_gates()).sum(1)
-        dW_enc, db_enc = encoder_gradient(code, dh_N, x)
-        dW_dec, db_dec = decoder_gradient(code, g)
+        dh_BF = torch.zeros(len(x), len(theta), dtype=x.dtype).index_put((code.rows(), feature_N), dh_N)
+        dW_enc, db_enc = torch.einsum("bf,bkd->fkd", dh_BF, x), dh_BF.sum(dim=0)
+        dW_dec, db_dec = torch.einsum("bkf,bkd->fkd", code.to_dense(), g), g.sum(dim=0)
         dn = torch.zeros_like(norms).index_add_(
             0, feature_N, weight[feature_N, None] * f_NK * form.activity_slope(f_NK * n_NK)
         )
@@ -150,7 +125,9 @@ def test_the_six_operations_compose_to_the_gradients(gate: str, penalty: str) ->
         df_BKF = torch.einsum("bkd,fkd->bkf", g, model.W_dec) + (weight[:, None] * norms).T * form.activity_slope(
             f_BKF * norms.T
         )
-        dlog_threshold = threshold_gradient(model.preactivations(x), norms, theta, df_BKF, 2.0, shared=gate == "shared")
+        dlog_threshold = threshold_gradient(
+            model.preactivations(x), model.weights().gate.units(norms), theta, df_BKF, 2.0
+        )
     actual = {
         "W_enc": dW_enc,
         "W_dec": dW_dec,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from crosscoder import Crosscoder, cli
-from crosscoder.evolution.analyses import ANALYSES
+from crosscoder.evolution.analyses import NAMES
 from crosscoder.runs import Run
 
 OPTIONS = ["--lm-steps", "60", "--lm-snapshots", "8", "--n-features", "96", "--train-steps", "60"]
@@ -68,7 +68,7 @@ def test_the_run_explains_itself(quickstart: Run) -> None:
     model = Crosscoder.from_pretrained(quickstart.crosscoder)
     assert model.config.n_snapshots == 8
     definitions = [json.loads(path.read_text())["definition"] for path in quickstart.evolution.glob("*.json")]
-    assert len(definitions) == len(ANALYSES) and all(definitions)
+    assert len(definitions) == len(NAMES) and all(definitions)
 
 
 def test_the_parts_of_the_text_are_disjoint(quickstart: Run) -> None:

@@ -14,6 +14,8 @@ import pytest
 import results_synthetic
 from matplotlib.figure import Figure
 
+from crosscoder.figures.spec import Bars, Heat, Lines, Listing, Scatter
+from crosscoder.figures.table import MOST_POINTS, FigureTable, drawn
 from crosscoder.report.analysis_tables import MAKERS, analysis_tables
 from crosscoder.report.data import PageData, StepMark
 from crosscoder.report.draw import draw
@@ -21,8 +23,6 @@ from crosscoder.report.figures import save_figures
 from crosscoder.report.page import write_page
 from crosscoder.report.results import Results
 from crosscoder.report.sections import SECTIONS, STABILITY, TYPES
-from crosscoder.report.spec import Bars, Heat, Lines, Listing, Scatter
-from crosscoder.report.table import MOST_POINTS, FigureTable, drawn
 from crosscoder.report.tables import figure_tables
 
 Visit = Callable[..., Any]

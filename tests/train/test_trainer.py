@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,31 @@ def test_resume_is_bit_exact(tmp_path: Path, stop: int, options: dict[str, Any])
     train(second, 60)
     assert states_equal(whole, second)
     assert not states_equal(first, second)
+
+
+def test_a_state_goes_into_another_trainer_without_a_file() -> None:
+    whole, first, second = make(), make(), make()
+    train(whole, 60)
+    train(first, 33)
+    state = first.state_dict()
+    assert state["numbers"]["step"] == 33
+    second.load_state_dict(copy.deepcopy(state))
+    train(first, 40)  # the state is the first trainer's own: a copy does not move with it
+    train(second, 60)
+    assert states_equal(whole, second)
+
+
+@pytest.mark.parametrize("part", ["W_dec.m", "firing_average", "b_enc"])
+def test_a_state_of_other_sizes_is_refused_and_changes_nothing(part: str) -> None:
+    trainer, untouched = make(), make()
+    state = copy.deepcopy(make().state_dict())
+    for tensors in (state["model"], state["tensors"]):
+        if part in tensors:
+            tensors[part] = tensors[part][:-1]  # type: ignore[index]
+    state["model"]["b_dec"] += 1
+    with pytest.raises(ConfigError, match=re.escape(part)):
+        trainer.load_state_dict(state)
+    assert states_equal(trainer, untouched)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:

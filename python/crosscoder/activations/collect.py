@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from crosscoder.activations.claim import claim
+from crosscoder.activations.manifest import new_manifest
+from crosscoder.activations.proof import prove
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
@@ -25,6 +27,9 @@ from crosscoder.activations.trunk import SITES, Trunks
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.progress import Progress, warn
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PROOF_SEQUENCES = 4
+"""Sequences on which the whole model is run to prove what is collected."""
 POLL_SECONDS = 1.0
 """How often a process that has nothing left to claim looks whether the others are done."""
 
@@ -85,13 +90,52 @@ def row_order(shard: Shard) -> Tensor:
     return torch.from_numpy(np.argsort(np.argsort(shard.rows)))
 
 
+def proven(snapshots: SnapshotSet, tokens: TokenSet, model_dtype: str = "fp32", device: str = "cpu") -> SnapshotSet:
+    """`snapshots`, proven on the first tokens (`proof.prove`); as they are if they have been already.
+
+    On the last snapshot that can be had: what the parts of a block add is largest there. Raises `ConfigError` with the
+    reason where the architecture cannot be collected, the last error where no snapshot can be had.
+    """
+    if snapshots.proven:
+        return snapshots
+    ids_SC = torch.from_numpy(tokens.ids[:PROOF_SEQUENCES]).long()
+    for k in reversed(range(snapshots.n_snapshots)):
+        try:
+            return prove(snapshots, k, ids_SC, DTYPES[model_dtype], device)
+        except (DataError, NonFiniteError) as error:
+            last = error
+    raise last
+
+
+def check_tokens(snapshots: SnapshotSet, tokens: TokenSet) -> None:
+    """Raises `DataError` for token ids that the model does not know, `ConfigError` for a context too long for it."""
+    config = snapshots.first_config()
+    check_context(snapshots, tokens.context)
+    highest = int(tokens.ids.max())
+    if highest >= config.vocab_size:
+        raise DataError(
+            f"the tokens have ids up to {highest}, {snapshots.model} knows {config.vocab_size}: they were made with "
+            "another tokenizer; delete the run's tokens folder and collect again"
+        )
+
+
+def check_context(snapshots: SnapshotSet, context: int) -> None:
+    """Raises `ConfigError` for sequences that are longer than those that the model was made for."""
+    most = getattr(snapshots.first_config(), "max_position_embeddings", None)
+    if isinstance(most, int) and 0 < most < context:
+        raise ConfigError(
+            f"sequences of {context} tokens are longer than {snapshots.model} was made for ({most}, its "
+            f"max_position_embeddings); make the tokens with --context {most} or less"
+        )
+
+
 def load_trunks(snapshots: SnapshotSet, numbers: Sequence[int], model_dtype: str, device: str) -> Trunks:
     """Some snapshots up to their layer, side by side on `device`.
 
     Raises `DataError` naming the snapshot that is missing, damaged, or has another tokenizer or shape.
     """
     models = [load_trunk(snapshots, k, model_dtype, device) for k in numbers]
-    return Trunks(models, snapshots.layer, snapshots.site)
+    return Trunks(models, snapshots.layer, snapshots.site, snapshots.module)
 
 
 def load_trunk(snapshots: SnapshotSet, k: int, model_dtype: str, device: str) -> Any:
@@ -103,8 +147,7 @@ def load_trunk(snapshots: SnapshotSet, k: int, model_dtype: str, device: str) ->
             f"snapshot {names[k]} of {snapshots.model} has another tokenizer than {names[last]}, with which "
             "the text was made into tokens; leave that snapshot out"
         )
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[model_dtype]
-    return snapshots.load_trunk(k, dtype).to(device)
+    return snapshots.load_trunk(k, DTYPES[model_dtype]).to(device)
 
 
 def forward_shard(
@@ -148,33 +191,75 @@ def collect(
     options = CollectOptions(batch_sequences, together, model_dtype, device, skip_bad)
     if together < 1 or batch_sequences < 1:
         raise ConfigError("together and batch_sequences must be at least 1")
-    config = snapshots.load_config(0)
-    highest = int(tokens.ids.max())
-    if highest >= config.vocab_size:
-        raise DataError(
-            f"the tokens have ids up to {highest}, {snapshots.model} knows {config.vocab_size}: they were made with "
-            "another tokenizer; delete the run's tokens folder and collect again"
+    planned = plan_store(snapshots, tokens, path, dtype, rows_per_shard, seed, model_dtype)
+    if planned.is_complete():
+        return planned.create()
+    snapshots = proven(snapshots, tokens, model_dtype, device)
+    store = planned.create()
+    _Collection(snapshots, tokens, planned.shards, store, options, title).run()
+    return store
+
+
+@dataclass(frozen=True)
+class PlannedStore:
+    """A store that a collection fills: what it is to hold. Nothing is written before `create`."""
+
+    path: Path
+    shards: list[Shard]
+    manifest: dict[str, Any]
+    """With the snapshots that are in the store already."""
+    names: tuple[str, ...]
+    """The snapshots to be collected."""
+
+    def create(self) -> ActivationStore:
+        """Make the store, or open the one that is there. Raises as `ActivationStore.create` does."""
+        return ActivationStore.create_from(self.path, self.manifest).select(self.names)
+
+    def is_complete(self) -> bool:
+        """Whether all of it is on disk."""
+        if not ActivationStore.exists(self.path):
+            return False
+        store = ActivationStore.open(self.path)
+        if not set(self.names) <= set(store.snapshot_names):
+            return False
+        store = store.select(self.names)
+        tokens = all(store.token_path(shard).exists() for shard in range(len(self.shards)))
+        return tokens and not store.missing()
+
+
+def plan_store(
+    snapshots: SnapshotSet,
+    tokens: TokenSet,
+    path: Path,
+    dtype: str = "bf16",
+    rows_per_shard: int = 65_536,
+    seed: int = 0,
+    model_dtype: str = "fp32",
+) -> PlannedStore:
+    """What `collect` would write, all checked that can be before a model runs; nothing is written.
+
+    Raises `ConfigError` saying what differs if `path` holds activations of other tokens, another place in the model or
+    other settings, and what `check_tokens` raises.
+    """
+    check_tokens(snapshots, tokens)
+    config = snapshots.first_config()
+    if snapshots.layer >= config.num_hidden_layers:
+        raise ConfigError(
+            f"layer {snapshots.layer} does not exist: {snapshots.model} has layers 0 to {config.num_hidden_layers - 1}"
         )
     shards = plan_shards(tokens, rows_per_shard, seed)
-    store = ActivationStore.create(
-        path,
-        snapshots.n_snapshots,
-        int(config.hidden_size),
-        dtype,
-        shard_rows=[len(shard.rows) for shard in shards],
-        snapshots=snapshots.revisions,
-        source={
-            "model": Path(snapshots.model).name if Path(snapshots.model).is_dir() else snapshots.model,
-            "layer": snapshots.layer,
-            "site": SITES[snapshots.site],
-            "tokens": tokens.fingerprint,
-            "context": int(tokens.ids.shape[1]),
-            "seed": seed,
-        },
-    )
-    if store.missing() or any(not store.token_path(shard).exists() for shard in range(len(shards))):
-        _Collection(snapshots, tokens, shards, store, options, title).run()
-    return store
+    source = {
+        "model": Path(snapshots.model).name if Path(snapshots.model).is_dir() else snapshots.model,
+        "layer": snapshots.layer,
+        "site": SITES[snapshots.site],
+        "tokens": tokens.fingerprint,
+        "context": int(tokens.ids.shape[1]),
+        "seed": seed,
+        "model_dtype": model_dtype,
+    }
+    rows = [len(shard.rows) for shard in shards]
+    manifest = new_manifest(snapshots.revisions, int(config.hidden_size), dtype, rows, source)
+    return PlannedStore(path, shards, ActivationStore.reconciled(path, manifest), snapshots.revisions)
 
 
 @dataclass
@@ -260,7 +345,9 @@ class _Collection:
                 self._set_aside(k, error)
         if not models:
             return None
-        return list(models), Trunks(list(models.values()), self.snapshots.layer, self.snapshots.site)
+        return list(models), Trunks(
+            list(models.values()), self.snapshots.layer, self.snapshots.site, self.snapshots.module
+        )
 
     def _run(self, trunks: Trunks, shard: Shard, progress: Progress, mine: Sequence[int]) -> Tensor:
         """Activations (K, T, D) of the shard's rows, in their order, on the CPU."""

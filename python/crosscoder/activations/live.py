@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crosscoder.activations.collect import forward_shard, load_trunks, plan_shards, row_order
+from crosscoder.activations.collect import check_tokens, forward_shard, load_trunks, plan_shards, proven, row_order
 from crosscoder.activations.dealing import Dealer, Piece
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.source import Source
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.errors import DataError, NonFiniteError
+from crosscoder.activations.trunk import Trunks
+from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.progress import warn
 
 
 class LiveSource(Source):
@@ -31,6 +33,11 @@ class LiveSource(Source):
     passes of the next are spread evenly between them. So memory holds the K truncated models and two windows:
     `crosscoder plan` says how much that is.
     """
+
+    wait_reason = (
+        "the language model's forward passes take longer than the training; a run that reads its text more than once "
+        "saves them by collecting to disk first"
+    )
 
     def __init__(
         self,
@@ -57,9 +64,12 @@ class LiveSource(Source):
         default that of the first window's tokens (and kept in `state_dict`). `together`: snapshots in one batched
         forward, all of them by default.
 
-        Raises `DataError` for a missing or damaged snapshot or a tokenizer that differs between them.
+        Raises `DataError` for a missing or damaged snapshot or a tokenizer that differs between them, `ConfigError` for
+        an architecture that cannot be collected, or only with another `together`.
         """
+        check_tokens(snapshots, tokens)
         self.shards = plan_shards(tokens, rows_per_shard, shard_seed)
+        snapshots = proven(snapshots, tokens, model_dtype, device)
         rows = [len(shard.rows) for shard in self.shards]
         self.tokens = tokens
         self.snapshots = snapshots
@@ -67,12 +77,13 @@ class LiveSource(Source):
         self.dtype = dtype
         self.device = device
         self.d_model = int(snapshots.load_config(0).hidden_size)
-        numbers = range(snapshots.n_snapshots)
-        size = together or len(numbers)
-        self.trunks = [
-            load_trunks(snapshots, numbers[start : start + size], model_dtype, device)
-            for start in range(0, len(numbers), size)
-        ]
+        try:
+            self.trunks = self._load(together or snapshots.n_snapshots, model_dtype)
+        except ConfigError as error:
+            if together is not None:
+                raise
+            warn(f"{error}; done, which takes longer")
+            self.trunks = self._load(1, model_dtype)
         super().__init__(
             snapshots.model,
             rows,
@@ -86,6 +97,13 @@ class LiveSource(Source):
             world_size=world_size,
         )
         self.scale_K = self._first_scales() if scale is None else np.asarray(scale, dtype=np.float64)
+
+    def _load(self, together: int, model_dtype: str) -> list[Trunks]:
+        numbers = range(self.snapshots.n_snapshots)
+        return [
+            load_trunks(self.snapshots, numbers[start : start + together], model_dtype, self.device)
+            for start in range(0, len(numbers), together)
+        ]
 
     @property
     def path(self) -> str:

@@ -6,11 +6,12 @@ The format is in docs/store-format.md.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from crosscoder import _core
-from crosscoder.errors import DataError
+from crosscoder.errors import ConfigError, DataError
 from crosscoder.files import read_json, write_text
 
 FORMAT = "crosscoder-activations"
@@ -28,6 +29,54 @@ _UNSIGNED = "0" * 16
 def scale_group(dtype: str, d_model: int) -> int:
     """Channels that share a scale in a new store; 0 for the dtypes without scales."""
     return min(SCALE_GROUP[dtype], d_model) if dtype in SCALE_GROUP else 0
+
+
+def new_manifest(
+    names: Sequence[str], d_model: int, dtype: str, shard_rows: Sequence[int], source: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The manifest of a new store. Raises `ConfigError` for an unknown dtype or a name that comes twice."""
+    if dtype not in BITS_PER_VALUE:
+        raise ConfigError(f"dtype must be one of {', '.join(BITS_PER_VALUE)}, not {dtype!r}")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{len(set(names))} different snapshot names for {len(names)} snapshots")
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "byte_order": "little",
+        "d_model": d_model,
+        "dtype": dtype,
+        "scale_group": scale_group(dtype, d_model),
+        "shard_rows": [int(rows) for rows in shard_rows],
+        "snapshots": list(names),
+        "source": source or {},
+    }
+
+
+def reconciled(path: Path, existing: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of the store in `path` with the snapshots of `wanted` that it has not yet added at the end.
+
+    What an older store's source does not say counts as equal. Raises `ConfigError` naming each thing that differs, with
+    both values, if it is a store of something else.
+    """
+    old, new = ({**m, **{f"source {key}": value for key, value in m["source"].items()}} for m in (existing, wanted))
+    different = [
+        f"{key.removeprefix('source ')}: {_shown(old[key])} there, {_shown(new[key])} now"
+        for key in old
+        if key not in ("snapshots", "source", "scale_group") and key in new and old[key] != new[key]
+    ]
+    gone = [key for key in existing["source"] if key not in wanted["source"]]
+    if different or gone:
+        raise ConfigError(
+            f"{path} already holds other activations ({'; '.join(different + [f'{key} there' for key in gone])}); "
+            "choose another folder or delete that one"
+        )
+    added = [name for name in wanted["snapshots"] if name not in existing["snapshots"]]
+    return {**existing, "snapshots": existing["snapshots"] + added}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def row_bytes(dtype: str, d_model: int, group: int) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crosscoder.activations.content import snapshot_digest
 from crosscoder.activations.presets import PRESETS, REVISIONS, revision_names
+from crosscoder.activations.steps import REMEDY, step_of, steps_of
 from crosscoder.activations.trunk import SITES, decoder_layers, truncate
 from crosscoder.errors import ConfigError, DataError
+from crosscoder.progress import warn
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,16 @@ class SnapshotSet:
     """0-based block; activations are taken after it or in it ("layer 6" of the paper is the seventh block)."""
     site: str = "residual"
     """"residual": the residual stream after the block; "mlp", "attention": what that part adds to it."""
+    given_steps: tuple[int, ...] = ()
+    """Training step of each snapshot, where the names do not carry them."""
+    module: str = ""
+    """The module of the block that gives the site's activations, as `proof.prove` found it."""
+    whole: bool = False
+    """Load the blocks after the layer too (they are never run): the architecture computes something else without."""
+    proven: bool = False
+    """`proof.prove` has shown that what is taken from the snapshots is the whole model's own."""
+    content: tuple[str, ...] = ()
+    """What `contents` gave when the snapshots were collected: one that has changed since is not loaded."""
 
     def __post_init__(self) -> None:
         if not self.revisions:
@@ -46,9 +58,14 @@ class SnapshotSet:
 
     @classmethod
     def open(
-        cls, model: str, layer: int | None = None, revisions: tuple[str, ...] = (), site: str = "residual"
+        cls,
+        model: str,
+        layer: int | None = None,
+        revisions: tuple[str, ...] = (),
+        site: str = "residual",
+        steps: tuple[int, ...] = (),
     ) -> SnapshotSet:
-        """The named revisions, or every `step<N>` sub-folder of a local `model` folder in the order of N.
+        """The named revisions, or every sub-folder of a local `model` folder whose name carries a step, by steps.
 
         `model` may be one of `presets.PRESETS`, which bring layer and revisions; `revisions` the name of one of
         `presets.REVISIONS`. Raises `DataError` where a local snapshot is missing, `ConfigError` where layer or
@@ -63,21 +80,30 @@ class SnapshotSet:
         revisions = revision_names(revisions)
         folder = Path(model)
         if folder.is_dir():
+            checkpoints = sorted(path.name for path in folder.iterdir() if (path / "config.json").is_file())
             found = sorted(
-                (path.name for path in folder.iterdir() if re.fullmatch(r"step\d+", path.name)), key=_step_of
+                (name for name in checkpoints if step_of(name) is not None), key=lambda name: step_of(name) or 0
             )
-            if not found:
-                raise DataError(f"{folder} has no snapshots: sub-folders named step0, step1, step2, ...")
+            if not revisions and not found:
+                has = f"it has {', '.join(checkpoints)}: name them with --revisions and --steps" if checkpoints else ""
+                raise DataError(
+                    f"{folder} has no snapshots: sub-folders named step0, step1, step2, ...{'; ' * bool(has)}{has}"
+                )
             missing = [name for name in revisions if not (folder / name / "config.json").is_file()]
             if missing:
-                raise DataError(f"{folder} lacks the snapshots {', '.join(missing)}; it has {', '.join(found)}")
-            return cls(model, revisions or tuple(found), layer, site)
+                raise DataError(
+                    f"{folder} lacks the snapshots {', '.join(missing)}; it has {', '.join(found or checkpoints)}"
+                )
+            stepless = [name for name in checkpoints if name not in found]
+            if stepless and not revisions:
+                warn(f"left out: {', '.join(stepless)} of {folder} (no training step in the name; {REMEDY})")
+            return cls(model, revisions or tuple(found), layer, site, steps)
         if not revisions:
             raise ConfigError(
                 f"{model} is not a local folder; name its revisions with --revisions step0 step1 ... "
                 f"(or one of {', '.join(REVISIONS)})"
             )
-        return cls(model, revisions, layer, site)
+        return cls(model, revisions, layer, site, steps)
 
     @property
     def n_snapshots(self) -> int:
@@ -86,8 +112,22 @@ class SnapshotSet:
 
     @property
     def steps(self) -> np.ndarray:
-        """(K,) int64: training step of each snapshot. Raises `ConfigError` if a name does not end in a number."""
-        return np.array([_step_of(name) for name in self.revisions], dtype=np.int64)
+        """(K,) int64: training step of each snapshot. Raises `ConfigError` if they are unknown or do not increase."""
+        return np.array(steps_of(self.revisions, self.given_steps), dtype=np.int64)
+
+    def contents(self) -> tuple[str, ...]:
+        """(K,) what identifies each snapshot's content: a digest of a local one's configuration and weights, the commit
+        of a revision on the hub; empty for a snapshot that cannot be had."""
+        return tuple(self._content(k) for k in range(self.n_snapshots))
+
+    def _content(self, k: int) -> str:
+        folder = Path(self.model) / self.revisions[k]
+        try:
+            if folder.is_dir():
+                return snapshot_digest(folder)
+            return f"commit {getattr(self.load_config(k), '_commit_hash', None)}"
+        except DataError:
+            return ""
 
     def _location(self, k: int) -> tuple[str, dict[str, Any]]:
         if Path(self.model).is_dir():
@@ -102,14 +142,7 @@ class SnapshotSet:
         import torch
         from transformers import AutoModelForCausalLM
 
-        quiet_transformers()
-        name, options = self._location(k)
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or torch.float32, **options)
-        except Exception as error:  # transformers raises many kinds for one cause: the files are not usable
-            raise DataError(
-                f"cannot load snapshot {self.revisions[k]} of {self.model}: {_first_line(error)}"
-            ) from error
+        model = self._read(AutoModelForCausalLM, k, dtype or torch.float32)
         layers = decoder_layers(model)
         if self.layer >= len(layers):
             raise ConfigError(
@@ -125,8 +158,8 @@ class SnapshotSet:
         import torch
         from transformers import AutoModel
 
-        quiet_transformers()
-        name, options = self._location(k)
+        if self.whole:
+            return truncate(self.load(k, dtype), self.layer)
         config = self.load_config(k)
         if self.layer >= config.num_hidden_layers:
             raise ConfigError(
@@ -136,19 +169,28 @@ class SnapshotSet:
         config.num_hidden_layers = self.layer + 1
         if getattr(config, "layer_types", None) is not None:
             config.layer_types = config.layer_types[: self.layer + 1]
+        return truncate(self._read(AutoModel, k, dtype or torch.float32, config=config), self.layer)
+
+    def _read(self, kind: Any, k: int, dtype: torch.dtype, **options: Any) -> Any:
+        """Snapshot k, every weight of it from its files, in eval mode."""
+        quiet_transformers()
+        if self.content and self.content[k] and self._content(k) not in ("", self.content[k]):
+            raise DataError(
+                f"snapshot {self.revisions[k]} of {self.model} is another than the one that was collected (its "
+                "configuration or weights have changed); bring it back, or collect into another run"
+            )
+        name, where = self._location(k)
         try:
             with _without_load_report():
-                model, report = AutoModel.from_pretrained(
-                    name, config=config, dtype=dtype or torch.float32, output_loading_info=True, **options
-                )
-        except Exception as error:
+                model, report = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **options, **where)
+        except Exception as error:  # transformers raises many kinds for one cause: the files are not usable
             raise DataError(
                 f"cannot load snapshot {self.revisions[k]} of {self.model}: {_first_line(error)}"
             ) from error
         absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
         if absent:
             raise DataError(f"snapshot {self.revisions[k]} of {self.model} lacks weights: {', '.join(absent[:3])}")
-        return truncate(model.eval(), self.layer)
+        return model.eval()
 
     def tokenizer_fingerprint(self, k: int) -> str | None:
         """SHA-256 (hex) of what makes snapshot k's token ids; None if the snapshot comes without a tokenizer."""
@@ -178,6 +220,15 @@ class SnapshotSet:
             raise DataError(
                 f"cannot load snapshot {self.revisions[k]} of {self.model}: {_first_line(error)}"
             ) from error
+
+    def first_config(self) -> Any:
+        """The configuration of the first snapshot that can be had. Raises `DataError` of the last where none can."""
+        for k in range(self.n_snapshots):
+            try:
+                return self.load_config(k)
+            except DataError as error:
+                last = error
+        raise last
 
     def load_tokenizer(self) -> Any:
         """The last snapshot's tokenizer."""
@@ -214,13 +265,6 @@ def _without_load_report() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _step_of(name: str) -> int:
-    match = re.search(r"(\d+)$", name)
-    if match is None:
-        raise ConfigError(f"the snapshot name {name!r} does not end in its training step (as in step1000)")
-    return int(match.group(1))
 
 
 def _first_line(error: Exception) -> str:

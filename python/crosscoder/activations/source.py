@@ -32,6 +32,8 @@ class Source:
     """What is left of the epoch."""
     waits: int = 0
     """How many batches the caller had to wait for."""
+    wait_reason: str
+    """Why a caller that waits often does so, and what helps."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Activations on disk: one file for each (shard, snapshot), so that snapshots are written and read on their own.
 
 Letters: T tokens of a shard, N tokens in all, K snapshots, D width. The format is in docs/store-format.md; files are
-written and read in C++ (csrc/segment.hpp).
+written and read in C++ (csrc/store/segment.hpp).
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.activations.claim import take, temporary_file
 from crosscoder.activations.manifest import (
-    BITS_PER_VALUE,
-    FORMAT,
-    FORMAT_VERSION,
     MANIFEST_FILE,
     identity,
+    new_manifest,
     read_manifest,
+    reconciled,
     row_bytes,
-    scale_group,
     write_manifest,
 )
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
@@ -74,41 +72,34 @@ class ActivationStore:
         says where the activations come from. Raises `ConfigError` if a store of other tokens, width or dtype is at
         `path`, `StorageError` if it cannot be written.
         """
-        path = Path(path)
-        if dtype not in BITS_PER_VALUE:
-            raise ConfigError(f"dtype must be one of {', '.join(BITS_PER_VALUE)}, not {dtype!r}")
         names = list(snapshots or [f"snapshot{k}" for k in range(n_snapshots)])
-        if len(names) != n_snapshots or len(set(names)) != len(names):
-            raise ConfigError(f"{len(set(names))} different snapshot names for {n_snapshots} snapshots")
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "byte_order": "little",
-            "d_model": d_model,
-            "dtype": dtype,
-            "scale_group": scale_group(dtype, d_model),
-            "shard_rows": [int(rows) for rows in shard_rows],
-            "snapshots": names,
-            "source": source or {},
-        }
+        if len(names) != n_snapshots:
+            raise ConfigError(f"{len(names)} snapshot names for {n_snapshots} snapshots")
+        return cls.create_from(path, new_manifest(names, d_model, dtype, shard_rows, source))
+
+    @classmethod
+    def create_from(cls, path: Path | str, manifest: dict[str, Any]) -> ActivationStore:
+        """As `create`, from a `new_manifest`."""
+        path, names = Path(path), manifest["snapshots"]
         make_folder(path)
         with locked(path / f".{MANIFEST_FILE}.lock"):
-            if (path / MANIFEST_FILE).exists():
-                existing = read_manifest(path)
-                fixed = [key for key in manifest if key != "snapshots"]
-                different = [key for key in fixed if existing[key] != manifest[key]]
-                if different:
-                    raise ConfigError(
-                        f"{path} already holds other activations (different {', '.join(different)}); "
-                        "choose another folder or delete that one"
-                    )
-                new = [name for name in names if name not in existing["snapshots"]]
-                manifest["snapshots"] = existing["snapshots"] + new
-                if new:
-                    write_manifest(path, manifest)
-            else:
-                write_manifest(path, manifest)
+            merged = cls.reconciled(path, manifest)
+            if not cls.exists(path) or merged != read_manifest(path):
+                write_manifest(path, merged)
         return cls.open(path).select(names)
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether there is a store at `path`."""
+        return (path / MANIFEST_FILE).exists()
+
+    @classmethod
+    def reconciled(cls, path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+        """`manifest`, or that of the store at `path` with more snapshots; writes nothing.
+
+        Raises `ConfigError` saying what differs if that store is of something else.
+        """
+        return reconciled(path, read_manifest(path), manifest) if cls.exists(path) else manifest
 
     @classmethod
     def from_array(

@@ -5,6 +5,7 @@ A result without the arrays of a figure has none: what was not run leaves its fi
 
 from __future__ import annotations
 
+from crosscoder.figures.table import FigureTable
 from crosscoder.report.baseline_tables import frontier
 from crosscoder.report.dimensionality_tables import within_kinds
 from crosscoder.report.honesty_tables import disagreements, latent_scaling, separability, separability_by_norm
@@ -16,7 +17,6 @@ from crosscoder.report.stability_tables import (
     matched_emergence,
     matched_share,
 )
-from crosscoder.report.table import FigureTable
 from crosscoder.report.type_tables import (
     complexity,
     context_needed,

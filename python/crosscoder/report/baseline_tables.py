@@ -5,10 +5,10 @@ Letters: P points of a frontier.
 
 from __future__ import annotations
 
+from crosscoder.figures.spec import Axis, Lines, Panel, Series
+from crosscoder.figures.table import Column, FigureTable, plain_column
 from crosscoder.report.results import Results
 from crosscoder.report.sections import CROSSCODER
-from crosscoder.report.spec import Axis, Lines, Panel, Series
-from crosscoder.report.table import Column, FigureTable, plain_column
 from crosscoder.sweep.frontier import Frontier
 from crosscoder.sweep.points import METHODS
 from crosscoder.sweep.tables import SCOPES

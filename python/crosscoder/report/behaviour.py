@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from crosscoder.figures.spec import Axis, Bars, Field, Heat, Lines, Listing, Measure, Panel, Series, Spec
+from crosscoder.figures.table import Column, FigureTable, plain_column
 from crosscoder.report.data import Features, PageData, TaskResult
-from crosscoder.report.spec import Axis, Bars, Field, Heat, Lines, Listing, Measure, Panel, Series, Spec
-from crosscoder.report.table import Column, FigureTable, plain_column
 
 TASK_FIGURES = ("ability", "circuit", "dominance", "ablation", "carriers")
 """Kinds of figures that a task has, in the order of the page; a task at chance has the first alone."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crosscoder.common.svg import COLOURS, DASHES, floats, log_steps
-from crosscoder.report.table import FigureTable
+from crosscoder.figures.table import FigureTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

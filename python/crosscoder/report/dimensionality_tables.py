@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from crosscoder.figures.spec import Axis, Lines, Panel, Series
+from crosscoder.figures.table import FigureTable, plain_column
 from crosscoder.report.results import Results
 from crosscoder.report.sections import DIMENSIONALITY
-from crosscoder.report.spec import Axis, Lines, Panel, Series
-from crosscoder.report.table import FigureTable, plain_column
 
 
 def within_kinds(results: Results) -> FigureTable | None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crosscoder.common.svg import COLOURS, DASHES, MUTED, band_ticks, floats, log_steps, step_label
-from crosscoder.report.spec import STEP, Axis, Bars, Format, Heat, Lines, Listing, Measure, Panel, Scatter, Series
-from crosscoder.report.table import FigureTable
+from crosscoder.figures.spec import STEP, Axis, Bars, Format, Heat, Lines, Listing, Measure, Panel, Scatter, Series
+from crosscoder.figures.table import FigureTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

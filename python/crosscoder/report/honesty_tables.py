@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from crosscoder.figures.spec import Axis, Bars, Field, Lines, Listing, Panel, Scatter, Series
+from crosscoder.figures.table import MOST_POINTS, Column, FigureTable, plain_column
 from crosscoder.report.results import SHOWN_KINDS, Results
 from crosscoder.report.sections import HONESTY
-from crosscoder.report.spec import Axis, Bars, Field, Lines, Listing, Panel, Scatter, Series
-from crosscoder.report.table import MOST_POINTS, Column, FigureTable, plain_column
 
 
 def separability(results: Results) -> FigureTable | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from crosscoder.evolution.strength import KIND_NAMES
+from crosscoder.figures.spec import Axis, Bars, Lines, Panel, Series
+from crosscoder.figures.table import Column, FigureTable, plain_column
 from crosscoder.report.results import Results
 from crosscoder.report.sections import ROTATION, STRENGTH
-from crosscoder.report.spec import Axis, Bars, Lines, Panel, Series
-from crosscoder.report.table import Column, FigureTable, plain_column
 
 BINS = 20
 """Bars of a histogram over [0, 1]."""

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from crosscoder.errors import DataError
+from crosscoder.figures.spec import plain
 from crosscoder.files import write_bytes
 from crosscoder.report.blocks import Blocks
 from crosscoder.report.contexts import write_contexts
 from crosscoder.report.data import Features, PageData
-from crosscoder.report.spec import plain
 from crosscoder.report.tables import figure_tables
 from crosscoder.report.validate import check
 

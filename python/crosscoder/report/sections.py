@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from crosscoder.report.table import FigureTable
+from crosscoder.figures.table import FigureTable
 
 STRENGTH = "Strength and life"
 ROTATION = "Rotation"

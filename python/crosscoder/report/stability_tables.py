@@ -12,10 +12,10 @@ import numpy as np
 from crosscoder.common.arrays import Arrays
 from crosscoder.evolution.matching import FLOOR
 from crosscoder.evolution.stability import STABLE
+from crosscoder.figures.spec import Axis, Heat, Lines, Measure, Panel, Series
+from crosscoder.figures.table import Column, FigureTable, plain_column
 from crosscoder.report.results import Results
 from crosscoder.report.sections import STABILITY
-from crosscoder.report.spec import Axis, Heat, Lines, Measure, Panel, Series
-from crosscoder.report.table import Column, FigureTable, plain_column
 
 BINS = 20
 """Of a histogram over [0, 1]."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from crosscoder.figures.spec import Axis, Bars, Heat, Lines, Measure, Panel, Series
+from crosscoder.figures.table import Column, FigureTable, plain_column
 from crosscoder.report.behaviour import SNAPSHOTS, task_tables
 from crosscoder.report.data import Features, PageData
 from crosscoder.report.sections import CROSSCODER, DIMENSIONALITY, NGRAMS, ROTATION, STRENGTH, in_order
-from crosscoder.report.spec import Axis, Bars, Heat, Lines, Measure, Panel, Series
-from crosscoder.report.table import Column, FigureTable, plain_column
 
 BAND = (0.1, 0.9)
 """Quantiles over features that bands are drawn between."""

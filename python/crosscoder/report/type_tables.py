@@ -11,10 +11,10 @@ import numpy as np
 
 from crosscoder.evolution.complexity import STAYS
 from crosscoder.evolution.types import OTHER, TYPE_NAMES
+from crosscoder.figures.spec import Axis, Bars, Field, Lines, Listing, Panel, Scatter, Series
+from crosscoder.figures.table import Column, FigureTable, drawn, plain_column
 from crosscoder.report.results import SHOWN_KINDS, Results
 from crosscoder.report.sections import COMPLEXITY, TYPES
-from crosscoder.report.spec import Axis, Bars, Field, Lines, Listing, Panel, Scatter, Series
-from crosscoder.report.table import Column, FigureTable, drawn, plain_column
 
 LISTED = 100
 """Explanations that the page lists; the run's table has all."""

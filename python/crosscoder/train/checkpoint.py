@@ -1,4 +1,4 @@
-"""A trainer on disk: the crosscoder in its own format, the optimiser's state beside it, all with checksums.
+"""A trainer's state on disk: the crosscoder in its own format, all else beside it, with checksums.
 
 A checkpoint folder is complete or absent (written under a temporary name, synced, renamed).
 """
@@ -6,21 +6,22 @@ A checkpoint folder is complete or absent (written under a temporary name, synce
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 from crosscoder import weights
+from crosscoder.config import CrosscoderConfig, TrainConfig
 from crosscoder.errors import ConfigError, DataError, StorageError
 from crosscoder.files import new_folder, read_json, write_json
-
-if TYPE_CHECKING:
-    from crosscoder.train.trainer import Trainer
 
 FORMAT_VERSION = 3
 STATE_FILE = "trainer.safetensors"
 RECORD_FILE = "trainer.json"
+NUMBERS = ("step", "firing_steps", "revived", "joined")
+"""`TrainerState.numbers`."""
 _FREE_OPTIONS = (
     "checkpoint_every",
     "log_every",
@@ -28,21 +29,27 @@ _FREE_OPTIONS = (
 )  # may differ between the two ends of a resumed run
 
 
-def _state_tensors(trainer: Trainer) -> dict[str, Tensor]:
-    tensors = {"firing_average": trainer.firing.average_F, "silent_tokens": trainer.silent_tokens_F}
-    tensors.update(trainer.engine.tensors())
-    tensors.update(trainer.recent.tensors())
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+class TrainerState(TypedDict):
+    """Everything that a trainer's next step depends on (`Trainer.state_dict`)."""
+
+    model: Mapping[str, Tensor]
+    """The crosscoder's `state_dict`."""
+    tensors: Mapping[str, Tensor]
+    """The optimiser's moments and what the trainer counts for each feature, by unique names."""
+    numbers: Mapping[str, int]
+    """Steps done, features revived and joined."""
 
 
-def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
-    """Write `trainer` to `folder`. Raises `StorageError`."""
+def save(
+    folder: Path, config: CrosscoderConfig, train_config: TrainConfig, state: TrainerState, extra: dict[str, Any]
+) -> None:
+    """Write a trainer's state and `extra` (JSON) to `folder`. Raises `StorageError`."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = _state_tensors(trainer)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
     with new_folder(folder) as temporary:
-        weights.save(trainer.model.config, trainer.model.state_dict(), temporary)
+        weights.save(config, state["model"], temporary)
         try:
             save_file(tensors, temporary / STATE_FILE)
         except SafetensorError as error:
@@ -53,28 +60,28 @@ def save(trainer: Trainer, folder: Path, extra: dict[str, Any]) -> None:
             temporary / RECORD_FILE,
             {
                 "format_version": FORMAT_VERSION,
-                "step": trainer.step_number,
-                "firing_steps": trainer.firing.n_steps,
-                "revived": trainer.n_revived,
-                "joined": trainer.n_joined,
-                "train_config": trainer.config.to_dict(),
+                **state["numbers"],
+                "train_config": train_config.to_dict(),
                 "checksums": {name: weights.checksum(tensor) for name, tensor in tensors.items()},
                 "extra": extra,
             },
         )
 
 
-def load(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    """Put the state in `folder` into `trainer`, which is unchanged if this raises `DataError` or `ConfigError`."""
+def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> tuple[TrainerState, dict[str, Any]]:
+    """The state and `extra` in `folder`, every checksum verified.
+
+    Raises `DataError` for a missing or damaged checkpoint, `ConfigError` for one of other configurations than these.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     record = read_json(folder / RECORD_FILE)
     if record.get("format_version") != FORMAT_VERSION:
         raise DataError(f"{folder}: checkpoint of format version {record.get('format_version')!r}")
-    config, parameters = weights.load(folder)
-    wanted = {**trainer.model.config.to_dict(), **trainer.config.to_dict()}
-    found = {**config.to_dict(), **record["train_config"]}
+    saved_config, parameters = weights.load(folder)
+    wanted = {**config.to_dict(), **train_config.to_dict()}
+    found = {**saved_config.to_dict(), **record["train_config"]}
     differences = [
         f"{name} {found.get(name)!r} there, {wanted.get(name)!r} now"
         for name in sorted(wanted.keys() | found.keys())
@@ -91,18 +98,9 @@ def load(trainer: Trainer, folder: Path) -> dict[str, Any]:
     for name, checksum in record["checksums"].items():
         if name not in tensors or weights.checksum(tensors[name]) != checksum:
             raise DataError(f"{folder / STATE_FILE}: {name} is missing or damaged")
-    trainer.engine.settle()
-    trainer.model.load_state_dict(parameters)
-    trainer.firing.average_F.copy_(tensors["firing_average"])
-    trainer.firing.n_steps = record["firing_steps"]
-    trainer.silent_tokens_F.copy_(tensors["silent_tokens"])
-    trainer.step_number = record["step"]
-    trainer.n_revived, trainer.n_joined = record["revived"], record["joined"]
-    trainer.recent.load(tensors)
-    for name, tensor in trainer.engine.tensors():
-        tensor.copy_(tensors[name])
+    numbers = {name: record[name] for name in NUMBERS}
     extra: dict[str, Any] = record["extra"]
-    return extra
+    return TrainerState(model=parameters, tensors=tensors, numbers=numbers), extra
 
 
 def folder_of(root: Path, step: int) -> Path:

@@ -208,7 +208,7 @@ def _tell_waits(loader: Source, seconds: float) -> None:
     if loader.wait_seconds > 0.05 * seconds:
         warn(
             f"training waited for activations during {loader.wait_seconds / seconds:.0%} of the time "
-            f"({loader.waits} batches): the disk is slower than the training; an int8 or int4 store takes less reading"
+            f"({loader.waits} batches): {loader.wait_reason}"
         )
 
 

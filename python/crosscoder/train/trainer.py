@@ -11,12 +11,13 @@ from torch import Tensor
 
 from crosscoder.backends.base import StepSettings, StepStatistics
 from crosscoder.config import TrainConfig
-from crosscoder.errors import DataError, NonFiniteError
+from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.metrics import batch_explained_variance
 from crosscoder.model import Crosscoder
 from crosscoder.train import checkpoint
+from crosscoder.train.checkpoint import TrainerState
 from crosscoder.train.engines import make_engine
-from crosscoder.train.recoupling import LAST_JOINING, N_BATCHES, RecentCodes, join_proportional
+from crosscoder.train.joining import LAST_JOINING, N_BATCHES, JoiningSample, join_features
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
 from crosscoder.train.whitening import whiten
@@ -57,8 +58,8 @@ class Trainer:
         """(F,): tokens seen since each feature last fired."""
         self.n_revived = 0
         self.n_joined = 0
-        self.recent = RecentCodes(device)
-        """Activations of the batches just before a revival."""
+        self.joining_sample = JoiningSample(device)
+        """Activations of the batches just before features are joined."""
         self._recent: list[tuple[int, Tensor, StepStatistics]] = []
 
     def step(self, x_BKD: Tensor) -> dict[str, Tensor | float]:
@@ -128,7 +129,7 @@ class Trainer:
             steps_left = last_joining - self.step_number
         if config.joining_cosine is not None and 0 <= steps_left < N_BATCHES:
             self.engine.settle()
-            self.recent.add(self.model.encode(x_BKD))
+            self.joining_sample.add(self.model.encode(x_BKD))
             if steps_left == 0:
                 self._join(config.joining_cosine)
         if reviving and steps_left == 0:
@@ -144,7 +145,7 @@ class Trainer:
             )
 
     def _join(self, cosine: float) -> None:
-        given_up = join_proportional(self.model, self.recent.take(self.model.config.n_features), cosine)
+        given_up = join_features(self.model, self.joining_sample.take(self.model.config.n_features), cosine)
         if len(given_up):
             others_F = torch.ones(self.model.config.n_features, dtype=torch.bool, device=given_up.device)
             others_F[given_up] = False
@@ -193,14 +194,52 @@ class Trainer:
         names = ", ".join(self.snapshot_names[k] for k in bad_output) or "the penalty"
         return f"step {step}: the loss is not finite ({names}); {good}; lower the learning rate"
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a state holds beside the model and the joining sample; of the same shapes at every step."""
+        tensors = {"firing_average": self.firing.average_F, "silent_tokens": self.silent_tokens_F}
+        return {**tensors, **dict(self.engine.tensors())}
+
+    def state_dict(self) -> TrainerState:
+        """Everything that the next step depends on. Raises `NonFiniteError` if the loss of a step was not finite.
+
+        As torch's: the tensors are the trainer's own and change with its next step; clone them to keep them.
+        """
+        self.engine.settle()
+        self._raise_pending(wait=True)
+        numbers = {"step": self.step_number, "firing_steps": self.firing.n_steps}
+        return TrainerState(
+            model=self.model.state_dict(),
+            tensors={**self._tensors(), **dict(self.joining_sample.tensors())},
+            numbers={**numbers, "revived": self.n_revived, "joined": self.n_joined},
+        )
+
+    def load_state_dict(self, state: TrainerState) -> None:
+        """Go on from a `state_dict` of the same configurations, bit for bit.
+
+        Raises `ConfigError` where it is of other sizes or options; nothing is changed then.
+        """
+        model, tensors, numbers = state["model"], state["tensors"], state["numbers"]
+        own, given = {**dict(self.model.named_parameters()), **self._tensors()}, {**model, **tensors}
+        wrong = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
+        if wrong:
+            raise ConfigError(
+                f"the state is of a trainer of other options: {', '.join(wrong)} missing or of other shape"
+            )
+        self.engine.settle()
+        self.model.load_state_dict(model)
+        for name, tensor in self._tensors().items():
+            tensor.copy_(tensors[name])
+        self.joining_sample.load(tensors)
+        self.step_number, self.firing.n_steps = numbers["step"], numbers["firing_steps"]
+        self.n_revived, self.n_joined = numbers["revived"], numbers["joined"]
+        self._recent = []
+
     def save(self, folder: Path | str, extra: dict[str, Any] | None = None) -> None:
         """Write everything that the next step depends on into `folder`, atomically.
 
         `extra` (JSON) comes back from `resume`: the loader's state, say. Raises `StorageError`.
         """
-        self.engine.settle()
-        self._raise_pending(wait=True)
-        checkpoint.save(self, Path(folder), extra or {})
+        checkpoint.save(Path(folder), self.model.config, self.config, self.state_dict(), extra or {})
         self.last_checkpoint = Path(folder)
 
     def resume(self, folder: Path | str) -> dict[str, Any]:
@@ -208,6 +247,7 @@ class Trainer:
 
         Raises `DataError` for a missing or damaged checkpoint, `ConfigError` for one of another configuration.
         """
-        extra = checkpoint.load(self, Path(folder))
+        state, extra = checkpoint.load(Path(folder), self.model.config, self.config)
+        self.load_state_dict(state)
         self.last_checkpoint = Path(folder)
         return extra
