@@ -17,6 +17,7 @@ from crosscoder.runs import Run
 OPTIONS = ["--lm-steps", "60", "--lm-snapshots", "8", "--n-features", "96", "--train-steps", "60"]
 OPTIONS += ["--batch-size", "128", "--max-characters", "250000"]
 STEPS = ["step0", "step1", "step2", "step4", "step8", "step16", "step32", "step60"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from support.command_line import error, run
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig
 from crosscoder.config import CrosscoderOptions
 from crosscoder.errors import ConfigError, NonFiniteError
-from crosscoder.sweep import methods, study
+from crosscoder.sweep import methods
+from crosscoder.sweep import sweep as study
 from crosscoder.sweep.budget import FIRST_FACTOR, budget_of, chain_steps
 from crosscoder.sweep.measure import continuity
 from crosscoder.sweep.methods import parts_of, train_config
@@ -324,6 +325,7 @@ def test_a_point_that_fails_does_not_stop_the_others(
     assert table["method"] == ["crosscoder", "chain"]
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights and figures in the end, and no left-overs. SWEEP_KILLS=20 tries more moments."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.attribution.study import finished_tasks, load_circuit
+from crosscoder.attribution.attribution_study import finished_tasks, load_circuit
 from crosscoder.common.arrays import Arrays, flatten
 from crosscoder.common.byte_text import byte_level_text
 from crosscoder.common.tables import read_table

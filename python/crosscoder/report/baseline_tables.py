@@ -11,7 +11,7 @@ from crosscoder.report.results import Results
 from crosscoder.report.sections import CROSSCODER
 from crosscoder.sweep.frontier import Frontier
 from crosscoder.sweep.points import METHODS
-from crosscoder.sweep.tables import SCOPES
+from crosscoder.sweep.result_tables import SCOPES
 
 LABELS = {"crosscoder": "crosscoder", "sae": "SAE on the last snapshot", "chain": "chain of SAEs"}
 

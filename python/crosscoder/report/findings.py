@@ -27,7 +27,7 @@ from crosscoder.report.sections import (
     TYPES,
 )
 from crosscoder.report.turning import is_sharp, is_split, turning_figures
-from crosscoder.sweep.tables import comparisons
+from crosscoder.sweep.result_tables import comparisons
 
 LONG = 0.6
 """Share of the snapshots at which a long-lived feature is present (the paper's)."""

@@ -10,9 +10,9 @@ from crosscoder.common.arrays import Arrays, flatten
 from crosscoder.common.tables import read_table
 from crosscoder.evolution.comparisons import finished_comparisons
 from crosscoder.evolution.study import Study
-from crosscoder.explain.study import finished_explanations
+from crosscoder.explain.explanation_study import finished_explanations
 from crosscoder.files import read_json
-from crosscoder.sweep.study import SETTINGS_FILE
+from crosscoder.sweep.sweep import SETTINGS_FILE
 
 
 def finished(study: Study) -> tuple[dict[str, Arrays], dict[str, dict[str, Any]], list[str]]:

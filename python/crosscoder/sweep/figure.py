@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from crosscoder.common.svg import COLOURS
 from crosscoder.sweep.frontier import Frontier
 from crosscoder.sweep.points import METHODS
-from crosscoder.sweep.tables import SCOPES, Columns
+from crosscoder.sweep.result_tables import SCOPES, Columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

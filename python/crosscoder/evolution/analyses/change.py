@@ -98,7 +98,7 @@ def _shares(norms_FK: Floats, before_FK: Floats, cosines_FK: Floats, known_FK: N
     change = growing + shrinking + turning
 
     def share(part: Floats, of: Floats) -> Floats:
-        return np.divide(part, of, out=np.full(len(of), np.nan), where=of > 0)
+        return np.asarray(np.divide(part, of, out=np.full(len(of), np.nan), where=of > 0))
 
     return Shares(
         turning=share(turning, change),

@@ -6,12 +6,14 @@ prompt, feature), `curves` (snapshot, ablation, k). Snapshots at chance have row
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from crosscoder.attribution.ablation import Curves
 from crosscoder.attribution.gradients import METHODS
+from crosscoder.attribution.snapshot import Attributed, SnapshotResult
 from crosscoder.attribution.task import Task
 from crosscoder.common.statistics import ratio_interval
 from crosscoder.common.tables import Table
@@ -22,18 +24,22 @@ def task_tables(
     task: Task,
     tokenizer: Any,
     revisions: Sequence[str],
-    parts: Sequence[Mapping[str, Any]],
+    parts: Sequence[SnapshotResult],
     settings: AttributionSettings,
 ) -> dict[str, Table]:
-    """All tables of a task, from the arrays of its snapshots (see `measure_snapshot`)."""
-    known = [(name, part) for name, part in zip(revisions, parts, strict=True) if part["above_chance"]]
+    """All tables of a task, from its snapshots (see `measure_snapshot`)."""
+    known = [(name, one.attributed) for name, one in zip(revisions, parts, strict=True) if one.attributed is not None]
     return {
         "prompts": _prompts(task, tokenizer),
-        "metric": _joined([_metric(name, part) for name, part in zip(revisions, parts, strict=True)]),
+        "metric": _joined([_metric(name, one) for name, one in zip(revisions, parts, strict=True)]),
         "attributions": _joined([_attributions(name, part, task) for name, part in known]),
         "by_prompt": _joined([_by_prompt(name, part) for name, part in known]),
         "curves": _joined(
-            [_curves(name, part, ablation, settings) for name, part in known for ablation in settings.ablations]
+            [
+                _curves(name, part.curves[ablation], ablation, settings)
+                for name, part in known
+                for ablation in settings.ablations
+            ]
         ),
     }
 
@@ -58,62 +64,63 @@ def _prompts(task: Task, tokenizer: Any) -> Table:
     }
 
 
-def _metric(revision: str, part: Mapping[str, Any]) -> Table:
-    n = len(part["metric"])
+def _metric(revision: str, part: SnapshotResult) -> Table:
+    n = len(part.metric)
     return {
         "snapshot": [revision] * n,
         "prompt": np.arange(n, dtype=np.int32),
-        "clean": part["metric"],
-        "corrupted": part["corrupted"],
+        "clean": part.metric,
+        "corrupted": part.corrupted,
     }
 
 
-def _attributions(revision: str, part: Mapping[str, Any], task: Task) -> Table:
+def _attributions(revision: str, part: Attributed, task: Task) -> Table:
     """Means over the train prompts; exact effects are NaN where they were not measured."""
-    feature, place = np.unique(part["attribution.feature"], return_inverse=True)
+    feature, place = np.unique(part.feature, return_inverse=True)
     table: Table = {"snapshot": [revision] * len(feature), "feature": feature}
     for name in METHODS:
-        sums = np.bincount(place, part[f"attribution.{name}"], minlength=len(feature))
+        sums = np.bincount(place, part.values[name], minlength=len(feature))
         table[name] = (sums / task.n_train).astype(np.float32)
-    row = np.searchsorted(feature, part["exact.feature"])
+    row = np.searchsorted(feature, part.listed)
     for name in ("resample", "zero"):
         table[f"exact_{name}"] = np.full(len(feature), np.nan, dtype=np.float32)
-        table[f"exact_{name}"][row] = part[f"exact.{name}"]
+        table[f"exact_{name}"][row] = part.exact[name]
     table["n_prompts"] = np.bincount(place, minlength=len(feature)).astype(np.int32)
-    table["firing_rate"] = part["firing_rate"][feature]
+    table["firing_rate"] = part.firing_rate[feature]
     return table
 
 
-def _by_prompt(revision: str, part: Mapping[str, Any]) -> Table:
-    n = len(part["attribution.prompt"])
-    table: Table = {"snapshot": [revision] * n}
-    for name in ("prompt", "feature", *METHODS):
-        table[name] = part[f"attribution.{name}"]
-    return table
+def _by_prompt(revision: str, part: Attributed) -> Table:
+    table: Table = {"snapshot": [revision] * len(part.prompt), "prompt": part.prompt, "feature": part.feature}
+    return table | {name: part.values[name] for name in METHODS}
 
 
-def _curves(revision: str, part: Mapping[str, Any], ablation: str, settings: AttributionSettings) -> Table:
+def _curves(revision: str, curves: Curves, ablation: str, settings: AttributionSettings) -> Table:
     """A row for each size and set: drop, faithfulness and completeness, with intervals over prompts.
 
     Sets are the top k, k random features matched in rate and norm, and random features that are as active as the top k.
     """
-    curve = {name: part[f"curves.{ablation}.{name}"] for name in ("k", "clean", "empty", "active")}
-    clean_P, empty_P = curve["clean"], curve["empty"]
+    clean_P, empty_P = curves.clean, curves.empty
+    sets = (
+        ("top", curves.disrupt, curves.restore),
+        ("random", curves.disrupt_random, curves.restore_random),
+        ("active", curves.disrupt_active, None),
+    )
     rows: list[dict[str, Any]] = []
-    for column, (kind, suffix) in enumerate((("top", ""), ("random", "_random"), ("active", "_active"))):
-        for row, k in enumerate(curve["k"].tolist()):
-            disrupted_P = _over_sets(part[f"curves.{ablation}.disrupt{suffix}"][row])
+    for column, (kind, disrupted, restored) in enumerate(sets):
+        for row, k in enumerate(curves.k.tolist()):
+            disrupted_P = _over_sets(disrupted[row])
             if not np.isfinite(disrupted_P).all():
                 continue
             found: dict[str, Any] = {"snapshot": revision, "ablation": ablation, "set": kind, "k": k}
-            found["active"] = float(curve["active"][row, column])
+            found["active"] = float(curves.active[row, column])
             found["disrupt"] = float(disrupted_P.mean())
             drop = ratio_interval(clean_P - disrupted_P, clean_P, settings.seed)
             found["drop"], found["drop_low"], found["drop_high"] = drop
             found["completeness"] = float((disrupted_P.mean() - empty_P.mean()) / (clean_P - empty_P).mean())
             found["restore"], faithfulness = np.nan, (np.nan, np.nan, np.nan)
-            if kind != "active":
-                restored_P = _over_sets(part[f"curves.{ablation}.restore{suffix}"][row])
+            if restored is not None:
+                restored_P = _over_sets(restored[row])
                 found["restore"] = float(restored_P.mean())
                 faithfulness = ratio_interval(restored_P - empty_P, clean_P - empty_P, settings.seed)
             found["faithfulness"], found["faithfulness_low"], found["faithfulness_high"] = faithfulness

@@ -13,9 +13,9 @@ from support.command_line import error
 
 from crosscoder import cli, weights
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.attribution import study as study_module
+from crosscoder.attribution import attribution_study as study_module
+from crosscoder.attribution.attribution_study import finished_tasks, load_circuit
 from crosscoder.attribution.gradients import METHODS
-from crosscoder.attribution.study import finished_tasks, load_circuit
 from crosscoder.common.tables import read_table
 from crosscoder.errors import DataError
 from crosscoder.files import write_json

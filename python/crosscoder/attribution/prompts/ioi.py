@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from crosscoder.attribution import words
+from crosscoder.attribution.prompts import words
 from crosscoder.attribution.task import Example, fitting
 from crosscoder.errors import DataError
 

@@ -1,8 +1,8 @@
 """The attribution study of a run: one folder a task, resumable snapshot by snapshot, results as parquet.
 
 `attribution/TASK/` of the run holds `results.json` (what was computed, from what, with which settings, and the main
-figures) and the tables of `tables.py`. While a study is under way, `work-*` inside it holds the prompts' activations
-and the snapshots that are done.
+figures) and the tables of `task_tables.py`. While a study is under way, `work-*` inside it holds the prompts'
+activations and the snapshots that are done.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.tokens import END_OF_TEXT, TokenSet
 from crosscoder.attribution.circuits import Circuit, circuit
 from crosscoder.attribution.coding import CodedTask, PromptActivations, code_task
-from crosscoder.attribution.snapshot import measure_snapshot
-from crosscoder.attribution.summary import main_figures
-from crosscoder.attribution.tables import task_tables
+from crosscoder.attribution.main_figures import main_figures
+from crosscoder.attribution.snapshot import SnapshotResult, measure_snapshot
 from crosscoder.attribution.task import Task
+from crosscoder.attribution.task_tables import task_tables
 from crosscoder.attribution.tasks import make_task
-from crosscoder.common.arrays import Arrays, load_arrays, save_arrays
+from crosscoder.common.arrays import flatten, load_arrays, restore, save_arrays
 from crosscoder.common.tables import write_table
 from crosscoder.config import AttributionSettings
 from crosscoder.errors import DataError
@@ -41,6 +41,8 @@ RESULTS = "results.json"
 CIRCUIT = "circuit.npz"
 FORMAT_VERSION = 1
 """Of the results: those of another version are computed again."""
+WORK_VERSION = 2
+"""Of what a killed study goes on from."""
 DEFINITION = (
     "attribution (the paper's) by gradient x activation, attribution patching and integrated gradients between clean "
     "and corrupted prompts, error as a node; ablation of the top k and of all others (the paper's); matched random "
@@ -137,7 +139,7 @@ class AttributionStudy:
         if done.exists() and read_json(done).get("of") == record["of"]:
             finished: dict[str, Any] = read_json(done)
             return finished
-        work = folder / f"work-{record['of'][:12]}"
+        work = folder / f"work-{WORK_VERSION}-{record['of'][:12]}"
         for other in folder.glob("work-*"):
             if other != work:
                 remove_folder(other)
@@ -147,8 +149,8 @@ class AttributionStudy:
         done.unlink(missing_ok=True)  # a kill between the writes must not leave new tables under an old record
         return self._finish(task, parts, record, folder, work)
 
-    def _measure(self, activations: PromptActivations, work: Path) -> list[Arrays]:
-        """The arrays of every snapshot; what is on disk is not computed again."""
+    def _measure(self, activations: PromptActivations, work: Path) -> list[SnapshotResult]:
+        """Every snapshot; what is on disk is not computed again."""
         coded: CodedTask | None = None
         parts = []
         task = activations.task
@@ -165,24 +167,24 @@ class AttributionStudy:
                         progress.advance(0, {"snapshot": revision, "stage": stage})
 
                     model = self.snapshots.load(k)
-                    arrays = measure_snapshot(
+                    found = measure_snapshot(
                         model, k, self.snapshots.layer, coded, self.crosscoder, self.settings, show
                     )
-                    save_arrays(path, arrays)
+                    save_arrays(path, flatten(found))
                     progress.advance(1)
-                parts.append(load_arrays(path))
+                parts.append(restore(SnapshotResult, load_arrays(path)))
         return parts
 
     def _finish(
-        self, task: Task, parts: list[Arrays], record: Mapping[str, Any], folder: Path, work: Path
+        self, task: Task, parts: list[SnapshotResult], record: Mapping[str, Any], folder: Path, work: Path
     ) -> dict[str, Any]:
         revisions = self.snapshots.revisions
         found = self._circuit(task, parts)
-        save_arrays(folder / CIRCUIT, {field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
+        save_arrays(folder / CIRCUIT, flatten(found))
         for name, table in task_tables(task, self.tokenizer, revisions, parts, self.settings).items():
             write_table(folder / f"{name}.parquet", table)
         figures = main_figures(task, revisions, parts, found, self.settings)
-        poor = [name for name, part in zip(revisions, parts, strict=True) if part["explained_variance"] < 0.2]
+        poor = [name for name, part in zip(revisions, parts, strict=True) if part.explained_variance < 0.2]
         if poor:
             warn(
                 f"task {task.name}: the crosscoder explains under 20 % of the variance of the prompts' activations at "
@@ -193,13 +195,13 @@ class AttributionStudy:
         remove_folder(work)
         return finished
 
-    def _circuit(self, task: Task, parts: list[Arrays]) -> Circuit:
+    def _circuit(self, task: Task, parts: list[SnapshotResult]) -> Circuit:
         F = self.crosscoder.config.n_features
         attribution_FK = np.zeros((F, len(parts)))
         for k, part in enumerate(parts):
-            if part["above_chance"]:
-                values = part["attribution.integrated_gradients"]
-                attribution_FK[:, k] = np.bincount(part["attribution.feature"], values, minlength=F) / task.n_train
+            if (found := part.attributed) is not None:
+                sums_F = np.bincount(found.feature, found.values["integrated_gradients"], minlength=F)
+                attribution_FK[:, k] = sums_F / task.n_train
         norms_FK = self.crosscoder.decoder_norms().detach().double().numpy()
         steps = self.snapshots.steps
         tau = float(self.run.summary().get("presence_threshold", TAU))
@@ -239,5 +241,4 @@ def finished_tasks(run: Run) -> list[tuple[Path, dict[str, Any]]]:
 
 def load_circuit(folder: Path) -> Circuit:
     """Raises `DataError` naming a damaged file."""
-    arrays = load_arrays(folder / CIRCUIT)
-    return Circuit(**{field.name: arrays[field.name] for field in dataclasses.fields(Circuit)})
+    return restore(Circuit, load_arrays(folder / CIRCUIT))

@@ -20,7 +20,7 @@ from crosscoder.configfile import plain
 from crosscoder.errors import ConfigError, NonFiniteError
 from crosscoder.files import locked, make_folder, read_json, write_bytes, write_json, write_text
 from crosscoder.progress import Progress, warn
-from crosscoder.sweep import tables
+from crosscoder.sweep import result_tables as tables
 from crosscoder.sweep.budget import Budget, budget_of
 from crosscoder.sweep.figure import draw_frontier
 from crosscoder.sweep.measure import measure

@@ -27,7 +27,7 @@ from crosscoder.evolution.analyses.life import LIFE
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Study
 from crosscoder.explain.asking import Answer, Asker, Question
-from crosscoder.explain.contexts import (
+from crosscoder.explain.passages import (
     TOP,
     ChosenEncoder,
     FeatureContexts,

@@ -14,7 +14,7 @@ from crosscoder.activations.tokens import TokenSet
 from crosscoder.config import StudySettings
 from crosscoder.evolution.analyses.examples import EXAMPLES
 from crosscoder.evolution.study import Study
-from crosscoder.explain.contexts import (
+from crosscoder.explain.passages import (
     ACTIVE,
     AT,
     LENGTH,
