@@ -113,7 +113,7 @@ def test_products_have_the_shape_of_the_encoder() -> None:
 
 
 def test_variants_come_from_the_configuration_classes() -> None:
-    assert choices(TrainConfig, "backend")[0] == "auto"
+    assert choices(TrainConfig, "state")[0] == "fp32"
     assert choices(TrainConfig, "lr") == choices(TrainConfig, "no_such_option") == ()
     variants = step_variants("cpu")
     assert variants[0] == DEFAULT

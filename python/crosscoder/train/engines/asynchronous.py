@@ -102,7 +102,7 @@ class AsynchronousEngine(Engine):
             return
         count = self._count.wait()
         self._last_count = count
-        self.capacity = min(self.capacity, 4 * _room_for(count))
+        self.capacity = min(self.capacity, 4 * room_for(count))
         if count > sent.capacity:
             self._last_count = None  # so that the next attempt waits for its number
             again = self._attempt(sent.x_BKD, sent.settings)
@@ -131,7 +131,7 @@ class AsynchronousEngine(Engine):
                 self._last_count = count = self._count.wait()
                 if count > limit:
                     return None
-                self.capacity = max(self.capacity, _room_for(count))
+                self.capacity = max(self.capacity, room_for(count))
             self._used = min(self.capacity, limit)
             self._fits = found <= self._used
             return self._used
@@ -150,7 +150,7 @@ class AsynchronousEngine(Engine):
         return Update(settings, lazy, self._config.decoder_norm_limit, allowed=allowed)
 
 
-def _room_for(count: int) -> int:
+def room_for(count: int) -> int:
     """Pairs that buffers are made for: a power of two."""
     return max(LEAST_CAPACITY, 1 << max(0, ROOM * count - 1).bit_length())
 
