@@ -14,7 +14,7 @@ from support.command_line import error
 from crosscoder import cli, weights
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.attribution import attribution_study as study_module
-from crosscoder.attribution.attribution_study import finished_tasks, load_circuit
+from crosscoder.attribution.finished import finished_tasks
 from crosscoder.attribution.gradients import METHODS
 from crosscoder.common.tables import read_table
 from crosscoder.errors import DataError
@@ -87,10 +87,10 @@ def test_results_and_summary(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert figures["disrupt_top50"] is None and figures["disrupt_random50"] is None, "there are only 20 features"
     assert (run.path / "config" / "attribute.yaml").exists()
 
-    folder, record = finished_tasks(run)[0]
-    assert record["figures"] == figures and record["settings"]["steps"] == 10
-    found = load_circuit(folder)
-    assert found.dominant.tolist() == [-1, 3, 3]
+    [task] = finished_tasks(run, REVISIONS)
+    assert task.figures == figures and task.record["settings"]["steps"] == 10
+    assert task.circuit.dominant.tolist() == [-1, 3, 3]
+    folder = run.path / "attribution" / task.name
     attributions = read_table(folder / "attributions.parquet")
     last = attributions["snapshot"] == "step10"
     best = attributions["feature"][last][np.argmax(attributions["integrated_gradients"][last])]
@@ -141,7 +141,7 @@ def test_an_interrupted_study_goes_on(
 
     monkeypatch.setattr(study_module, "measure_snapshot", stop_at_the_third)
     assert attribute(run) == cli.INTERRUPTED
-    assert "attribution" not in run.summary() and finished_tasks(run) == []
+    assert "attribution" not in run.summary() and finished_tasks(run, REVISIONS) == []
     resumed: list[int] = []
     monkeypatch.setattr(
         study_module, "measure_snapshot", lambda m, k, *rest: (resumed.append(k), measure(m, k, *rest))[1]

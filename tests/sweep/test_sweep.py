@@ -272,7 +272,7 @@ def test_the_figure_has_a_line_a_frontier_and_the_same_bytes_each_time(swept: Pa
     from matplotlib.figure import Figure
 
     from crosscoder.common.svg import draw_svg
-    from crosscoder.sweep.figure import draw_frontier
+    from crosscoder.sweep.frontier_svg import draw_frontier
 
     table = pyarrow.parquet.read_table(swept / "sweep" / "results.parquet").to_pydict()
     figure = Figure()

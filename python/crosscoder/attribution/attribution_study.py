@@ -232,13 +232,3 @@ def _short(value: Any) -> str:
     if not isinstance(value, (tuple, list)):
         return str(value)
     return ", ".join(value) if len(value) <= 4 else f"{value[0]}, ..., {value[-1]}: {len(value)}"
-
-
-def finished_tasks(run: Run) -> list[tuple[Path, dict[str, Any]]]:
-    """Folder and record of every task of a run whose study is complete, by name."""
-    return [(path.parent, read_json(path)) for path in sorted((run.path / "attribution").glob(f"*/{RESULTS}"))]
-
-
-def load_circuit(folder: Path) -> Circuit:
-    """Raises `DataError` naming a damaged file."""
-    return restore(Circuit, load_arrays(folder / CIRCUIT))

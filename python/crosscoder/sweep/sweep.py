@@ -22,7 +22,7 @@ from crosscoder.files import locked, make_folder, read_json, write_bytes, write_
 from crosscoder.progress import Progress, warn
 from crosscoder.sweep import result_tables as tables
 from crosscoder.sweep.budget import Budget, budget_of
-from crosscoder.sweep.figure import draw_frontier
+from crosscoder.sweep.frontier_svg import draw_frontier
 from crosscoder.sweep.measure import measure
 from crosscoder.sweep.methods import parts_of, train_config, train_point
 from crosscoder.sweep.points import Method, Point

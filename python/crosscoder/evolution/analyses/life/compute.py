@@ -23,8 +23,12 @@ from crosscoder.evolution.strength import (
     life_cycles,
     threshold_sweep,
 )
-from crosscoder.evolution.study import Analysis, Study
+from crosscoder.evolution.study import Study
 from crosscoder.evolution.summary import finite
+from crosscoder.figures.results import Results
+
+SHOWN_KINDS = ("initialization", "emergent")
+"""Kinds of features that figures tell apart."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,28 @@ class LifeResult:
         """(F,) emergence of all features, and of the emergent ones alone (-1 for the others)."""
         emergence_F = self.cycles.emergence
         return {"all": emergence_F, "emergent": np.where(self.cycles.kind == EMERGENT, emergence_F, -1)}
+
+    def shown_kinds(self) -> dict[str, NDArray[np.bool_]]:
+        """Kind -> (F,) its features, for the kinds that figures tell apart and that have features."""
+        return {name: mask for name, mask in self.masks().items() if name in SHOWN_KINDS and mask.any()}
+
+    def kind_of_features(self) -> NDArray[np.object_]:
+        """(F,) the name of each feature's kind, "" of a kind that figures do not tell apart."""
+        kind_F = np.full(len(self.cycles.kind), "", dtype=object)
+        for name, mask in self.shown_kinds().items():
+            kind_F[mask] = name
+        return kind_F
+
+    def emergence_steps(self) -> NDArray[np.float64]:
+        """(F,) training step of emergence, NaN where there is none."""
+        emergence_F = self.cycles.emergence
+        return np.where(emergence_F >= 0, self.cycles.steps[emergence_F], np.nan)
+
+
+def shown_kinds(results: Results) -> dict[str, NDArray[np.bool_]]:
+    """`LifeResult.shown_kinds` of the results; empty without one."""
+    life = results.of(LifeResult)
+    return {} if life is None else life.shown_kinds()
 
 
 def compute(study: Study) -> LifeResult:
@@ -96,18 +122,3 @@ def _intervals(found: LifeIntervals, revisions: Sequence[str]) -> dict[str, Any]
         "median_emergence_step": pair(found.median_emergence_step_low, found.median_emergence_step_high),
         "median_lifetime": pair(found.median_lifetime_low, found.median_lifetime_high),
     }
-
-
-LIFE = Analysis(
-    "life",
-    version=1,
-    section="Strength and life",
-    definition="decoder norms (the paper's); present where the norm is above tau times the feature's maximum, "
-    "initialization iff present at step 0, emergence at the first of two snapshots in a row where it is present "
-    "(ours); intervals by a bootstrap over features, null by shuffled snapshots (ours)",
-    result=LifeResult,
-    compute=compute,
-    summary=summary,
-    settings=("tau", "seed"),
-    needs=(EXAMPLES,),
-)

@@ -26,7 +26,7 @@ from crosscoder.evolution.probes import (
     snapshot_areas,
     stratified_sample,
 )
-from crosscoder.evolution.study import Analysis, Study
+from crosscoder.evolution.study import Study
 from crosscoder.evolution.summary import finite
 from crosscoder.progress import Progress
 
@@ -149,18 +149,3 @@ def summary(probes: ProbesResult, revisions: Sequence[str]) -> dict[str, Any]:
 def _mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else float("nan")
-
-
-PROBES = Analysis(
-    "probes",
-    version=1,
-    section="Honesty of the norm",
-    definition="AUC of a linear probe (Fisher's discriminant) of each snapshot's activations for \"the feature is "
-    'active" on held-out tokens, against the relative norm (ours); features sampled by kind and emergence, each with '
-    "the number it stands for",
-    result=ProbesResult,
-    compute=compute,
-    summary=summary,
-    settings=("n_probed", "seed"),
-    needs=(EXAMPLES, LIFE),
-)

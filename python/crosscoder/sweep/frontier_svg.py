@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from crosscoder.common.svg import COLOURS
 from crosscoder.sweep.frontier import Frontier
-from crosscoder.sweep.points import METHODS
+from crosscoder.sweep.points import LABELS, METHODS
 from crosscoder.sweep.result_tables import SCOPES, Columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LABELS = {"crosscoder": "crosscoder", "sae": "SAE on the last snapshot", "chain": "chain of SAEs"}
 _TITLES = {"last": "last snapshot", "all": "all snapshots"}
 _MARKERS = ("o", "s", "^", "D", "v")
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)), (0, (2, 2)))
@@ -30,7 +29,7 @@ def draw_frontier(figure: Figure, table: Columns) -> None:
     panels = figure.subplots(1, len(SCOPES))
     for axes, (scope, (explained, l0)) in zip(panels, SCOPES.items(), strict=True):
         for method in METHODS:
-            label: str | None = _LABELS[method]
+            label: str | None = LABELS[method]
             for place, F in enumerate(sizes):
                 for seed in sorted(set(table["seed"])):
                     rows = [

@@ -1,40 +1,36 @@
-"""The figures of tasks: what the model can do, which features carry it at which snapshot, and what ablation does.
+"""What a task (`crosscoder attribute`) adds to the page: what the model can do, which features carry it at which
+snapshot, and what ablation does. Keys of its figures are a kind, `--` and the task's name.
 
-Each task has its own group of figures; their keys are a kind of `TASK_FIGURES`, `--` and the task's name.
+Letters: n features of the circuit, K snapshots.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from crosscoder.figures.spec import Axis, Bars, Field, Heat, Lines, Listing, Measure, Panel, Series, Spec
+from crosscoder.attribution.finished import TaskResult
+from crosscoder.common.byte_text import Vocabulary
+from crosscoder.evolution.analyses.examples import ExamplesResult
+from crosscoder.evolution.examples import ContextWindows
+from crosscoder.figures.results import Part, Results
+from crosscoder.figures.spec import SNAPSHOTS, Axis, Bars, Field, Heat, Lines, Listing, Measure, Panel, Series, Spec
 from crosscoder.figures.table import Column, FigureTable, plain_column
-from crosscoder.report.data import Features, PageData, TaskResult
 
-TASK_FIGURES = ("ability", "circuit", "dominance", "ablation", "carriers")
-"""Kinds of figures that a task has, in the order of the page; a task at chance has the first alone."""
 STACKED = 8
 """Features with a band of their own in the figure of dominance."""
-SNAPSHOTS = "snapshot (training step)"
 AROUND = 12
 """Tokens shown before and after the strongest one of a context."""
 
 
-def kind_of(key: str) -> str:
-    """The kind of a figure, from its key."""
-    return key.split("--", maxsplit=1)[0]
-
-
-def task_tables(data: PageData) -> list[FigureTable]:
-    """The figures of all tasks."""
-    tables = []
-    for task in data.tasks:
-        tables.append(_ability(data, task))
-        if task.features.size:
-            tables += [_circuit(data, task), _dominance(data, task), _ablation(data, task), _carriers(data, task)]
-    return tables
+def part(task: TaskResult) -> Part:
+    """The section of a task; one at chance has its first figure alone."""
+    kinds = _KINDS if task.circuit.features.size else _KINDS[:1]
+    figures = tuple(partial(make, task) for make in kinds)
+    return Part(f"Behaviour: {task.name}", figures, (lambda results: sentence(task),))
 
 
 def _table(
@@ -43,20 +39,16 @@ def _table(
     title: str,
     definition: str,
     caption: str,
-    columns: Any,
+    columns: Mapping[str, Column],
     spec: Spec | None,
-    extra: Any = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> FigureTable:
-    key, group, wide = f"{kind}--{task.name}", f"Behaviour: {task.name}", kind in ("ability", "ablation", "carriers")
-    return FigureTable(key, group, title, definition, caption, columns, spec, extra or {}, wide)
+    wide = kind in ("ability", "ablation", "carriers")
+    return FigureTable(f"{kind}--{task.name}", title, definition, caption, columns, spec, extra or {}, wide)
 
 
-def _steps(data: PageData) -> dict[str, Column]:
-    return {"snapshot": list(range(len(data.steps))), "step": plain_column(data.steps)}
-
-
-def _ability(data: PageData, task: TaskResult) -> FigureTable:
-    above = np.asarray(task.above_chance)
+def _ability(task: TaskResult, results: Results) -> FigureTable:
+    above = task.above_chance
     known = "At no snapshot is it above chance, so nothing is attributed." if not above.any() else (
         f"Above chance at {int(above.sum())} of {above.size} snapshots; elsewhere nothing is attributed."
     )  # fmt: skip
@@ -70,7 +62,7 @@ def _ability(data: PageData, task: TaskResult) -> FigureTable:
         f"often than a coin gives with a probability of 0.001. Right: the {task.metric.replace('-', ' ')} of right "
         "and wrong answer on clean and on corrupted prompts; on those the other answer is right.",
         {
-            **_steps(data),
+            **results.by_snapshot,
             "accuracy": plain_column(task.accuracy),
             "clean": plain_column(task.clean),
             "corrupted": plain_column(task.corrupted),
@@ -94,9 +86,9 @@ def _ability(data: PageData, task: TaskResult) -> FigureTable:
     )
 
 
-def _circuit(data: PageData, task: TaskResult) -> FigureTable:
-    n, K = np.shape(task.attribution)
-    known = np.tile(np.asarray(task.above_chance), n)
+def _circuit(task: TaskResult, results: Results) -> FigureTable:
+    n, K = task.circuit.attribution.shape
+    known = np.tile(task.above_chance, n)
 
     def flat(values: Any) -> Column:
         return plain_column(np.where(known, np.asarray(values).ravel(), np.nan))
@@ -112,13 +104,13 @@ def _circuit(data: PageData, task: TaskResult) -> FigureTable:
         "(Bayazit et al. 2025); relative norm likewise. Empty columns are at chance. Click a row to open its "
         f"feature.{_fidelity(task)}",
         {
-            "feature": [int(feature) for feature in np.repeat(task.features, K)],
+            "feature": [int(feature) for feature in np.repeat(task.circuit.features, K)],
             "snapshot": list(range(K)) * n,
-            "step": plain_column(data.steps) * n,
-            "attribution": flat(task.attribution),
-            "share": flat(task.share),
-            "RelIE": flat(task.relative_effect),
-            "relative norm": plain_column(np.asarray(task.relative_norm).ravel()),
+            "step": plain_column(results.steps) * n,
+            "attribution": flat(task.circuit.attribution),
+            "share": flat(task.circuit.share),
+            "RelIE": flat(task.circuit.relative_effect),
+            "relative norm": plain_column(task.circuit.relative_norm.ravel()),
         },
         Heat(
             "snapshot",
@@ -147,14 +139,17 @@ def _fidelity(task: TaskResult) -> str:
     return sentence
 
 
-def _dominance(data: PageData, task: TaskResult) -> FigureTable:
-    share = np.where(np.asarray(task.above_chance), np.asarray(task.share), np.nan)
+def _dominance(task: TaskResult, results: Results) -> FigureTable:
+    share = np.where(task.above_chance, task.circuit.share, np.nan)
     largest = np.nan_to_num(share).max(axis=1)
     stacked = np.sort(np.argsort(-largest, kind="stable")[:STACKED])  # in the circuit's order, that of emergence
-    names = [f"feature {task.features[row]}" for row in stacked]
-    columns = {**_steps(data), **{name: plain_column(share[row]) for name, row in zip(names, stacked, strict=True)}}
+    names = [f"feature {task.circuit.features[row]}" for row in stacked]
+    columns = {
+        **results.by_snapshot,
+        **{name: plain_column(share[row]) for name, row in zip(names, stacked, strict=True)},
+    }
     columns["other features"] = plain_column(1 - share[stacked].sum(axis=0))
-    columns["dominant"] = [int(feature) for feature in task.dominant]
+    columns["dominant"] = [int(feature) for feature in task.circuit.dominant]
     return _table(
         task,
         "dominance",
@@ -172,12 +167,12 @@ def _dominance(data: PageData, task: TaskResult) -> FigureTable:
     )
 
 
-def _ablation(data: PageData, task: TaskResult) -> FigureTable:
+def _ablation(task: TaskResult, results: Results) -> FigureTable:
     columns: dict[str, Column] = {}
     for name, values in task.curves.items():
         text = np.asarray(values).dtype.kind in "UO"
         columns[name] = [str(value) for value in values] if text else plain_column(values)
-    columns["step"] = plain_column(np.asarray(data.steps)[np.asarray(task.curves["snapshot"])])
+    columns["step"] = plain_column(np.asarray(results.steps)[np.asarray(task.curves["snapshot"])])
     return _table(
         task,
         "ablation",
@@ -196,25 +191,26 @@ def _ablation(data: PageData, task: TaskResult) -> FigureTable:
     )
 
 
-def _carriers(data: PageData, task: TaskResult) -> FigureTable:
-    attribution = np.where(np.asarray(task.above_chance), np.asarray(task.attribution), 0)
+def _carriers(task: TaskResult, results: Results) -> FigureTable:
+    attribution = np.where(task.above_chance, task.circuit.attribution, 0)
     order = np.argsort(-attribution.max(axis=1), kind="stable")
     peak = attribution.argmax(axis=1)[order]
-    features = np.asarray(task.features)[order]
-    steps = np.asarray(data.steps)
+    features = task.circuit.features[order]
+    steps = np.asarray(results.steps)
     columns: dict[str, Column] = {
         "feature": [int(feature) for feature in features],
-        "emergence": [int(steps[index]) if index >= 0 else None for index in np.asarray(task.emergence)[order]],
+        "emergence": [int(steps[index]) if index >= 0 else None for index in task.circuit.emergence[order]],
         "attribution": plain_column(attribution[order, peak]),
         "at step": plain_column(steps[peak]),
-        "share": plain_column(np.asarray(task.share)[order, peak]),
+        "share": plain_column(task.circuit.share[order, peak]),
         "firing rate": plain_column(np.full(len(features), np.nan)),
     }
-    snippets: list[tuple[str, str, str]] = [("", "", "")] * len(features)
-    if data.features is not None:
-        rate = np.asarray(data.features.firing_rate)
-        columns["firing rate"] = plain_column(rate[features, peak])
-        snippets = [_snippet(data.features, int(feature)) for feature in features]
+    examples, vocabulary = results.of(ExamplesResult), results.of(Vocabulary)
+    snippets = [("", "", "")] * len(features)
+    if examples is not None:
+        columns["firing rate"] = plain_column(examples.firing_rate[features, peak])
+        if vocabulary is not None:
+            snippets = [_snippet(examples.contexts, vocabulary.texts, int(feature)) for feature in features]
     for place, name in enumerate(("before", "token", "after")):
         columns[name] = [snippet[place] for snippet in snippets]
     return _table(
@@ -239,20 +235,53 @@ def _carriers(data: PageData, task: TaskResult) -> FigureTable:
     )
 
 
-def _snippet(features: Features, feature: int) -> tuple[str, str, str]:
+def _snippet(contexts: ContextWindows, texts: Sequence[str], feature: int) -> tuple[str, str, str]:
     """Text before, at and after the strongest token of a feature's first context."""
-    contexts = features.contexts
-    if contexts is None:
-        return "", "", ""
-    rows = np.flatnonzero(np.asarray(contexts.feature) == feature)
+    rows = np.flatnonzero(contexts.feature == feature)
     if not rows.size:
         return "", "", ""
-    tokens = np.asarray(contexts.tokens)[rows[0]]
+    tokens = contexts.tokens[rows[0]]
     inside = tokens >= 0
-    peak = int(np.where(inside, np.asarray(contexts.activations)[rows[0]], -1).argmax())
+    peak = int(np.where(inside, contexts.activations[rows[0]], -1).argmax())
 
     def text(start: int, stop: int) -> str:
         chosen = range(max(0, start), min(len(tokens), stop))
-        return "".join(contexts.vocabulary[tokens[place]] for place in chosen if inside[place])
+        return "".join(texts[tokens[place]] for place in chosen if inside[place])
 
     return text(peak - AROUND, peak), text(peak, peak + 1), text(peak + 1, peak + 1 + AROUND)
+
+
+def sentence(task: TaskResult) -> str:
+    """One sentence on a task's attribution: whether the model can do it, then what carries it."""
+    name, figures, accuracy = task.name, task.figures, task.accuracy
+    above = figures["above_chance"]
+    if not above:
+        return (
+            f"The model does not do {name} at any snapshot: accuracy {accuracy.min():.0%} to {accuracy.max():.0%}, "
+            "where chance gives 50%, so nothing is attributed."
+        )
+    last = figures["clean_accuracy"][above[-1]]
+    start = (
+        f"The model does {name} at {len(above)} of {accuracy.size} snapshots, from {above[0]} on ({last:.0%} right at"
+    )
+    start += f" {above[-1]})"
+    if figures["disrupt_top50"] is None:
+        return f"{start}; fewer than 50 features take part."
+    sentence = f"{start}; ablating the 50 strongest features costs {figures['disrupt_top50']:.0%} of the metric"
+    if figures["disrupt_random50"] is not None:
+        sentence += f", 50 random ones matched in rate and norm {figures['disrupt_random50']:.0%}"
+    sizes = [k for k in figures["by_ablation"].get("resample", {}).get("k_for_80_percent", {}).values() if k]
+    if sizes:
+        few = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else f"{sizes[0]}"
+        sentence += f"; with the others as on the corrupted prompts, {few} features keep 80% of it"
+    return f"{sentence}."
+
+
+_KINDS: tuple[Callable[[TaskResult, Results], FigureTable], ...] = (
+    _ability,
+    _circuit,
+    _dominance,
+    _ablation,
+    _carriers,
+)
+"""In the order of the page."""
