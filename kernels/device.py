@@ -139,7 +139,7 @@ def list_bits(
     bits_ptr, prefix_ptr, offsets_ptr, rows_ptr, columns_ptr, n_words, n_columns, capacity,
     WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """rows, columns (capacity,): the bits that are set, column by column, rows ascending; what is too much is lost."""
+    """rows, columns (capacity,): the bits that are set, column by column, rows ascending; beyond capacity: dropped."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     chunk = tl.program_id(1)
     inside = column < n_columns

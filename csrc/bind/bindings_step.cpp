@@ -154,7 +154,7 @@ void bind_encoders(py::module_& m) {
                                        in<float>(keep_level, "keep_level", {F}),
                                        in_or_null<float>(keep_also, "keep_also", {F})};
                 const unsigned threads = arrays::threads(n_threads);
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 return self.encoder->add(kernels(), tile, candidates, keep, threads);
             },
             py::arg("products"), py::arg("first"), py::arg("rule"), py::arg("keep_scale"), py::arg("keep_level"),
@@ -180,7 +180,7 @@ void bind_encoders(py::module_& m) {
                 float* h = values.mutable_data();
                 const unsigned threads = arrays::threads(n_threads);
                 {
-                    const py::gil_scoped_release release;
+                    const ReleasedGil released;
                     self.encoder->finish(norms_FK, K, theta_F, shared, offsets, ids, h, bits, threads);
                 }
                 return py::make_tuple(row_offsets, features, values, gates);
@@ -210,7 +210,7 @@ void bind_encoders(py::module_& m) {
                 const ProductTile tile = tile_of(products, "products", first, self.n_tokens, self.n_features);
                 const CandidateRule candidates = rule_of(rule, self.n_tokens, self.n_features, tile.type);
                 const unsigned threads = arrays::threads(n_threads);
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 self.encoder->add(kernels(), tile, candidates, relative, threads);
             },
             py::arg("products"), py::arg("first"), py::arg("rule"), py::arg("relative"), py::arg("n_threads"))
@@ -219,7 +219,7 @@ void bind_encoders(py::module_& m) {
             [](RankHolder& self, int n_threads) {
                 const unsigned threads = arrays::threads(n_threads);
                 {
-                    const py::gil_scoped_release release;
+                    const ReleasedGil released;
                     self.encoder->select(kernels(), threads);
                 }
                 const std::size_t n = self.encoder->n_pairs();
@@ -245,7 +245,7 @@ void bind_code(py::module_& m) {
             std::int64_t* to_order = order.mutable_data();
             const unsigned threads = arrays::threads(n_threads);
             {
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 transpose(view, to_offsets, to_tokens, to_order, threads);
             }
             return py::make_tuple(offsets, tokens, order);
@@ -272,7 +272,7 @@ void bind_code(py::module_& m) {
             const PenaltyView options = penalty_of(penalty);
             const unsigned threads = arrays::threads(n_threads);
             {
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 feature_sums(kernels(), view, by_feature, norms_FK, theta_F, options, sums, threads);
             }
             return py::make_tuple(activity, slope, fired, open, above, n_above);
@@ -295,7 +295,7 @@ void bind_decoders(py::module_& m) {
             auto* to = out<float>(result, "out", batch);
             auto* error_BK = out_or_null<float>(error, "error", {view.n_tokens, view.n_snapshots});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             decode(kernels(), view, rows, bias, x, to, error_BK, threads);
         },
         py::arg("code"), py::arg("W_dec"), py::arg("b_dec"), py::arg("target"), py::arg("out"), py::arg("error"),
@@ -310,7 +310,7 @@ void bind_decoders(py::module_& m) {
             const auto* gradient = in<float>(g, "g", {view.n_tokens, view.n_snapshots, D});
             auto* to = out<float>(result, "out", {view.n_pairs, view.n_snapshots});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             code_grad(kernels(), view, rows, gradient, to, threads);
         },
         py::arg("code"), py::arg("W_dec"), py::arg("g"), py::arg("out"), py::arg("n_threads"));
@@ -337,7 +337,7 @@ void bind_decoders(py::module_& m) {
             const PairGradients pairs = {out<float>(dh, "dh", {view.n_pairs}),
                                          out_or_null<float>(threshold, "threshold", {view.n_pairs})};
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             decode_with_gradients(kernels(), view, rows, bias, x, gradient_scale, weight_F, norms_FK, theta_F, options,
                                   to, error_BK, pairs, threads);
         },
@@ -365,7 +365,7 @@ void bind_threshold(py::module_& m) {
             const auto* slope_F = in<float>(closed_slope, "closed_slope", {F});
             auto* sums_F = out<float>(sums, "sums", {F});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             threshold_tile(kernels(), tile, products, n_rows, bias_F, unit_F, theta_F, slope_F, window, gradient_scale,
                            sums_F, threads);
         },
@@ -386,7 +386,7 @@ void bind_threshold(py::module_& m) {
             const PenaltyView options = penalty_of(penalty);
             auto* gradient_F = out<float>(gradient, "gradient", {F});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             threshold_open_gates(kernels(), view, by_feature, chosen_B, weight_F, norms_FK, theta_F, options,
                                  gradient_F, threads);
         },
@@ -423,7 +423,7 @@ void bind_batch(py::module_& m) {
                 throw py::value_error("int8 rows need int8_scale, int8_norm and inverse_column_scale");
             }
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             prepare_batch(kernels(), rows, B, width, prepared, threads);
         },
         py::arg("x"), py::arg("fourth"), py::arg("bf16"), py::arg("int8"), py::arg("int8_scale"),
@@ -436,7 +436,7 @@ void bind_batch(py::module_& m) {
             const auto* values = in<float>(a, "a", {rows, width});
             auto* to = out<float>(sums, "sums", {width});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             column_sums(kernels(), values, rows, width, to, threads);
         },
         py::arg("a"), py::arg("sums"), py::arg("n_threads"));
@@ -450,7 +450,7 @@ void bind_batch(py::module_& m) {
             const auto* factors = in<float>(mix, "mix", {K, K});
             auto* to = out<float>(result, "out", {B, K, D});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             mix_snapshots(kernels(), values, factors, B, K, D, to, threads);
         },
         py::arg("x"), py::arg("mix"), py::arg("out"), py::arg("n_threads"));
@@ -464,7 +464,7 @@ void bind_batch(py::module_& m) {
             const auto* center = in<float>(mean, "mean", {K, D});
             auto* to = out<float>(result, "out", {B, K});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             squared_distances(values, center, B, K, D, to, threads);
         },
         py::arg("x"), py::arg("mean"), py::arg("out"), py::arg("n_threads"));
@@ -550,7 +550,7 @@ void bind_updates(py::module_& m) {
             float* to = squares.mutable_data();
             const unsigned threads = arrays::threads(n_threads);
             {
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 gradient_squares(kernels(), view, by_feature, gradient, rows, to, threads);
             }
             return squares;
@@ -569,7 +569,7 @@ void bind_updates(py::module_& m) {
             auto* to_enc = out<float>(dW_enc, "dW_enc", shape);
             auto* to_dec = out<float>(dW_dec, "dW_dec", shape);
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             gradient_rows(kernels(), view, by_feature, gradient, rows, to_enc, to_dec, threads);
         },
         py::arg("code"), py::arg("order"), py::arg("parts"), py::arg("W_dec"), py::arg("dW_enc"), py::arg("dW_dec"),
@@ -594,7 +594,7 @@ void bind_updates(py::module_& m) {
             const bool bf16 = is_bf16(std::get<0>(W_dec));
             const UpdateOptions update = options_of(options);
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             update_rows(kernels(), view, by_feature, gradient, db, encoder, decoder, b, bf16, last, rows, D, update,
                         threads);
         },
@@ -624,7 +624,7 @@ void bind_updates(py::module_& m) {
             const bool bf16 = is_bf16(std::get<0>(W_dec));
             const UpdateOptions update = options_of(options);
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             update_dense_rows(kernels(), d_enc, d_dec, db, any, first, n, K, encoder, decoder, b, bf16, last, rows, D,
                               update, threads);
         },
@@ -643,7 +643,7 @@ void bind_updates(py::module_& m) {
             const RowsView decoder = rows_of(W_dec, "W_dec", {F, K, D}, D);
             const DerivedRows rows = derived_of(derived, F, K, D);
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             derive_rows(kernels(), encoder, decoder, 0, F, K, rows, threads);
         },
         py::arg("W_enc"), py::arg("W_dec"), py::arg("derived"), py::arg("n_threads"));

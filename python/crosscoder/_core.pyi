@@ -216,6 +216,9 @@ class Prefetcher:
     def wait(self, ticket: int) -> None:
         """Return when the window is complete. Raises `DataError` naming file and block, `OSError`."""
 
+    def is_of_this_process(self) -> bool:
+        """False in a forked child, whose threads are its parent's: another must be made there."""
+
     def drain(self) -> None:
         """Forget all windows; return when no thread touches a batch any more."""
 
