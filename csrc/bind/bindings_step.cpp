@@ -285,7 +285,7 @@ void bind_decoders(py::module_& m) {
     m.def(
         "decode",
         [](const CodeTuple& code, const py::object& W_dec, const py::object& b_dec, const py::object& target,
-           const py::object& result, const py::object& error, int n_threads) {
+           const py::object& result, int n_threads) {
             const CodeView view = code_of(code);
             const std::size_t D = length(b_dec, "b_dec", 1, 2);
             const Shape batch = {view.n_tokens, view.n_snapshots, D};
@@ -293,41 +293,28 @@ void bind_decoders(py::module_& m) {
             const auto* bias = in<float>(b_dec, "b_dec", {view.n_snapshots, D});
             const auto* x = in_or_null<float>(target, "target", batch);
             auto* to = out<float>(result, "out", batch);
-            auto* error_BK = out_or_null<float>(error, "error", {view.n_tokens, view.n_snapshots});
             const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            decode(kernels(), view, rows, bias, x, to, error_BK, threads);
+            decode(kernels(), view, rows, bias, x, to, threads);
         },
-        py::arg("code"), py::arg("W_dec"), py::arg("b_dec"), py::arg("target"), py::arg("out"), py::arg("error"),
-        py::arg("n_threads"));
+        py::arg("code"), py::arg("W_dec"), py::arg("b_dec"), py::arg("target"), py::arg("out"), py::arg("n_threads"));
     m.def(
-        "code_grad",
-        [](const CodeTuple& code, const py::object& W_dec, const py::object& g, const py::object& result,
-           int n_threads) {
-            const CodeView view = code_of(code);
-            const std::size_t D = length(g, "g", 2, 3);
-            const RowsView rows = rows_of(W_dec, "W_dec", {view.n_features, view.n_snapshots, D}, D);
-            const auto* gradient = in<float>(g, "g", {view.n_tokens, view.n_snapshots, D});
-            auto* to = out<float>(result, "out", {view.n_pairs, view.n_snapshots});
-            const unsigned threads = arrays::threads(n_threads);
-            const ReleasedGil released;
-            code_grad(kernels(), view, rows, gradient, to, threads);
-        },
-        py::arg("code"), py::arg("W_dec"), py::arg("g"), py::arg("out"), py::arg("n_threads"));
-    m.def(
-        "decode_with_gradients",
-        [](const CodeTuple& code, const py::object& W_dec, const py::object& b_dec, const py::object& target,
-           float gradient_scale, const py::object& weight, const py::object& norms, const py::object& theta,
+        "pair_gradients",
+        [](const CodeTuple& code, const py::object& W_dec, const py::object& b_dec,
+           const py::object& target, float gradient_scale, const py::object& weight, const py::object& norms, const py::object& theta,
            const PenaltyTuple& penalty, const py::object& residual, const py::object& error, const py::object& dh,
            const py::object& threshold, int n_threads) {
             const CodeView view = code_of(code);
-            const std::size_t D = length(b_dec, "b_dec", 1, 2);
+            const std::size_t D = length(residual, "residual", 2, 3);
             const std::size_t F = view.n_features;
             const std::size_t K = view.n_snapshots;
             const Shape batch = {view.n_tokens, K, D};
             const RowsView rows = rows_of(W_dec, "W_dec", {F, K, D}, D);
-            const auto* bias = in<float>(b_dec, "b_dec", {K, D});
-            const auto* x = in<float>(target, "target", batch);
+            const auto* bias = in_or_null<float>(b_dec, "b_dec", {K, D});
+            const auto* x = in_or_null<float>(target, "target", batch);
+            if ((bias == nullptr) != (x == nullptr)) {
+                throw py::value_error("b_dec and target go together");
+            }
             const auto* weight_F = in<float>(weight, "weight", {F});
             const auto* norms_FK = in<float>(norms, "norms", {F, K});
             const auto* theta_F = in<float>(theta, "theta", {F});
@@ -338,12 +325,12 @@ void bind_decoders(py::module_& m) {
                                          out_or_null<float>(threshold, "threshold", {view.n_pairs})};
             const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            decode_with_gradients(kernels(), view, rows, bias, x, gradient_scale, weight_F, norms_FK, theta_F, options,
-                                  to, error_BK, pairs, threads);
+            pair_gradients(kernels(), view, rows, bias, x, gradient_scale, weight_F, norms_FK, theta_F, options, to,
+                           error_BK, pairs, threads);
         },
         py::arg("code"), py::arg("W_dec"), py::arg("b_dec"), py::arg("target"), py::arg("gradient_scale"),
-        py::arg("weight"), py::arg("norms"), py::arg("theta"), py::arg("penalty"), py::arg("residual"),
-        py::arg("error"), py::arg("dh"), py::arg("threshold"), py::arg("n_threads"));
+        py::arg("weight"), py::arg("norms"), py::arg("theta"), py::arg("penalty"), py::arg("residual"), py::arg("error"), py::arg("dh"),
+        py::arg("threshold"), py::arg("n_threads"));
 }
 
 void bind_threshold(py::module_& m) {
