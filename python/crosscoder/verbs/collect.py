@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from crosscoder.errors import ConfigError
+from crosscoder.runs import makes_run
 
 if TYPE_CHECKING:
     from crosscoder.activations.snapshots import SnapshotSet
@@ -67,6 +68,7 @@ class CollectConfig:
     """Seed of the split of the text and of the shuffling."""
 
 
+@makes_run(together=True)
 def run(config: CollectConfig) -> int:
     """Make the tokens if the run has none, then fill both stores."""
     from crosscoder.activations.collect import collect
