@@ -106,7 +106,7 @@ def test_arrays_that_are_no_code_are_refused() -> None:
             _core.transpose(bad, 1)
     with pytest.raises(ValueError, match="values must be float32"):
         _core.transpose((*good[:2], good[2].astype(np.float64), *good[3:]), 1)
-    with pytest.raises(ValueError, match=r"W_dec must have shape \(12, 3, 5, \), not \(11, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"W_dec must have shape \(12, 3, 5\), not \(11, 3, 5\)"):
         out = torch.empty(9, 3, 5)
         _core.decode(good, array(model.W_dec[:11]), array(model.b_dec), None, array(out), None, 1)
     with pytest.raises(ValueError, match="n_threads must be at least 1"):
