@@ -21,6 +21,7 @@ from support.command_line import error, run
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig
 from crosscoder.config import CrosscoderOptions
 from crosscoder.errors import ConfigError, NonFiniteError
+from crosscoder.files import write_json
 from crosscoder.sweep import methods
 from crosscoder.sweep import sweep as study
 from crosscoder.sweep.budget import FIRST_FACTOR, budget_of, chain_steps
@@ -397,7 +398,7 @@ def test_settings_are_compared_by_name(tmp_path: Path) -> None:
     study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(), settings, points)
     (tmp_path / "s").mkdir()
     sweep = study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(), settings, points)
-    (tmp_path / "s" / "settings.json").write_text(json.dumps(sweep.settings))
+    write_json(tmp_path / "s" / "settings.json", sweep.settings)
     other = dataclasses.replace(settings, sparsity_coefficient=9.0, lr=9.0, seed=9)
     study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(), other, points)  # these are the points'
     with pytest.raises(ConfigError, match=r"crosscoder.penalty, train.batch_size"):
