@@ -275,15 +275,13 @@ def decode(
     b_dec: _Array,
     target: _Array | None,
     out: _Array,
-    error: _Array | None,
     n_threads: int,
 ) -> None: ...
-def code_grad(code: _Code, W_dec: _Array, g: _Array, out: _Array, n_threads: int) -> None: ...
-def decode_with_gradients(
+def pair_gradients(
     code: _Code,
     W_dec: _Array,
-    b_dec: _Array,
-    target: _Array,
+    b_dec: _Array | None,
+    target: _Array | None,
     gradient_scale: float,
     weight: _Array,
     norms: _Array,

@@ -149,6 +149,7 @@ def test_svg_and_csv(data: PageData, tmp_path: Path) -> None:
     assert (tmp_path / "ablation--induction.csv").read_text().startswith("snapshot,ablation,set,k,")
 
 
+@pytest.mark.slow
 def test_one_snapshot_above_chance_and_no_contexts(tasks: list[TaskResult], tmp_path: Path, visit: Visit) -> None:
     task, K = tasks[0], len(page_synthetic.SHORT_STEPS)
     only = np.arange(K) == K - 1

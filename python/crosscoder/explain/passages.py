@@ -97,7 +97,7 @@ class ChosenEncoder:
         self._column_of = np.full(self.n_features, -1)
         self._column_of[self.features] = np.arange(len(self.features))
         self._model = model
-        if model.config.gate != "topk":
+        if not model.eval().weights().gate.ranked:  # BatchTopK has a threshold at inference
             self._model = _only(model, torch.from_numpy(self.features))
             self._column_of = np.arange(len(self.features))
 

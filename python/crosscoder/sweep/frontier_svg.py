@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crosscoder.common.svg import COLOURS
+from crosscoder.common.svg import COLOURS, MUTED
 from crosscoder.sweep.frontier import Frontier
 from crosscoder.sweep.points import LABELS, METHODS
 from crosscoder.sweep.result_tables import SCOPES, Columns
@@ -57,7 +57,7 @@ def draw_frontier(figure: Figure, table: Columns) -> None:
         if scope == "last" and len(sizes) > 1:
             for place, F in enumerate(sizes):
                 style = {"marker": _MARKERS[place % len(_MARKERS)], "linestyle": _DASHES[place % len(_DASHES)]}
-                axes.plot([], [], color="#5b5f68", markersize=4, linewidth=1.2, label=f"F = {F:,}", **style)
+                axes.plot([], [], color=MUTED, markersize=4, linewidth=1.2, label=f"F = {F:,}", **style)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.5)))
         axes.xaxis.set_major_formatter(ScalarFormatter())

@@ -51,7 +51,7 @@ class Sweep:
         """
         if not points:
             raise ConfigError("a sweep needs at least one lambda, F, learning rate and seed")
-        if options.gate in ("topk", "batchtopk"):
+        if options.selects_by_rank:
             raise ConfigError(f'gate "{options.gate}" fixes L0, lambda does not move it; sweep another gate')
         self.folder = folder
         self.store = store

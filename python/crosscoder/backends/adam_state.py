@@ -17,12 +17,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from crosscoder.model import Crosscoder
+from crosscoder.parameters import PARAMETERS, Weights
 
 BLOCK = 256
 """Neighbours along D that share a scale."""
 MATRICES = ("W_enc", "W_dec")
-PARAMETERS = (*MATRICES, "b_enc", "b_dec", "log_threshold")
 
 
 class AdamState:
@@ -32,17 +31,17 @@ class AdamState:
     moments over the steps that the row-lazy mode skipped.
     """
 
-    def __init__(self, model: Crosscoder, kind: str) -> None:
+    def __init__(self, weights: Weights, kind: str) -> None:
         self.kind = kind
         self._moments: dict[str, dict[str, Tensor]] = {}
         for name in PARAMETERS:
-            parameter: Tensor = getattr(model, name)
+            parameter: Tensor = getattr(weights, name)
             if kind == "low-memory" and name in MATRICES:
                 self._moments[name] = _eight_bit(parameter)
             else:
                 dtype = torch.promote_types(parameter.dtype, torch.float32)
-                self._moments[name] = {key: torch.zeros_like(parameter, dtype=dtype) for key in ("m", "v")}
-        self.last_step_F = torch.zeros(model.config.n_features, dtype=torch.int32, device=model.W_enc.device)
+                self._moments[name] = {key: torch.zeros_like(parameter.detach(), dtype=dtype) for key in ("m", "v")}
+        self.last_step_F = torch.zeros(len(weights.W_enc), dtype=torch.int32, device=weights.W_enc.device)
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         return self._moments[name]

@@ -1,8 +1,9 @@
 """Loss and gradients of one batch in closed form, without autograd (docs/method.md, section 3): the dense path.
 
-It goes through the features tile by tile and through the snapshots one at a time, so that beside h (B, F) nothing
-larger than (B, tile) or a tile's own gradients exists. It works at any density, on any device and in any floating
-dtype: the reference of the sparse paths, and what they fall back to where many features are active.
+The second of the two specifications (`README.md` says what is held against what), and what the sparse steps fall back
+to where many features are active. It goes through the features tile by tile and through the snapshots one at a time, so
+that beside h (B, F) nothing larger than (B, tile) or a tile's own gradients exists. It works at any density, on any
+device and in any floating dtype.
 
 Letters: B tokens, K snapshots, D width of one activation, F features, T features of a tile.
 """
@@ -15,9 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crosscoder.gate import Gate
+from crosscoder.kernels.encode.reference import open_features
 from crosscoder.kernels.threshold.reference import sample_tokens
-from crosscoder.model import Crosscoder
-from crosscoder.penalty import LossTerms, Penalty
+from crosscoder.parameters import PARAMETERS, Weights
+from crosscoder.penalty import LossSettings, LossTerms, Penalty
+from crosscoder.sharding import ONE_PROCESS, Sharding
 
 
 @dataclass(frozen=True)
@@ -31,77 +35,62 @@ class Gradients:
     log_threshold: Tensor
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        for name in ("W_enc", "W_dec", "b_enc", "b_dec", "log_threshold"):
+        for name in PARAMETERS:
             yield name, getattr(self, name)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one batch gives: its loss, its gradients and the figures that the metrics are made of."""
-
-    loss: LossTerms
-    gradients: Gradients
-    residual_BKD: Tensor
-    """x^ - x."""
-    open_K: Tensor
-    """(K,) int64: open gates at each snapshot, over all tokens and features."""
-    fired_F: Tensor
-    """(F,) int64: tokens on which the feature was on at one snapshot or more."""
-    smallest_score: Tensor | None
-    """(): BatchTopK's smallest score kept."""
 
 
 class DensePass:
     """One batch: the loss at once, then the gradients of one tile of features after the other.
 
-    `generator` draws the tokens of threshold_mode "sampled". Raises `DataError` on a wrong shape, `ConfigError` for
-    a folded crosscoder.
+    `x_BKD` as from `Weights.input`; `tile`: features at a time (None: all).
     """
 
     @torch.no_grad()
     def __init__(
         self,
-        model: Crosscoder,
+        weights: Weights,
         x_BKD: Tensor,
-        *,
-        sparsity_coefficient: float,
-        preactivation_coefficient: float = 0.0,
-        generator: torch.Generator | None = None,
+        settings: LossSettings,
         tile: int | None = None,
+        sharding: Sharding = ONE_PROCESS,
     ) -> None:
-        model.require_trainable(preactivation_coefficient)
-        config = model.config
-        F = config.n_features
-        self._model, self._penalty = model, Penalty.of(config)
+        config = weights.config
+        F = len(weights.W_enc)
+        self._weights, self._penalty = weights, Penalty.of(config)
+        self._gate = gate = Gate.of(config, training=weights.training)
         # bf16 and fp16 weights are widened tile by tile: sums in 16 bits would be of no use.
-        self._dtype = dtype = torch.promote_types(model.W_enc.dtype, torch.float32)
-        x_BKD = model.check_input(x_BKD).to(dtype)
+        self._dtype = dtype = torch.promote_types(weights.W_enc.dtype, torch.float32)
+        x_BKD = x_BKD.to(dtype)
         B, K, _ = x_BKD.shape
-        self._terms = terms = max(1, B * K)
+        terms = max(1, B * K)
         size = tile or F
         self._tiles = [slice(first, min(first + size, F)) for first in range(0, F, size)]
-        self._theta_F = model.threshold.to(dtype)
-        norms = [torch.linalg.vector_norm(model.W_dec[t].to(dtype), dim=2) for t in self._tiles]
+        self._theta_F = weights.theta(gate, dtype)
+        norms = [torch.linalg.vector_norm(weights.W_dec[t].to(dtype), dim=2) for t in self._tiles]
         self._norms_FK = norms_FK = torch.cat(norms)
-        self._pre_weight = preactivation_coefficient / terms
+        self._units_FK = gate.units(norms_FK)
+        self._pre_weight = settings.preactivation_coefficient / terms
         self._tokens, self._sample_factor = None, 1.0
-        if config.threshold_mode == "sampled" and not config.selects_by_rank:
-            tokens, self._sample_factor = sample_tokens(B, config.threshold_sample, generator)
+        if config.threshold_mode == "sampled" and gate.learned:
+            tokens, self._sample_factor = sample_tokens(B, config.threshold_sample, settings.generator)
             self._tokens = tokens.to(x_BKD.device)
 
-        self._read_BC = flat_BC = model.encoder_input(x_BKD).flatten(1)
+        self._read_BC = flat_BC = weights.encoder_input(x_BKD).flatten(1)
         self._h = [
-            torch.addmm(model.b_enc[t].to(dtype), flat_BC, model.W_enc[t].flatten(1).to(dtype).T) for t in self._tiles
+            torch.addmm(weights.b_enc[t].to(dtype), flat_BC, weights.W_enc[t].flatten(1).to(dtype).T)
+            for t in self._tiles
         ]
         self._ranked: list[Tensor] | None = None
         self.smallest_score: Tensor | None = None
-        if config.selects_by_rank:
-            open_BF, self.smallest_score = model.ranked_gates(torch.cat(self._h, dim=1), norms_FK)
+        """(): BatchTopK's smallest score kept."""
+        if gate.ranked:
+            open_BF, self.smallest_score = open_features(torch.cat(self._h, dim=1), norms_FK, self._theta_F, gate)
             self._ranked = [open_BF[:, t] for t in self._tiles]
 
         self.open_K = torch.zeros(K, dtype=torch.int64, device=x_BKD.device)
+        """(K,) int64: open gates at each snapshot, over all tokens and features."""
         fired, activity = [], []
-        self.residual_BKD = model.b_dec.to(dtype) - x_BKD
+        partial_BKD = weights.b_dec.to(dtype) - x_BKD if sharding.first else torch.zeros_like(x_BKD)
         for i, t in enumerate(self._tiles):
             any_BT = torch.zeros_like(self._h[i], dtype=torch.bool)
             p_T = torch.zeros_like(self._theta_F[t])
@@ -110,36 +99,32 @@ class DensePass:
                 any_BT |= open_BT
                 self.open_K[k] += open_BT.sum()
                 p_T += self._penalty.activity(f_BT * norms_FK[t, k]).mul_(open_BT).sum(dim=0)
-                self.residual_BKD[:, k] += f_BT @ model.W_dec[t, k].to(dtype)
+                partial_BKD[:, k] += f_BT @ weights.W_dec[t, k].to(dtype)
             fired.append(any_BT.sum(dim=0))
             activity.append(p_T)
+        self.residual_BKD = sharding.sum(partial_BKD)
+        """x^ - x."""
         self.fired_F = torch.cat(fired)
-        """(F,) int64."""
+        """(F,) int64: tokens on which the feature was on at one snapshot or more."""
         p_F = torch.cat(activity) / terms
-        self._weight_F = sparsity_coefficient * self._penalty.total_slope(p_F) / terms
+        self._weight_F = settings.sparsity_coefficient * self._penalty.total_slope(p_F) / terms
         self._g_BKD = self.residual_BKD * (2 / terms)
 
         reconstruction = self.residual_BKD.square().sum() / terms
-        sparsity = sparsity_coefficient * self._penalty.total(p_F)
+        sparsity = settings.sparsity_coefficient * self._penalty.total(p_F)
         preactivation = reconstruction.new_zeros(())
-        if preactivation_coefficient:
+        if settings.preactivation_coefficient:
             gap_F = torch.cat(
                 [(self._theta_F[t] - h).relu().sum(dim=0) for t, h in zip(self._tiles, self._h, strict=True)]
             )
             preactivation = self._pre_weight * (gap_F @ norms_FK.sum(dim=1))
-        total = reconstruction + sparsity + preactivation
-        self.loss = LossTerms(total, reconstruction, sparsity, preactivation)
+        self.loss = LossTerms(reconstruction + sparsity + preactivation, reconstruction, sparsity, preactivation)
         self.db_dec_KD = self._g_BKD.sum(dim=0)
 
     def _activations(self, i: int, k: int) -> tuple[Tensor, Tensor]:
         """Open gates (B, T) bool and activations (B, T) of tile i at snapshot k."""
         t, h_BT = self._tiles[i], self._h[i]
-        if self._ranked is not None:
-            open_BT = self._ranked[i]
-        elif self._model.config.gate == "shared":
-            open_BT = h_BT > self._theta_F[t]
-        else:
-            open_BT = h_BT * self._norms_FK[t, k] > self._theta_F[t]
+        open_BT = h_BT * self._units_FK[t, k] > self._theta_F[t] if self._ranked is None else self._ranked[i]
         return open_BT, torch.where(open_BT, h_BT, 0.0)
 
     @torch.no_grad()
@@ -150,19 +135,14 @@ class DensePass:
 
     def _tile_gradients(self, i: int) -> Gradients:
         t, h_BT, penalty = self._tiles[i], self._h[i], self._penalty
-        config, norms_TK, theta_T, weight_T = (
-            self._model.config,
-            self._norms_FK[self._tiles[i]],
-            self._theta_F[self._tiles[i]],
-            self._weight_F[self._tiles[i]],
-        )
-        W_dec_TKD = self._model.W_dec[t].to(self._dtype)
+        norms_TK, theta_T, weight_T = self._norms_FK[t], self._theta_F[t], self._weight_F[t]
+        W_dec_TKD = self._weights.W_dec[t].to(self._dtype)
         dW_dec_TKD = torch.empty_like(W_dec_TKD)
         dn_TK = torch.empty_like(norms_TK)
         dh_BT = torch.zeros_like(h_BT)
         dlog_threshold_T = torch.zeros_like(theta_T)
         positive_BT = h_BT > 0
-        for k in range(config.n_snapshots):
+        for k in range(norms_TK.shape[1]):
             open_BT, f_BT = self._activations(i, k)
             g_BD = self._g_BKD[:, k]
             slope_BT = penalty.activity_slope(f_BT * norms_TK[:, k])
@@ -170,17 +150,11 @@ class DensePass:
             dn_TK[:, k] = weight_T * (f_BT * slope_BT).sum(dim=0)
             df_BT = torch.addmm(weight_T * norms_TK[:, k] * slope_BT, g_BD, W_dec_TKD[:, k].T)
             dh_BT += torch.where(open_BT, df_BT, 0.0)
-            if not config.selects_by_rank:
+            if self._gate.learned:
                 dlog_threshold_T += self._sample_factor * _threshold_gradient(
-                    h_BT,
-                    positive_BT,
-                    norms_TK[:, k],
-                    theta_T,
-                    df_BT,
-                    self._tokens,
-                    config.threshold_window,
-                    config.gate,
-                )
+                    h_BT, positive_BT, self._units_FK[t, k], theta_T, df_BT, self._tokens,
+                    self._weights.config.threshold_window,
+                )  # fmt: skip
         if self._pre_weight:
             below_BT = h_BT < theta_T
             gap_T = torch.where(below_BT, theta_T - h_BT, 0.0).sum(dim=0)
@@ -199,47 +173,18 @@ class DensePass:
         )
 
 
-def loss_and_gradients(
-    model: Crosscoder,
-    x_BKD: Tensor,
-    *,
-    sparsity_coefficient: float,
-    preactivation_coefficient: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> StepResult:
-    """The same loss as `model.loss` and its gradient in every parameter: a `DensePass` of one tile."""
-    dense = DensePass(
-        model,
-        x_BKD,
-        sparsity_coefficient=sparsity_coefficient,
-        preactivation_coefficient=preactivation_coefficient,
-        generator=generator,
-    )
-    ((_, gradients),) = dense.gradients()
-    return StepResult(
-        loss=dense.loss,
-        gradients=gradients,
-        residual_BKD=dense.residual_BKD,
-        open_K=dense.open_K,
-        fired_F=dense.fired_F,
-        smallest_score=dense.smallest_score,
-    )
-
-
 def _threshold_gradient(
     h_BT: Tensor,
     positive_BT: Tensor,
-    norms_T: Tensor,
+    units_T: Tensor,
     theta_T: Tensor,
     df_BT: Tensor,
     tokens: Tensor | None,
     window: float,
-    gate: str,
 ) -> Tensor:
     """One snapshot's part of dlog_theta: kernels/threshold/reference.py with as few sweeps as possible."""
     if tokens is not None:
         h_BT, positive_BT, df_BT = h_BT[tokens], positive_BT[tokens], df_BT[tokens]
-    units_T = torch.ones_like(norms_T) if gate == "shared" else norms_T
     distance_BT = torch.addcmul(-theta_T, h_BT, units_T).abs_()
     inside_BT = distance_BT.lt_(window / 2).mul_(positive_BT)
     factor_T = torch.where(units_T > 0, -(theta_T**2) / (window * torch.where(units_T > 0, units_T, 1.0)), 0.0)
