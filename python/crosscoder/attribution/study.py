@@ -64,8 +64,7 @@ class AttributionStudy:
 
     @cached_property
     def snapshots(self) -> SnapshotSet:
-        record = read_json(self.run.snapshots_file)
-        return SnapshotSet.open(self.run.absolute(record["model"]), record["layer"], tuple(record["revisions"]))
+        return self.run.snapshots()
 
     @cached_property
     def crosscoder(self) -> Crosscoder:

@@ -258,7 +258,7 @@ def probes(study: Study) -> dict[str, Any]:
             progress.advance(len(x_BKD))
     probes = trainer.probes()
 
-    store = ActivationStore.open(study.run.activations("heldout")).without_skipped()
+    store = study.run.store("heldout")
     n_heldout = min(store.n_tokens, HELDOUT_TOKENS)
     W_nKD, b_n = study.model.W_enc.detach()[ids_n].float(), study.model.b_enc.detach()[ids_n].float()
     active, h, areas = [], [], list[Areas]()

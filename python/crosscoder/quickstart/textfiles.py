@@ -9,18 +9,19 @@ import bz2
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from crosscoder.errors import DataError
 
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 """Of the files that are read from a folder; each may be followed by one of `COMPRESSED`."""
-COMPRESSED: dict[str, tuple[bytes, Callable[[Path], IO[bytes]]]] = {
-    ".gz": (b"\x1f\x8b", lambda path: gzip.open(path, "rb")),
-    ".bz2": (b"BZh", lambda path: bz2.open(path, "rb")),
-    ".xz": (b"\xfd7zXZ\x00", lambda path: lzma.open(path, "rb")),
+COMPRESSED: dict[str, tuple[bytes, Callable[[bytes], bytes]]] = {
+    ".gz": (b"\x1f\x8b", gzip.decompress),
+    ".bz2": (b"BZh", bz2.decompress),
+    ".xz": (b"\xfd7zXZ\x00", lzma.decompress),
 }
 _NOT_TEXT = {
     b"\x28\xb5\x2f\xfd": "is compressed by zstandard; unpack it first: zstd -d",
@@ -64,13 +65,15 @@ def read_texts(path: Path) -> tuple[bool, Iterator[str | None]]:
             return True, _parquet(path)
         if path.suffix.lower() == ".parquet":
             raise DataError(f"{path} is not a parquet file, or is damaged; write it again")
-        unpack = next((opened for magic, opened in COMPRESSED.values() if start.startswith(magic)), None)
-        opened = unpack or (lambda path: path.open("rb"))
-        with opened(path) as file:
-            text = file.read().decode("utf-8-sig").replace("\r\n", "\n")
+        data = path.read_bytes()
+        for magic, unpack in COMPRESSED.values():
+            data = unpack(data) if start.startswith(magic) else data
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except DataError:
+        raise
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it, for example with iconv") from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     rows = _json_rows(path, text)
     return (False, iter([text])) if rows is None else (True, rows)
