@@ -36,7 +36,7 @@ stage "tests"
 try "$python" -m pytest -q "${tests[@]}"
 
 stage "kernels as compiled"
-try env -u TRITON_INTERPRET "$python" -W ignore -m crosscoder.kernels.compile_gate "${gate[@]}" --json "$results/compile-gate.json"
+try env -u TRITON_INTERPRET "$python" -W ignore tools/compile_gate.py "${gate[@]}" --json "$results/compile-gate.json"
 
 stage "the model of time"
 try "$python" benchmarks/gpu_model.py

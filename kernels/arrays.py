@@ -41,5 +41,5 @@ def code_arrays(code: SparseCode) -> tuple[Array, Array, Array, Array, int, int]
 
 
 def n_threads() -> int:
-    """Threads that the core may use: as many as torch."""
+    """Threads that C++ may compute with, everywhere: as many as torch (`torch.set_num_threads`, OMP_NUM_THREADS)."""
     return torch.get_num_threads()

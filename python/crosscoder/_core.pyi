@@ -24,32 +24,6 @@ def isa_levels() -> list[IsaLevel]:
 def cpu_features() -> dict[str, bool]:
     """CPU features by name; true only where the operating system supports them too."""
 
-def gather_rows(
-    source: npt.NDArray[np.float32] | npt.NDArray[np.uint16] | npt.NDArray[np.float16],
-    index: npt.NDArray[np.int64],
-    scale: float,
-    out: npt.NDArray[np.float32],
-    snapshot: int,
-    dtype: str,
-    n_threads: int = 1,
-) -> None:
-    """`out[i, snapshot, :] = float32(source[index[i], :]) * float32(scale)`.
-
-    `source` (T, D): float32 for `dtype` "fp32", uint16 bits for "bf16", uint16 bits or float16 for "fp16";
-    may be read-only or memory-mapped. `index` (n,) int64. `out` (n, K, D) float32. Conversion is exact
-    (denormals, infinities, NaN included), the product is rounded once: the same bits on every CPU, for any
-    `n_threads`.
-
-    Raises `IndexError` for an index or a snapshot out of range (nothing is written then), `ValueError` for
-    another dtype, shape or memory layout, `TypeError` for something that is no array; all name the argument.
-    """
-
-def float32_to_bfloat16(src: npt.NDArray[np.float32], out: npt.NDArray[np.uint16], n_threads: int = 1) -> None:
-    """`out` = bits of bfloat16(`src`), to nearest, ties to even; a NaN stays one (quiet, sign kept).
-
-    `src` float32, `out` uint16 of one shape. Raises `ValueError` for another dtype, shape or memory layout.
-    """
-
 def xxh3_64(data: Buffer | npt.NDArray[Any]) -> int:
     """XXH3 (64 bits, seed 0) of the bytes of a C-contiguous buffer. Raises `ValueError` if it is not one."""
 
@@ -143,10 +117,6 @@ class NgramCounter:
     @property
     def total(self) -> int:
         """Number of tokens counted: `unigrams().sum()`."""
-
-    @property
-    def n_distinct_bigrams(self) -> int:
-        """N, the number of distinct bigrams."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -249,10 +219,7 @@ class Prefetcher:
     def drain(self) -> None:
         """Forget all windows; return when no thread touches a batch any more."""
 
-    @property
-    def bytes_read(self) -> int: ...
-
-# The training step (csrc/bindings_step.cpp); its Python faces are kernels/*/native.py, which say what the arrays are.
+# The training step (csrc/bind/bindings_step.cpp). Its Python faces are kernels/*/native.py, which say what arrays are.
 # bf16 numbers are uint16 bits; every array is C-contiguous. All raise `TypeError` or `ValueError` naming a wrong one.
 
 _Array = npt.NDArray[Any]

@@ -234,6 +234,13 @@ class StudySettings:
     seed: int = 0
     """Seed of samples, bootstrap, nulls and random sequences."""
 
+    def __post_init__(self) -> None:
+        _require(0 < self.tau < 1, f"tau must lie between 0 and 1, not {self.tau}")
+        least = {"induction_length": 3, "complexity_features": 0, "seed": 0}
+        for name in ("contexts", "samples", "neighbours", "n_probed", "positions", *least):
+            value, low = getattr(self, name), least.get(name, 1)
+            _require(value >= low, f"{name} must be at least {low}, not {value}")
+
 
 @dataclass(frozen=True)
 class AttributionSettings:

@@ -50,8 +50,8 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def thread_count() -> int:
-    """Number of CPUs that this process may run on."""
+def cpu_count() -> int:
+    """CPUs that this process may run on. What computes takes `kernels.arrays.n_threads` of them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

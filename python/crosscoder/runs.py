@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crosscoder.configfile import write_config
-from crosscoder.errors import DataError
+from crosscoder.configfile import plain, read_config, write_config
+from crosscoder.errors import ConfigError, DataError
 from crosscoder.files import make_folder, read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Open `report.html` in a browser: it needs no network.
 | `training/metrics.jsonl` | one line every few steps: loss, explained variance, L0 by snapshot |
 | `training/checkpoints/` | while training: from here a killed run goes on |
 | `crosscoder/` | the crosscoder, for raw activations: `crosscoder.Crosscoder.from_pretrained(...)` |
-| `evolution/` | the results of the analyses as arrays (`.npz`) |
+| `evolution/` | the results of the analyses as arrays (`.npz`); `README.md` there says what each is |
 | `comparison/RUN.npz` | features matched with those of another run; `RUN.json` says which |
 | `evolution/explanations.parquet` | features in words, with scores; `explanations/answers.jsonl`: all that was asked |
 | `attribution/TASK/` | which features carry a task (`.parquet`): prompts, metric, attributions, ablation curves |
@@ -91,6 +91,22 @@ class Run:
             write_text(self.path / "README.md", README)
         write_config(self.path / "config" / f"{verb}.yaml", config)
 
+    def require_same(self, verb: str, config: Any, ignored: Sequence[str] = ()) -> None:
+        """Raises `ConfigError` saying what differs if the run has a record of `verb` with other settings."""
+        path = self.path / "config" / f"{verb}.yaml"
+        if not path.exists():
+            return
+        before, now = plain(read_config(path, type(config))), plain(config)
+        different = [
+            f"{name}: {before[name]} there, {value} now"
+            for name, value in now.items()
+            if name not in ignored and before[name] != value
+        ]
+        if different:
+            raise ConfigError(
+                f"{self.path} was begun with other settings ({'; '.join(different)}); delete it or choose another --out"
+            )
+
     def relative(self, model: str) -> str:
         """What a record calls a model: its folder relative to the run where it lies inside (so that the run can be
         moved), any other folder absolute, a name on the hub as it is."""
@@ -125,6 +141,13 @@ class Run:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self.snapshots_file} is malformed ({error!r}); restore it or collect again") from error
+
+    def snapshots_identity(self) -> dict[str, Any]:
+        """What results rest on of `snapshots.json`: the place of the model's folder does not matter where its content
+        is recorded, nor what was noticed of the snapshots."""
+        record: dict[str, Any] = read_json(self.snapshots_file)
+        beside = {"model", "alike"} if record.get("content") else set()
+        return {key: value for key, value in record.items() if key not in beside}
 
     def write_snapshots(self, snapshots: SnapshotSet, alike: Sequence[Mapping[str, Any]] = ()) -> None:
         """Write `snapshots.json`, which `snapshots` reads; `alike`: which of them are nearly equal."""

@@ -6,26 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.language_models import neox
 
 REVISIONS_OF_TEST = ("step0", "step1", "step16")
 S, C, D, V = 12, 16, 8, 40
 
 
 def tiny_model(seed: int, **changes: Any) -> Any:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(seed)
-    options = {
-        "vocab_size": V,
-        "hidden_size": D,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "max_position_embeddings": C,
-        "use_parallel_residual": True,
-        **changes,
-    }
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**options)).eval()
+    return neox(seed, **{"vocab_size": V, "hidden_size": D, "max_position_embeddings": C, "eos_token_id": 2, **changes})
 
 
 def break_with_nan(models: Path, revision: str) -> None:

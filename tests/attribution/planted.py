@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from support.language_models import neox
 
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.attribution.task import Example, Task
@@ -55,13 +56,10 @@ def feature_values() -> torch.Tensor:
 
 
 def model(k: int) -> Any:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    config = GPTNeoXConfig(
-        vocab_size=VOCABULARY, hidden_size=D, num_hidden_layers=2, num_attention_heads=1, intermediate_size=D,
-        max_position_embeddings=64, bos_token_id=0, eos_token_id=0, layer_norm_eps=1e-12,
+    built = neox(
+        0, vocab_size=VOCABULARY, hidden_size=D, num_hidden_layers=2, num_attention_heads=1, intermediate_size=D,
+        layer_norm_eps=1e-12,
     )  # fmt: skip
-    built = GPTNeoXForCausalLM(config).eval()
     q = basis()
     with torch.no_grad():
         for name, parameter in built.named_parameters():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from support import language_models
 
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.attribution.task import Example, Task
@@ -15,21 +16,10 @@ WIDTH, VOCABULARY, CONTEXT = 16, 50, 24
 
 
 def neox(seed: int, layers: int = 3, width: int = WIDTH) -> Any:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(seed)
-    config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=2 * width,
-        max_position_embeddings=CONTEXT,
+    return language_models.neox(
+        seed, vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, max_position_embeddings=CONTEXT,
         initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return GPTNeoXForCausalLM(config).eval()
+    )  # fmt: skip
 
 
 def gpt2(seed: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attribution import planted
-from command_line import error
+from support.command_line import error
 
 from crosscoder import cli, weights
 from crosscoder.activations.tokens import TokenSet

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import error, run
 from faults.test_kill import collection
+from support.command_line import error, run
 
 from crosscoder import ActivationStore, cli
 

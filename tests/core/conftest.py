@@ -1,4 +1,4 @@
-"""Lets the tests of this folder share `floats.py` and `levels.py`."""
+"""Lets the tests of this folder share `levels.py`."""
 
 from __future__ import annotations
 

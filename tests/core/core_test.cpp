@@ -13,15 +13,13 @@
 #include <string>
 #include <vector>
 
-#include "checksum.hpp"
-#include "convert.hpp"
-#include "cosine_statistics.hpp"
-#include "cpu_features.hpp"
-#include "examples.hpp"
-#include "gather.hpp"
-#include "geometry.hpp"
-#include "ngram_counter.hpp"
-#include "parallel.hpp"
+#include "core/checksum.hpp"
+#include "study/cosine_statistics.hpp"
+#include "core/cpu_features.hpp"
+#include "study/examples.hpp"
+#include "study/geometry.hpp"
+#include "study/ngram_counter.hpp"
+#include "core/parallel.hpp"
 
 namespace {
 
@@ -103,68 +101,6 @@ void test_parallel_for() {
         caught = error.what();
     }
     CHECK(caught == "3");
-}
-
-// Every width from 0 on, in buffers of exactly that size: a read or write beyond them is the sanitizer's to see.
-void test_conversions_stay_within_their_buffers() {
-    const IsaLevel best = best_level(detect_cpu_features());
-    Random random;
-    for (std::size_t n = 0; n < 70; ++n) {
-        std::vector<std::uint16_t> halves(n);
-        std::vector<float> floats(n);
-        for (std::size_t i = 0; i < n; ++i) {
-            halves[i] = static_cast<std::uint16_t>(random());
-            const std::uint32_t bits = random();
-            std::memcpy(&floats[i], &bits, sizeof bits);
-        }
-        const auto convert = [&](const ConvertKernels& kernels) {
-            std::vector<float> wide(n);
-            std::vector<std::uint16_t> narrow(n);
-            std::vector<std::uint8_t> bytes;
-            const auto append = [&bytes](const auto& values) {
-                const auto* begin = reinterpret_cast<const std::uint8_t*>(values.data());
-                bytes.insert(bytes.end(), begin, begin + values.size() * sizeof(values[0]));
-            };
-            kernels.scale_bf16(halves.data(), 0.7F, wide.data(), n);
-            append(wide);
-            kernels.scale_fp16(halves.data(), 0.7F, wide.data(), n);
-            append(wide);
-            kernels.scale_fp32(floats.data(), 0.7F, wide.data(), n);
-            append(wide);
-            kernels.to_bf16(floats.data(), narrow.data(), n);
-            append(narrow);
-            return bytes;
-        };
-        const std::vector<std::uint8_t> expected = convert(convert_kernels(IsaLevel::portable));
-        for (int level = 1; level <= static_cast<int>(best); ++level) {
-            CHECK(convert(convert_kernels(static_cast<IsaLevel>(level))) == expected);
-        }
-    }
-}
-
-void test_gather_from_several_threads() {
-    constexpr std::size_t kRows = 50;
-    constexpr std::size_t kWidth = 1023;
-    constexpr std::size_t kPicked = 400;
-    std::vector<float> source(kRows * kWidth);
-    for (std::size_t i = 0; i < source.size(); ++i) {
-        source[i] = static_cast<float>(i);
-    }
-    Random random;
-    std::vector<std::int64_t> index(kPicked);
-    std::generate(index.begin(), index.end(), [&] { return static_cast<std::int64_t>(random() % kRows); });
-    std::vector<float> out(kPicked * 2 * kWidth, -1.0F);
-    gather_rows(convert_kernels(active_level()), source.data(), ElementType::fp32, kWidth, index.data(), kPicked,
-                2.0F, out.data() + kWidth, 2 * kWidth, 3);
-    for (std::size_t i = 0; i < kPicked; ++i) {
-        for (std::size_t d = 0; d < kWidth; ++d) {
-            CHECK(out[2 * i * kWidth + d] == -1.0F);
-            CHECK(out[(2 * i + 1) * kWidth + d] == 2.0F * source[static_cast<std::size_t>(index[i]) * kWidth + d]);
-        }
-    }
-    CHECK(find_outside(index.data(), kPicked, kRows) == kPicked);
-    index[17] = -1;
-    CHECK(find_outside(index.data(), kPicked, kRows) == 17);
 }
 
 template <class Counter>
@@ -346,8 +282,6 @@ int main() {
     test_geometry();
     test_levels();
     test_parallel_for();
-    test_conversions_stay_within_their_buffers();
-    test_gather_from_several_threads();
     test_counts_beyond_a_slot();
     test_examples_of_any_division();
     test_checksum_at_any_offset();

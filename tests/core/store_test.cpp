@@ -14,11 +14,11 @@
 #include <string>
 #include <vector>
 
-#include "buffer_pool.hpp"
-#include "cpu_features.hpp"
-#include "prefetcher.hpp"
-#include "segment.hpp"
-#include "unpack.hpp"
+#include "store/buffer_pool.hpp"
+#include "core/cpu_features.hpp"
+#include "store/prefetcher.hpp"
+#include "store/segment.hpp"
+#include "store/unpack.hpp"
 
 namespace {
 

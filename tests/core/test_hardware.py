@@ -65,7 +65,7 @@ def test_rates_are_measured_for_both() -> None:
 
 def test_machine() -> None:
     assert hardware.cpu_name()
-    assert 1 <= hardware.thread_count() <= (os.cpu_count() or 1)
+    assert 1 <= hardware.cpu_count() <= (os.cpu_count() or 1)
     total, available = hardware.memory_bytes()
     assert 0 <= available <= total
     cpu, *gpus = hardware.devices()

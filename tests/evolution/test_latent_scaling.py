@@ -8,7 +8,7 @@ import torch
 from evolution.planted_codes import code_of, planted_tokens
 
 from crosscoder.errors import DataError
-from crosscoder.evolution import ScalingSums, latent_scaling
+from crosscoder.evolution.latent_scaling import ScalingSums, latent_scaling
 from crosscoder.evolution.planted import PlantedConfig, PlantedDictionary
 
 NAMES = ("beta_error", "beta_reconstruction", "beta_error_own", "beta_reconstruction_own", "beta_error_null")

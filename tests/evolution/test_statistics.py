@@ -1,4 +1,4 @@
-"""Rank tests, correlations and intervals against counted pairs and published values (scipy 1.17 computed them)."""
+"""Rank tests, correlations and intervals against counted pairs, worked examples and our own earlier code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosscoder.common.statistics import (
@@ -18,6 +18,7 @@ from crosscoder.common.statistics import (
     pearson,
     permutation_p,
     ranks,
+    ratio_interval,
     spearman,
 )
 from crosscoder.errors import DataError
@@ -25,6 +26,7 @@ from crosscoder.errors import DataError
 GROUPS = ([1, 2, 2, 3, 5, 5, 5], [2, 4, 4, 6, 7, 9], [3, 5, 8, 8, 9])
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12))
 def test_ranks_count_what_is_smaller(values: list[int]) -> None:
     for value, rank in zip(values, ranks(values), strict=True):
@@ -61,6 +63,7 @@ def test_kruskal_wallis() -> None:
             kruskal_wallis(groups)
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.lists(st.integers(0, 5), min_size=1, max_size=9))
 def test_mann_whitney_counts_pairs(a: list[int], b: list[int]) -> None:
     found, turned = mann_whitney(a, b), mann_whitney(b, a)
@@ -126,3 +129,58 @@ def test_correlate_leaves_out_what_is_missing() -> None:
     assert noise.pearson_p > 0.05 and noise.pearson_low < 0 < noise.pearson_high
     nothing = correlate([np.nan], [1.0])
     assert nothing.n == 0 and np.isnan(nothing.pearson) and np.isnan(nothing.spearman_p)
+
+
+def test_intervals_of_a_ratio_cover_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for seed in range(200):
+        denominator = rng.normal(2, 1, 60)
+        numerator = 0.5 * denominator + rng.normal(0, 0.5, 60)
+        ratio, low, high = ratio_interval(numerator, denominator, seed)
+        assert low < ratio < high
+        inside += low < 0.5 < high
+    assert 0.88 < inside / 200 < 0.99
+    assert ratio_interval(np.ones(10), np.ones(10), 0) == (1, 1, 1)
+    assert ratio_interval(np.arange(5.0), np.ones(5), 3) == ratio_interval(np.arange(5.0), np.ones(5), 3)
+
+
+def test_the_numbers_are_those_before_scipy_computed_them() -> None:
+    """Recorded from the numpy code that scipy has replaced: equal to the last digits."""
+    rng = np.random.default_rng(7)
+    a = rng.integers(0, 6, 40).astype(float)
+    b = np.round(a / 2 + rng.normal(size=40), 1)
+    c = rng.normal(size=30)
+    assert float(ranks(b) @ np.arange(40)) == 17858.0
+    groups = kruskal_wallis([a[:15], b[:20], c])
+    assert (groups.n, groups.statistic) == (65, pytest.approx(26.306135340759024, rel=1e-14))
+    assert groups.p == pytest.approx(1.939524592408609e-06, rel=1e-13)
+    two = mann_whitney(a, b)
+    assert (two.statistic, two.effect) == (1227.0, 0.53375)
+    assert two.p == pytest.approx(3.8753001586051365e-05, rel=1e-12)
+    found = correlate(a, b, seed=3)
+    assert (found.pearson, found.pearson_low, found.pearson_high, found.pearson_p) == (
+        pytest.approx(0.6601799717360576, rel=1e-14),
+        pytest.approx(0.44525505245497954, rel=1e-14),
+        pytest.approx(0.8141360800685425, rel=1e-14),
+        0.001,
+    )
+    assert (found.spearman, found.spearman_low, found.spearman_high, found.spearman_p) == (
+        pytest.approx(0.6238431688537696, rel=1e-14),
+        pytest.approx(0.3563171467439885, rel=1e-14),
+        pytest.approx(0.80668979464402, rel=1e-14),
+        0.001,
+    )
+    assert bootstrap_interval(lambda v: float(np.median(v)), b, seed=5) == (0.6499999999999999, 1.9)
+    assert permutation_p(pearson, a[:20], c[:20], seed=2) == 0.625
+
+
+def test_correlations_are_scipys() -> None:
+    from scipy import stats
+
+    rng = np.random.default_rng(1)
+    for n in (3, 10, 300):
+        a, b = rng.integers(0, 4, n) + rng.normal(size=n), rng.integers(0, 4, n)
+        b[:2] = 0, 1
+        assert pearson(a, b) == pytest.approx(stats.pearsonr(a, b).statistic, rel=1e-13, abs=1e-14)
+        assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic, rel=1e-13, abs=1e-14)

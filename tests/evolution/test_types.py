@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.common.arrays import flatten
 from crosscoder.common.statistics import kruskal_wallis, mann_whitney
 from crosscoder.errors import ConfigError, DataError
+from crosscoder.evolution.analyses.types import TypesResult, summary
 from crosscoder.evolution.positions import Places, Positions, collect_positions
 from crosscoder.evolution.reading import Pairs
-from crosscoder.evolution.summary import main_figures
 from crosscoder.evolution.types import (
     CONTEXT_SENSITIVE,
     INDUCTION,
@@ -250,7 +249,7 @@ def test_types_that_do_not_differ() -> None:
 
 def test_main_figures_are_json(found: FeatureTypes) -> None:
     emergence = emergence_by_type(found.type, np.zeros(planted.F, dtype=np.int64), [0, 1])
-    figures = main_figures({"types": flatten({"features": found, "all": emergence, "emergent": emergence})}, [])
+    figures = summary(TypesResult(found, emergence, emergence), [])
     types = json.loads(json.dumps(figures, allow_nan=False))["features_by_type"]
     assert types["counts"] == found.n_by_type
     assert types["rules"]["induction"] == {"judged": 6, "false_calls_in_control": 0, "control_features": 3}

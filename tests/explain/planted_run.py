@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from support.language_models import neox_config
 
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, weights
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.config import StudySettings
+from crosscoder.evolution.study import Study
 from crosscoder.files import write_json
 from crosscoder.runs import Run
-from crosscoder.verbs.evolve import EvolveConfig
 
 REVISIONS = ("step0", "step10", "step1000")
 K, WORDS, DENSE, DEAD = len(REVISIONS), 30, 30, 31
@@ -81,8 +82,6 @@ def activations(ids: np.ndarray) -> torch.Tensor:
 
 def make_run(path: Path) -> Run:
     """Collected, trained and analysed as far as `crosscoder explain` needs it."""
-    from transformers import GPTNeoXConfig
-
     run = Run(path)
     train = tokens()
     train.save(run.tokens("train"))
@@ -107,10 +106,8 @@ def make_run(path: Path) -> Run:
     weights.save(model.config, model.state_dict(), run.crosscoder)
     for revision in REVISIONS:
         folder = run.path / "language_model" / revision
-        GPTNeoXConfig(
-            vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2
-        ).save_pretrained(folder)
+        neox_config(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=1).save_pretrained(folder)
         tokenizer().save_pretrained(folder)
     write_json(run.snapshots_file, {"model": "language_model", "revisions": list(REVISIONS), "layer": 0})
-    run.begin("evolve", EvolveConfig(run.path, study=StudySettings()))
+    Study(run, StudySettings()).save_settings()
     return run

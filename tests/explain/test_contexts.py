@@ -12,6 +12,7 @@ from explain.planted_run import CONTEXT, DENSE, SEQUENCES, WORDS, make_run
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.config import StudySettings
+from crosscoder.evolution.analyses.examples import EXAMPLES
 from crosscoder.evolution.study import Study
 from crosscoder.explain.contexts import (
     ACTIVE,
@@ -36,7 +37,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def collected(study: Study, features: list[int], batch: int = 1024, seed: int = 0) -> FeatureContexts:
     chosen = np.array(features)
-    places = strongest_places(study.result("examples"), study.train, chosen)
+    places = strongest_places(study.result(EXAMPLES).contexts, study.train, chosen)
     scanned = scanned_sequences(SEQUENCES, CONTEXT, seed)
     encoder = ChosenEncoder(study.folded, chosen)
     with Progress("t", 1, "sequences") as progress:
@@ -54,12 +55,12 @@ def window(tokens: TokenSet, row: int, column: int) -> list[int]:
 
 
 def test_places_are_those_of_the_examples(study: Study) -> None:
-    examples = study.result("examples")
+    examples = study.result(EXAMPLES).contexts
     assert features_with_contexts(examples).tolist() == list(range(WORDS + 1))
     places = strongest_places(examples, study.train, np.array([3, 17, DENSE]))
     for feature, rows, columns in zip((3, 17), places.sequence, places.position, strict=False):
         assert (study.train.ids[rows, columns] == feature + 1).all() and len(set(rows.tolist())) == TOP
-    own = examples["contexts.activations"][examples["contexts.feature"] == 3][:TOP]
+    own = examples.activations[examples.feature == 3][:TOP]
     found = collected(study, [3])
     np.testing.assert_array_equal(found.top_activations[0][:, AT], own[:, 16])
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import error
 from explain.planted_run import DENSE, WORDS, born, make_run
 from explain.server import Fault, Server, guessing, knowing
 from faults.killing import crosscoder
+from support.command_line import error
 
 from crosscoder import Crosscoder, cli, weights
 from crosscoder.common.tables import read_table
@@ -347,7 +347,7 @@ def test_refusals(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert KEY not in (line := error(capsys)) and "CROSSCODER_API_KEY" in line
     assert explain(Run(tmp_path / "nothing"), "http://localhost:1/v1", "--yes") == 3
     assert "crosscoder evolve" in error(capsys)
-    (run.path / "config" / "evolve.yaml").write_text("study: {contexts: 4}\n")
+    Study(run, StudySettings(contexts=4)).save_settings()
     assert explain(run, "http://localhost:1/v1", "--yes") == 2
     assert "7 contexts a feature are needed" in (line := error(capsys)) and "--contexts 8" in line
 

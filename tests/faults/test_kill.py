@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from faults.killing import crosscoder, files_of, run, run_with_kills
+from support.language_models import neox
 
 from crosscoder import ActivationStore
 
@@ -48,8 +49,6 @@ def test_training_killed_twenty_times(tmp_path: Path) -> None:
 
 def collection(folder: Path, dtype: str = "int8") -> list[str]:
     """The command that collects from three small snapshots into `folder / "run"`."""
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
     from crosscoder.quickstart.text import Document
     from crosscoder.quickstart.tokenizer import train_tokenizer
 
@@ -59,12 +58,7 @@ def collection(folder: Path, dtype: str = "int8") -> list[str]:
     (folder / "text.txt").write_text(text)
     tokenizer = train_tokenizer([Document("text", text)], folder / "tokenizer", 300)
     for step in (0, 1, 8):
-        torch.manual_seed(step)
-        config = GPTNeoXConfig(
-            vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-            max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
-        GPTNeoXForCausalLM(config).save_pretrained(folder / "models" / f"step{step}")
+        neox(step, vocab_size=300, num_hidden_layers=2).save_pretrained(folder / "models" / f"step{step}")
         tokenizer.save_pretrained(folder / "models" / f"step{step}")
     options = ["--layer", 1, "--text", "text.txt", "--context", 64, "--rows-per-shard", 512, "--batch-sequences", 4]
     return crosscoder("collect", "run", "--model", "models", *options, "--dtype", dtype)

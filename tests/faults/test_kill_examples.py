@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from crosscoder.activations.collect import plan_shards, token_rows
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.config import StudySettings
 from crosscoder.errors import DataError
+from crosscoder.evolution.analyses.examples import EXAMPLES
 from crosscoder.evolution.study import Study
 from crosscoder.files import write_json
 from crosscoder.runs import Run
@@ -29,11 +31,12 @@ CHILD = """
 from pathlib import Path
 from crosscoder.activations.store import ActivationStore
 from crosscoder.config import StudySettings
-from crosscoder.evolution import analyses, partial
+from crosscoder.evolution import partial
+from crosscoder.evolution.analyses import examples
 from crosscoder.evolution.study import Study
 from crosscoder.runs import Run
 
-partial.SECONDS, partial.MOST_SHARE, analyses.EXAMPLES_BATCH = 0.0, 1.0, 64
+partial.SECONDS, partial.MOST_SHARE, examples.BATCH_TOKENS = 0.0, 1.0, 64
 read = ActivationStore.whole_sequences
 
 def told(store, batch_tokens, *, skip=0):
@@ -41,7 +44,7 @@ def told(store, batch_tokens, *, skip=0):
     return read(store, batch_tokens, skip=skip)
 
 ActivationStore.whole_sequences = told
-Study(Run("run"), StudySettings(samples=8)).result("examples")
+Study(Run("run"), StudySettings(samples=8)).result(examples.EXAMPLES)
 """
 
 
@@ -112,20 +115,20 @@ def test_examples_killed_at_random_moments(tmp_path: Path) -> None:
 def test_the_state_of_another_result_is_not_used(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     study = Study(run, StudySettings(samples=8))
-    plain = study.result("examples")
-    partial = study.partial("examples", "another order")
+    plain = study.result(EXAMPLES)
+    partial = study.partial(EXAMPLES, "another order")
     partial._due = 0
     partial.offer(lambda: {"n_tokens": np.array(5)})
     assert partial.load() == {"n_tokens": 5}
     (run.evolution / "examples.json").unlink()
-    again = Study(run, StudySettings(samples=8)).result("examples")
-    assert all((again[name] == plain[name]).all() for name in plain)
+    again = Study(run, StudySettings(samples=8)).result(EXAMPLES)
+    np.testing.assert_equal(asdict(again), asdict(plain))
     assert not partial.path.exists()
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    partial = Study(run, StudySettings()).partial("examples")
+    partial = Study(run, StudySettings()).partial(EXAMPLES)
     partial._due = 0
     partial.offer(lambda: {"n_tokens": np.arange(1000)})
     partial.path.write_bytes(partial.path.read_bytes()[:4000])

@@ -1,6 +1,6 @@
 """The kernels compile for GPUs that are not here: no spills, tensor cores, shared memory within the limit.
 
-One size and architecture by default; `python -m crosscoder.kernels.compile_gate` does all of them, and its table is
+One size and architecture by default; `python tools/compile_gate.py` does all of them, and its table is
 benchmarks/results/compile-gate.json.
 """
 
@@ -17,15 +17,17 @@ import pytest
 
 pytest.importorskip("triton")
 
-from crosscoder.kernels.compile_gate import SHARED_LIMIT, Compiled
+from compile_gate import SHARED_LIMIT, Compiled
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "compile-gate.json"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "compile-gate.json"
 GOOD = Compiled(90, "160m", "plain", "threshold_tiles", "", 8, 128, 0, 0, 4096, 1000, 12)
 
 
 def run_gate(code: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: here Triton may be its interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT / "tools")
     command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
@@ -33,7 +35,7 @@ def run_gate(code: str) -> subprocess.CompletedProcess[str]:
 def test_the_gate_passes(tmp_path: Path) -> None:
     out = tmp_path / "gate.json"
     arguments = ["gate", "--arch", "90", "--size", "160m", "--variant", "plain", "--json", str(out)]
-    result = run_gate(f"import sys; sys.argv = {arguments}; from crosscoder.kernels.compile_gate import main; main()")
+    result = run_gate(f"import sys; sys.argv = {arguments}; from compile_gate import main; main()")
     assert result.returncode == 0, result.stdout + result.stderr
     kernels = {row["kernel"] for row in json.loads(out.read_text())["rows"]}
     assert {
@@ -49,7 +51,7 @@ def test_the_gate_passes(tmp_path: Path) -> None:
 def test_the_gate_fails_on_a_kernel_that_spills() -> None:
     code = """
 import torch
-from crosscoder.kernels import compile_gate
+import compile_gate
 from crosscoder.kernels.threshold import triton as threshold
 threshold.TILES[torch.float32] = (128, 128, 32, 8)
 rows = compile_gate.gate([90], ["160m"], ["plain"])

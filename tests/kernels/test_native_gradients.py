@@ -12,7 +12,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_cases import GATES, NAMES, RANKED, SHAPES, error, exact, gradients, make, no_worse_than_dense, trained
+from support.crosscoders import GATES, NAMES, RANKED, SHAPES, double, make, relative_error
+from support.steps import gradients, no_worse_than_dense, trained
 
 from crosscoder import _core, native_model
 from crosscoder.kernels.encode.rows import EncoderRows
@@ -56,14 +57,14 @@ def test_sampled_thresholds_in_bf16_are_as_good_as_torch_in_bf16(monkeypatch: py
     monkeypatch.setenv("CROSSCODER_GEMM_DTYPE", "bfloat16")
     model, x = make((256, 3, 40, 200), threshold_mode="sampled", threshold_window=2.0)
     draw = lambda: torch.Generator().manual_seed(7)  # noqa: E731
-    expected = gradients(exact(model), x.double(), backend="reference", generator=draw())["log_threshold"]
+    expected = gradients(double(model), x.double(), backend="reference", generator=draw())["log_threshold"]
     native = gradients(model, x, backend="native", generator=draw())["log_threshold"]
-    rounded = exact(model)
+    rounded = double(model)
     with torch.no_grad():
         for matrix in (rounded.W_enc, rounded.W_dec):
             matrix.copy_(matrix.bfloat16())
     in_bf16 = gradients(rounded, x.bfloat16().double(), backend="reference", generator=draw())["log_threshold"]
-    assert error(native, expected) <= 2 * error(in_bf16, expected)
+    assert relative_error(native, expected) <= 2 * relative_error(in_bf16, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -78,13 +79,13 @@ def test_inputs_in_16_bits(dtype: torch.dtype) -> None:
 def test_weights_in_bf16() -> None:
     """Sums stay in float32; only the gradients are rounded to bf16 at the end."""
     model, x = make((33, 3, 16, 101), dtype=torch.bfloat16)
-    expected = gradients(exact(model), x.double(), backend="reference")
+    expected = gradients(double(model), x.double(), backend="reference")
     native = gradients(model, x, backend="native")
-    assert error(native["loss"], expected["loss"]) < 1e-6
+    assert relative_error(native["loss"], expected["loss"]) < 1e-6
     for name in NAMES:
-        assert error(native[name], expected[name]) < 2**-8, name
+        assert relative_error(native[name], expected[name]) < 2**-8, name
     found = model.encode(x).to_dense()
-    torch.testing.assert_close(found.double(), exact(model).encode(x.double()).to_dense(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.double(), double(model).encode(x.double()).to_dense(), rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -135,7 +136,8 @@ def test_every_instruction_set(level: str) -> None:
 ISA_CHECK = """
 import torch
 from crosscoder import _core, Trainer, TrainConfig
-from kernel_cases import GATES, RANKED, largest_difference, make, no_worse_than_dense, trained
+from support.crosscoders import GATES, RANKED, make
+from support.steps import largest_difference, no_worse_than_dense, trained
 for gate in GATES:
     for shape in ((33, 3, 17, 101), (12, 20, 5, 60)):
         for penalty in ("tanh-quad", "l1"):
@@ -192,7 +194,7 @@ def test_the_derived_rows_follow_every_change_of_the_weights() -> None:
             model = model.to(torch.bfloat16)
         after = model.encode(x, backend="native").to_dense()
         assert not torch.equal(before, after), change
-        expected = exact(model).encode(x.double()).to_dense()
+        expected = double(model).encode(x.double()).to_dense()
         torch.testing.assert_close(after.double(), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
-from kernel_cases import GATES, SHAPES, exact, make, poisoned
+from support.crosscoders import GATES, SHAPES, double, double_code, make
 
 from crosscoder import _core, native_model
-from crosscoder.code import SparseCode
 from crosscoder.kernels.arrays import array, code_arrays
 from crosscoder.kernels.code_grad import native as native_code_grad
 from crosscoder.kernels.code_grad import reference as reference_code_grad
@@ -20,18 +17,13 @@ from crosscoder.kernels.transpose import native as native_transpose
 from crosscoder.kernels.transpose import reference as reference_transpose
 
 
-def double(code: SparseCode) -> SparseCode:
-    return dataclasses.replace(code, values=code.values.double())
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("products", ["fp32", "bf16", "int8"])
 def test_encode(shape: tuple[int, int, int, int], gate: str, products: str) -> None:
     model, x = make(shape, gate=gate)
-    with poisoned():
-        code = native_model.encode(model, x, products)
-    expected = exact(model).encode(x.double())
+    code = native_model.encode(model, x, products)
+    expected = double(model).encode(x.double())
     assert torch.equal(code.row_offsets, expected.row_offsets)
     assert torch.equal(code.features, expected.features) and torch.equal(code.gates, expected.gates)
     torch.testing.assert_close(code.values.double(), expected.values, rtol=1e-5, atol=1e-6)
@@ -42,7 +34,7 @@ def test_batchtopk_at_inference_uses_its_threshold() -> None:
     model, x = make((40, 3, 16, 200), gate="batchtopk")
     model.batch_threshold.fill_(0.3)
     model.eval()
-    code, expected = model.encode(x, backend="native"), exact(model).encode(x.double())
+    code, expected = model.encode(x, backend="native"), double(model).encode(x.double())
     assert 0 < code.n_pairs < 40 * 200
     assert torch.equal(code.features, expected.features) and torch.equal(code.gates, expected.gates)
 
@@ -79,14 +71,13 @@ def test_decode_and_code_grad(shape: tuple[int, int, int, int], weights: torch.d
     model, x = make(shape, dtype=weights)
     code = native_model.encode(model, x)
     W_dec, b_dec = model.W_dec.detach(), model.b_dec.detach().float()
-    with poisoned():
-        decoded = native_decode.decode(code, W_dec, b_dec)
-        residual = native_decode.decode(code, W_dec, b_dec, x)
-        inner = native_code_grad.code_grad(code, x, W_dec)
-    expected = reference_decode.decode(double(code), W_dec.double(), b_dec.double())
+    decoded = native_decode.decode(code, W_dec, b_dec)
+    residual = native_decode.decode(code, W_dec, b_dec, x)
+    inner = native_code_grad.code_grad(code, x, W_dec)
+    expected = reference_decode.decode(double_code(code), W_dec.double(), b_dec.double())
     torch.testing.assert_close(decoded.double(), expected, rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(residual.double(), expected - x, rtol=1e-5, atol=2e-6)
-    products = reference_code_grad.code_grad(double(code), x.double(), W_dec.double())
+    products = reference_code_grad.code_grad(double_code(code), x.double(), W_dec.double())
     torch.testing.assert_close(inner.double(), products, rtol=1e-5, atol=2e-6)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import GATES, RANKED, SHAPE, batches, largest_difference, make, same_bits, trained
+from support.crosscoders import GATES, RANKED, make
+from support.steps import SHAPE, batches, largest_difference, same_bits, trained
 
 from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
 from crosscoder.errors import ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import make
+from support.crosscoders import make
 
 from crosscoder import TrainConfig, Trainer
 from crosscoder.code import SparseCode

@@ -10,9 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from support.crosscoders import double, relative_error
+from support.steps import LAMBDA_P, settings
+from support.triton_device import ON_GPU, make
 from torch import Tensor
-from triton_testing import LAMBDA_P, ON_GPU, double, make, poisoned, relative_error, settings, train_config
 
+from crosscoder.config import TrainConfig
 from crosscoder.errors import DataError
 from crosscoder.kernels.update.reference import BETA1, BETA2
 from crosscoder.model import Crosscoder
@@ -30,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 
 def engine_of(model: Crosscoder, share: float = 1.0, **options: Any) -> TritonEngine:
     """An engine that is dense above `share` of the pairs."""
-    engine = TritonEngine(model, train_config(**options))
+    engine = TritonEngine(model, TrainConfig(**{"batch_size": 64, "optimizer_mode": "exact", **options}))
     engine.dense_above = share
     return engine
 
@@ -83,9 +86,8 @@ def test_a_step_gives_each_gradient(
     model, x = make(shape, gate=gate, penalty=penalty, threshold_mode=mode, threshold_window=window)
     step = settings(preactivation_coefficient=lambda_p)
     expected = expected_of(double(model), x, step)
-    with poisoned():
-        engine = engine_of(model, share)
-        actual = engine.step(x, step)
+    engine = engine_of(model, share)
+    actual = engine.step(x, step)
     engine.settle()
     assert (engine.capacity == 0) == (share == 0.0)
     check_statistics(actual, expected)

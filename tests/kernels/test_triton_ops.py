@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import pytest
@@ -10,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from support.crosscoders import GATES, double, double_code, relative_error, trimmed
+from support.triton_device import DEVICE, ON_GPU, make, random_code
 from torch import Tensor
-from triton_testing import DEVICE, ON_GPU, double, make, poisoned, random_code, relative_error, trimmed
 
 from crosscoder.code import SparseCode
 from crosscoder.kernels.code_grad import reference as code_grad_reference
@@ -32,7 +32,6 @@ from crosscoder.penalty import Penalty
 SHAPES = [(9, 3, 33, 40), (4, 32, 8, 12), (3, 33, 300, 6), (3, 64, 5, 5)]
 WIDE = (63, 1, 7, 1000)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-GATES = ["snapshot", "shared", "topk", "batchtopk"]
 TOLERANCE = 1e-6
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # interpreter
 FEW = examples(max_examples=200 if ON_GPU else 6, deadline=None, derandomize=True)
@@ -47,13 +46,8 @@ def weights_of(model: Crosscoder) -> encode_triton.EncoderWeights:
 
 def triton_code(model: Crosscoder, x: Tensor) -> SparseCode:
     config = model.config
-    with poisoned():
-        code, _ = encode_triton.encode(x, weights_of(model), encode_triton.Gate(config.gate, top_k=config.top_k or 0))
+    code, _ = encode_triton.encode(x, weights_of(model), encode_triton.Gate(config.gate, top_k=config.top_k or 0))
     return code
-
-
-def in_double(code: SparseCode) -> SparseCode:
-    return dataclasses.replace(code, values=code.values.double())
 
 
 def assert_same_code(actual: SparseCode, expected: SparseCode) -> None:
@@ -138,12 +132,11 @@ def test_decode_residual_and_code_grad(shape: tuple[int, int, int, int], dtype: 
     model, x = make(shape)
     code = random_code((B, K, F), 0.3, seed=1, spare=7)
     W, b = model.W_dec.detach().to(dtype), model.b_dec.detach()
-    with poisoned():
-        fused = decode_triton.residual_and_code_grad(code, W, b, x)
-        all_pairs = decode_triton.residual_and_code_grad(code, W, b, x, closed=True)
-        alone = decode_triton.decode(code, W, b)
-        dots = code_grad_triton.code_grad(code, fused.residual_BKD, W)
-    exact = in_double(trimmed(code))
+    fused = decode_triton.residual_and_code_grad(code, W, b, x)
+    all_pairs = decode_triton.residual_and_code_grad(code, W, b, x, closed=True)
+    alone = decode_triton.decode(code, W, b)
+    dots = code_grad_triton.code_grad(code, fused.residual_BKD, W)
+    exact = double_code(trimmed(code))
     expected = decode_reference.decode(exact, W.double(), b.double())
     residual = expected - x.double()
     assert relative_error(alone, expected) < TOLERANCE
@@ -164,8 +157,7 @@ def test_decode_residual_and_code_grad(shape: tuple[int, int, int, int], dtype: 
 )  # fmt: skip
 def test_transpose(B: int, K: int, F: int, density: float, spare: int) -> None:
     code = random_code((B, K, F), density, seed=B, spare=spare)
-    with poisoned():
-        actual = transpose_triton.transpose(code)
+    actual = transpose_triton.transpose(code)
     expected = transpose_reference.transpose(trimmed(code))
     n = int(code.row_offsets[-1])
     assert torch.equal(actual.feature_offsets, expected.feature_offsets)
@@ -192,11 +184,10 @@ def test_weight_gradients(shape: tuple[int, int, int, int], dtype: torch.dtype) 
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(B, K, D, generator=generator).to(DEVICE, dtype)
     dh = torch.randn(code.n_pairs, generator=generator).to(DEVICE)
-    with poisoned():
-        order = transpose_triton.transpose(code)
-        dW_enc, db_enc = update_triton.encoder_gradient(code, dh, x, order)
-        dW_dec, db_dec = update_triton.decoder_gradient(code, x, order)
-    exact = in_double(trimmed(code))
+    order = transpose_triton.transpose(code)
+    dW_enc, db_enc = update_triton.encoder_gradient(code, dh, x, order)
+    dW_dec, db_dec = update_triton.decoder_gradient(code, x, order)
+    exact = double_code(trimmed(code))
     expected = update_reference.encoder_gradient(exact, dh[: exact.n_pairs].double(), x.double())
     assert relative_error(dW_enc, expected[0]) < TOLERANCE
     assert relative_error(db_enc, expected[1]) < TOLERANCE
@@ -216,7 +207,7 @@ def test_threshold_gradient(shape: tuple[int, int, int, int], shared: bool, kind
     weight_F = torch.rand(shape[3], generator=generator).to(DEVICE)
     tokens = torch.randperm(shape[0], generator=generator)[: max(1, shape[0] // 2)].to(DEVICE)
     for subset in (None, tokens):
-        with torch.no_grad(), poisoned():
+        with torch.no_grad():
             actual = threshold_triton.threshold_gradient(
                 x, residual, model.W_enc, model.W_dec, model.b_enc, model.decoder_norms(), model.threshold, weight_F,
                 penalty=penalty, scale=0.7, window=2.0, shared=shared, tokens=subset,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from support import crosscoders
+from support.crosscoders import GATES, NAMES, RANKED, relative_error
+from support.steps import LAMBDA, LAMBDA_P, gradients
 
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.kernels.code_grad.reference import code_grad
@@ -17,39 +19,12 @@ from crosscoder.kernels.update.reference import decoder_gradient, encoder_gradie
 from crosscoder.penalty import Penalty
 from crosscoder.step import loss_and_gradients
 
-NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "log_threshold")
-LAMBDA, LAMBDA_P = 0.3, 0.05
 SHAPES = [(63, 1, 7, 50), (33, 3, 16, 101), (17, 33, 5, 40), (9, 64, 3, 31)]
-RANKED = ("topk", "batchtopk")  # gates without a threshold: no threshold modes, no l_pre
-GATES = ["snapshot", "shared", "topk", "batchtopk"]
+make = partial(crosscoders.make, dtype=torch.float64)
+autograd = partial(gradients, backend="reference")
 
 
-def make(shape: tuple[int, int, int, int], seed: int = 0, **options: Any) -> tuple[Crosscoder, Tensor]:
-    B, K, D, F = shape
-    if options.get("gate") in RANKED:
-        options["top_k"] = 6
-    model = Crosscoder(CrosscoderConfig(K, D, F, **options), seed=seed).double()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        # Norms differ by snapshot and thresholds by feature, so that gates open at some snapshots only.
-        model.W_dec *= torch.rand(F, K, 1, generator=generator, dtype=torch.float64) + 0.3
-        model.W_enc += 0.1 * torch.randn(model.W_enc.shape, generator=generator, dtype=torch.float64)
-        model.b_enc += 0.1 * torch.randn(F, generator=generator, dtype=torch.float64)
-        model.b_dec += 0.1 * torch.randn(K, D, generator=generator, dtype=torch.float64)
-        model.log_threshold += 0.5 * torch.randn(F, generator=generator, dtype=torch.float64)
-    return model, torch.randn(B, K, D, generator=generator, dtype=torch.float64)
-
-
-def autograd(model: Crosscoder, x: Tensor, **options: Any) -> dict[str, Tensor]:
-    model.zero_grad()
-    model.loss(x, sparsity_coefficient=LAMBDA, backend="reference", **options).total.backward()
-    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
-
-
+# The ranked gates have no threshold: no threshold modes, no l_pre.
 CASES = [
     case
     for case in itertools.product(GATES, ["tanh-quad", "tanh", "l1"], ["exact", "narrow", "sampled"], [0.0, LAMBDA_P])

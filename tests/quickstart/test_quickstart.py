@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from crosscoder import Crosscoder, cli
-from crosscoder.evolution.analyses import ANALYSES
+from crosscoder.evolution.analyses import NAMES
 from crosscoder.runs import Run
 
 OPTIONS = ["--lm-steps", "60", "--lm-snapshots", "8", "--n-features", "96", "--train-steps", "60"]
@@ -68,7 +68,7 @@ def test_the_run_explains_itself(quickstart: Run) -> None:
     model = Crosscoder.from_pretrained(quickstart.crosscoder)
     assert model.config.n_snapshots == 8
     definitions = [json.loads(path.read_text())["definition"] for path in quickstart.evolution.glob("*.json")]
-    assert len(definitions) == len(ANALYSES) and all(definitions)
+    assert len(definitions) == len(NAMES) and all(definitions)
 
 
 def test_the_parts_of_the_text_are_disjoint(quickstart: Run) -> None:
@@ -90,7 +90,7 @@ def test_another_seed_is_refused(quickstart: Run, capsys: pytest.CaptureFixture[
     text = quickstart.path.parent / "text"
     command = ["quickstart", "--out", str(quickstart.path), "--text", str(text), *OPTIONS, "--seed", "1"]
     assert cli.main(command) == 2
-    assert "begun with another text or seed" in capsys.readouterr().err
+    assert "begun with other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_runs_of_one_name_keep_their_comparisons(study: Study, tmp_path: Path) -
     current, stale = finished_comparisons(study)
     assert stale == {} and list(current) == ["seed1", "seed1-2"]
     for name, kept in zip(current, (first, second), strict=True):
-        np.testing.assert_array_equal(current[name]["matching.nearest"], kept.matching.nearest)
+        np.testing.assert_array_equal(current[name].matching.nearest, kept.matching.nearest)
     assert [read_json(path.with_suffix(".json"))["other"] for path in paths] == [
         str(other.run.path.resolve()) for other in others
     ]  # fmt: skip
@@ -60,7 +60,7 @@ def test_runs_of_one_name_keep_their_comparisons(study: Study, tmp_path: Path) -
     # again, trained anew: in its own place
     again = found(3)
     assert save_comparison(again, study, changed(others[1].run), {}) == paths[1]
-    np.testing.assert_array_equal(finished_comparisons(study)[0]["seed1-2"]["matching.nearest"], again.matching.nearest)
+    np.testing.assert_array_equal(finished_comparisons(study)[0]["seed1-2"].matching.nearest, again.matching.nearest)
     # moved: it is the same run
     (tmp_path / "c").mkdir()
     shutil.move(others[0].run.path, tmp_path / "c" / "seed1")

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from command_line import error, run
 from faults.killing import crosscoder, files_of, run_with_kills
 from faults.killing import run as run_command
+from support.command_line import error, run
 
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig
 from crosscoder.config import CrosscoderOptions

@@ -1,7 +1,7 @@
 """Batches of a store, well mixed, in an order that a seed fixes and a small state resumes.
 
 Letters: B tokens in a batch, K snapshots, D width. A run of rows is read in one piece in each snapshot. While the
-batches of a window are used, C++ threads read the next one (csrc/prefetcher.hpp).
+batches of a window are used, C++ threads read the next one (csrc/store/prefetcher.hpp).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from crosscoder.activations.dealing import Dealer, Piece
 from crosscoder.activations.source import Source
 from crosscoder.activations.store import ActivationStore
 from crosscoder.errors import ConfigError
+from crosscoder.hardware import cpu_count
 from crosscoder.hardware import memory_bytes as machine_memory
-from crosscoder.hardware import thread_count
 
 READ_BYTES = 8 << 20
 """The largest piece that is read at once."""
@@ -89,7 +89,7 @@ class ActivationLoader(Source):
         self.store = store
         self.dtype = dtype
         self.device = torch.device(device if device is not None else "cpu")
-        self.n_threads = n_threads or max(2, min(8, thread_count()))
+        self.n_threads = n_threads or max(2, min(8, cpu_count()))
         self.direct = store.n_bytes > machine_memory()[1] // 2 if direct is None else direct
         run_rows, window_runs = self._geometry(max(1, batch_size), memory_bytes)
         super().__init__(

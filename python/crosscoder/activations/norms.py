@@ -42,9 +42,9 @@ def warn_huge(store: ActivationStore) -> None:
     told = int((share_K >= _TELLING_SHARE).sum())
     warn(
         f"{store.path.name}: {float(huge_TK[:, worst].double().mean()):.2%} of the tokens have {HUGE:g} times the "
-        f"median norm or more and hold {float(share_K[worst]):.0%} of the variance at {store.snapshot_names[worst]} (so at "
-        f"{told} of {store.n_snapshots} snapshots); figures over all tokens say little of the others: see those by "
-        "norm of crosscoder eval, or leave such tokens out when the tokens are made (--leave-out-norm, "
+        f"median norm or more and hold {float(share_K[worst]):.0%} of the variance at {store.snapshot_names[worst]} "
+        f"(so at {told} of {store.n_snapshots} snapshots); figures over all tokens say little of the others: see those "
+        "by norm of crosscoder eval, or leave such tokens out when the tokens are made (--leave-out-norm, "
         "--leave-out-positions, --leave-out-ids)"
     )
 

@@ -1,7 +1,7 @@
 """Activations on disk: one file for each (shard, snapshot), so that snapshots are written and read on their own.
 
 Letters: T tokens of a shard, N tokens in all, K snapshots, D width. The format is in docs/store-format.md; files are
-written and read in C++ (csrc/segment.hpp).
+written and read in C++ (csrc/store/segment.hpp).
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from crosscoder.attribution.ablation import Ablator, curves
+from crosscoder.attribution.chance import above_chance
 from crosscoder.attribution.coding import CodedTask, length_batches
 from crosscoder.attribution.exact import exact_effects
 from crosscoder.attribution.gradients import METHODS, attribute
 from crosscoder.attribution.splice import CutModel, SnapshotPrompts, Splice
-from crosscoder.attribution.statistics import above_chance
 from crosscoder.config import AttributionSettings
 from crosscoder.model import Crosscoder
 

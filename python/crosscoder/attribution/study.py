@@ -208,7 +208,7 @@ class AttributionStudy:
         _, config = weights.read_config(self.run.crosscoder)
         rests_on = {
             "crosscoder": config["checksums"],
-            "snapshots": read_json(self.run.snapshots_file),
+            "snapshots": self.run.snapshots_identity(),
             "task": task.fingerprint,
             "format_version": FORMAT_VERSION,
             "settings": dataclasses.asdict(self.settings),

@@ -10,8 +10,8 @@ import numpy as np
 
 from crosscoder.attribution.circuits import Circuit
 from crosscoder.attribution.gradients import METHODS
-from crosscoder.attribution.statistics import spearman
 from crosscoder.attribution.task import Task
+from crosscoder.common.statistics import spearman
 from crosscoder.config import AttributionSettings
 
 Part = Mapping[str, Any]
@@ -89,9 +89,9 @@ def _active(part: Part, ablation: str, column: int) -> float:
 
 
 def rank_correlation(part: Part, method: str, task: Task) -> float:
-    """Spearman's between a method's attributions and the exact effects, over the listed features."""
+    """Spearman's between a method's attributions and the exact effects, over the listed features; NaN under three."""
     listed = part["exact.feature"]
-    if not len(listed):
+    if len(listed) < 3:
         return math.nan
     n = int(max(part["attribution.feature"].max(), listed.max())) + 1
     sums = np.bincount(part["attribution.feature"], part[f"attribution.{method}"], minlength=n)

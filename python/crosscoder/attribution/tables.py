@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from crosscoder.attribution.gradients import METHODS
-from crosscoder.attribution.statistics import ratio_interval
 from crosscoder.attribution.task import Task
+from crosscoder.common.statistics import ratio_interval
 from crosscoder.common.tables import Table
 from crosscoder.config import AttributionSettings
 

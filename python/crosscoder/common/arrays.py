@@ -1,12 +1,14 @@
-"""Results as named arrays: flattened from dataclasses, saved as `.npz`."""
+"""Results as named arrays: flattened from dataclasses, saved as `.npz`, and made dataclasses again."""
 
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,19 +17,86 @@ from crosscoder.errors import DataError
 from crosscoder.files import new_file
 
 Arrays = dict[str, np.ndarray]
+R = TypeVar("R")
 
 
 def flatten(result: Any, prefix: str = "") -> Arrays:
-    """Nested dataclasses, mappings and arrays as one mapping, names joined by points."""
+    """Nested dataclasses, mappings and arrays as one mapping, names joined by points; what is None is left out.
+
+    Raises `TypeError` for what `restore` could not give back: other objects, and keys with a point.
+    """
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         result = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     if isinstance(result, Mapping):
         arrays: Arrays = {}
         for name, value in result.items():
-            arrays.update(flatten(value, f"{prefix}.{name}" if prefix else str(name)))
+            if "." in name:
+                raise TypeError(f"{prefix}: the name {name!r} has a point in it")
+            arrays.update(flatten(value, f"{prefix}.{name}" if prefix else name))
         return arrays
+    if result is None:
+        return {}
     value = result.numpy() if isinstance(result, torch.Tensor) else np.asarray(result)
-    return {} if value.dtype == object else {prefix: value}
+    if value.dtype == object:
+        raise TypeError(f"{prefix}: cannot save {type(result).__name__} as an array")
+    return {prefix: value}
+
+
+def restore(kind: type[R], arrays: Mapping[str, np.ndarray], prefix: str = "") -> R:
+    """The dataclass that `flatten` made the arrays from. Raises `DataError` naming an array that is missing."""
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _value(hints[name], arrays, f"{prefix}{name}") for name in _fields(kind)})
+
+
+def layout(kind: type) -> list[str]:
+    """The names of the arrays of a dataclass, "*" for the keys of a mapping: what changes when its fields do."""
+    hints = typing.get_type_hints(kind)
+    return [f"{name}{inner}" for name in _fields(kind) for inner in _inside(hints[name])]
+
+
+def _fields(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _inside(hint: Any) -> list[str]:
+    """What `layout` adds to a name of this type."""
+    inner = _not_none(hint)
+    if dataclasses.is_dataclass(inner):
+        return [f".{name}" for name in layout(typing.cast(type, inner))]
+    if _is_mapping(inner):
+        return [f".*{name}" for name in _inside(typing.get_args(inner)[1])]
+    return [""]
+
+
+def _value(hint: Any, arrays: Mapping[str, np.ndarray], name: str) -> Any:
+    inner = _not_none(hint)
+    below = f"{name}."
+    if inner is not hint and name not in arrays and not any(known.startswith(below) for known in arrays):
+        return None
+    if dataclasses.is_dataclass(inner):
+        return restore(typing.cast(type, inner), arrays, below)
+    if _is_mapping(inner):
+        keys = dict.fromkeys(known[len(below) :].split(".")[0] for known in arrays if known.startswith(below))
+        return {key: _value(typing.get_args(inner)[1], arrays, below + key) for key in keys}
+    if name not in arrays:
+        raise DataError(f"results lack {name}; delete them and run the same command again")
+    value = arrays[name]
+    if typing.get_origin(inner) is tuple:
+        return tuple(value.tolist())
+    return inner(value.item()) if inner in (bool, int, float, str) else value
+
+
+def _is_mapping(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _not_none(hint: Any) -> Any:
+    """T of T | None, any other type as it is."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    (inner,) = (option for option in typing.get_args(hint) if option is not type(None))
+    return inner
 
 
 def save_arrays(path: Path, arrays: Arrays, *, compressed: bool = True) -> None:

@@ -5,26 +5,32 @@ OTHER is the name of the other run's folder; of a second folder of that name OTH
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from crosscoder.common.arrays import Arrays, flatten, load_arrays, save_arrays
-from crosscoder.evolution.stability import Stability
+from crosscoder.common.arrays import flatten, layout, load_arrays, restore, save_arrays
+from crosscoder.evolution.analyses.life import LIFE
+from crosscoder.evolution.stability import STABLE, Stability
 from crosscoder.evolution.study import Study
+from crosscoder.evolution.summary import finite
 from crosscoder.files import make_folder, read_json, write_json
 
+VERSION = 1
+"""To be raised when the same inputs give another comparison: those of other versions are stale."""
 DEFINITION = (
     "Features present at the last snapshot, matched one to one so that the sum of cosines of their decoders there is "
-    "the largest; stable from 0.7 on; beside random directions of the same second moments; emergence of stable pairs."
+    f"the largest; stable from {STABLE:g} on; beside random directions of the same second moments; emergence of stable "
+    "pairs."
 )
 
 
 def save_comparison(found: Stability, study: Study, other: Study, settings: Mapping[str, Any]) -> Path:
     """Write what comparing `study` with `other` found; the path of the arrays, whose stem is the comparison's name.
     Raises `StorageError`."""
-    of, of_other = (one.record("life")["of"] for one in (study, other))
+    of, of_other = (one.record(LIFE)["of"] for one in (study, other))
     folder, other_path = make_folder(study.run.comparison), other.run.path.resolve()
     path = folder / f"{_free_name(folder, other_path, of_other)}.npz"
     described = path.with_suffix(".json")
@@ -36,9 +42,10 @@ def save_comparison(found: Stability, study: Study, other: Study, settings: Mapp
         {
             "comparison": path.stem,
             "other": str(other_path),
+            "version": VERSION,
             "definition": DEFINITION,
             "settings": dict(settings),
-            "of": {"run": of, "other": of_other},
+            "of": {"run": of, "other": of_other, "arrays": layout(Stability)},
         },
     )
     return path
@@ -56,20 +63,32 @@ def _free_name(folder: Path, other: Path, of_other: str) -> str:
     return next(filter(free, chain([other.name], (f"{other.name}-{number}" for number in count(2)))))
 
 
-def finished_comparisons(study: Study) -> tuple[dict[str, Arrays], dict[str, str | None]]:
+def finished_comparisons(study: Study) -> tuple[dict[str, Stability], dict[str, str | None]]:
     """Name -> what comparing found; and name -> path of the other run where this is of an earlier crosscoder or
-    definition (None where the record does not say it).
+    version (None where the record does not say it).
 
     Whether the other run has changed since is not looked at: it may be anywhere.
     """
-    current: dict[str, Arrays] = {}
+    current: dict[str, Stability] = {}
     stale: dict[str, str | None] = {}
-    of = study.record("life")["of"]
+    of = study.record(LIFE)["of"]
     for path in sorted(study.run.comparison.glob("*.npz"), key=lambda path: path.stem):
         described = path.with_suffix(".json")
         record = read_json(described) if described.exists() else {}
-        if record.get("definition") == DEFINITION and record["of"]["run"] == of:
-            current[path.stem] = load_arrays(path)
+        rests_on = record.get("of", {})
+        if record.get("version") == VERSION and rests_on["run"] == of and rests_on["arrays"] == layout(Stability):
+            current[path.stem] = restore(Stability, load_arrays(path))
         else:
             stale[path.stem] = record.get("other")
     return current, stale
+
+
+def summary(found: Stability) -> dict[str, Any]:
+    """Main figures of a comparison with another crosscoder, for `summary.json`."""
+    names = [field.name for field in dataclasses.fields(found) if field.type in ("int", "float")]
+    return {
+        **{name: finite(getattr(found, name)) for name in names},
+        "loss": found.matching.loss,
+        "n_cut": found.matching.n_cut,
+        "candidates": found.matching.candidates,
+    }

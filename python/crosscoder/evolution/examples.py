@@ -117,7 +117,7 @@ class ContextWindows:
 
 
 class ExampleCollector:
-    """Keeps the examples of every feature while batches go by. The work is done in csrc/examples.cpp."""
+    """Keeps the examples of every feature while batches go by. The work is done in csrc/study/examples.cpp."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class ExampleCollector:
         self._n_features, self._n_snapshots = n_features, n_snapshots
         self._before, self._seed = before, seed
         length = before + 1 + after
-        # 0 and -1 are also how csrc/examples.hpp knows an empty entry.
+        # 0 and -1 are also how csrc/study/examples.hpp knows an empty entry.
         self._state: Arrays = {
             "n_tokens": np.zeros((), dtype=np.int64),
             "last_sequence": np.full((), -1, dtype=np.int64),

@@ -20,7 +20,7 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.errors import NonFiniteError
 from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of, inverse
-from crosscoder.hardware import thread_count
+from crosscoder.kernels.arrays import n_threads
 
 _BLOCK_BYTES = 1 << 26
 _COLUMNS = 192
@@ -62,7 +62,7 @@ def cosines(W_nKD: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     n, n_snapshots, _ = W_nKD.shape
     if is_native(W_nKD):
         products = np.empty((n, n_snapshots, n_snapshots), dtype=np.float32)
-        _core.snapshot_products(_bits(W_nKD), products, thread_count())
+        _core.snapshot_products(_bits(W_nKD), products, n_threads())
         products_nKK = torch.from_numpy(products)
         norm_nK = products_nKK.diagonal(dim1=1, dim2=2).sqrt()
         _require_finite(norm_nK, first)
@@ -109,7 +109,7 @@ class _NativeGrams:
         self._forms = np.zeros((n_snapshots, 0), dtype=np.uint16)
 
     def add(self, W_nKD: Tensor) -> None:
-        _core.add_grams(_bits(W_nKD), self._grams, thread_count())
+        _core.add_grams(_bits(W_nKD), self._grams, n_threads())
 
     def close(self) -> None:
         for k, gram in enumerate(self._grams):
@@ -119,8 +119,8 @@ class _NativeGrams:
     def interference(self, W_nKD: Tensor) -> tuple[Tensor, Tensor]:
         forms = np.empty(W_nKD.shape[:2], dtype=np.float32)
         squares = np.empty_like(forms)
-        _core.quadratic_forms(_bits(W_nKD), self._forms, forms, thread_count())
-        _core.squared_norms(_bits(W_nKD), squares, thread_count())
+        _core.quadratic_forms(_bits(W_nKD), self._forms, forms, n_threads())
+        _core.squared_norms(_bits(W_nKD), squares, n_threads())
         square_nK = torch.from_numpy(squares)
         return torch.from_numpy(forms) * inverse(square_nK), square_nK
 
@@ -172,7 +172,7 @@ def _norms(W_nKD: Tensor) -> Tensor:
         norm_nK: Tensor = torch.linalg.vector_norm(W_nKD, dim=2, dtype=_dtype(W_nKD)).cpu()
         return norm_nK
     squares = np.empty(W_nKD.shape[:2], dtype=np.float32)
-    _core.squared_norms(_bits(W_nKD), squares, thread_count())
+    _core.squared_norms(_bits(W_nKD), squares, n_threads())
     return torch.from_numpy(squares).sqrt_()
 
 

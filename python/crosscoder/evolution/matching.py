@@ -32,7 +32,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from crosscoder.errors import ConfigError, DataError, MissingDependencyError
+from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of
 from crosscoder.hardware import faster_gemm_dtype
 
@@ -85,8 +85,7 @@ def match_features(
 
     `take_first` (F,), `take_second` (G,) bool: the features that take part (those with a norm of 0 never do).
     `candidates`: n; 0 means all pairs, in memory at once. By default 0 up to 33 million pairs, beyond that 64.
-    Raises `DataError` for decoders that do not fit together, `ConfigError` for a snapshot that does not exist,
-    `MissingDependencyError` without scipy.
+    Raises `DataError` for decoders that do not fit together, `ConfigError` for a snapshot that does not exist.
     """
     if candidates is not None and candidates < 0:
         raise ConfigError(f"the number of candidates must be 0 (all) or more, got {candidates}")
@@ -261,8 +260,10 @@ def _search(pairs: _Pairs, n: int) -> _Near:
 
 def _assign_all(cosine_AB: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(A,) column of each row (-1 for none) in the best assignment, and its cosine."""
+    from scipy.optimize import linear_sum_assignment
+
     match, cosine = np.full(len(cosine_AB), -1), np.zeros(len(cosine_AB))
-    rows, columns = _scipy("optimize").linear_sum_assignment(np.maximum(cosine_AB, 0), maximize=True)
+    rows, columns = linear_sum_assignment(np.maximum(cosine_AB, 0), maximize=True)
     paired = cosine_AB[rows, columns] > 0
     rows, columns = rows[paired], columns[paired]
     match[rows], cosine[rows] = columns, cosine_AB[rows, columns]
@@ -271,7 +272,9 @@ def _assign_all(cosine_AB: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDA
 
 def _assign(near: _Near, shape: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The same of the candidates alone."""
-    csgraph, sparse = _scipy("sparse.csgraph"), _scipy("sparse")
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     n_rows, n_columns = shape
     match, cosine = np.full(n_rows, -1), np.zeros(n_rows)
     if not len(near.rows):
@@ -280,8 +283,8 @@ def _assign(near: _Near, shape: tuple[int, int]) -> tuple[NDArray[np.int64], NDA
     alone = np.arange(n_rows)
     cost = np.concatenate([2 - near.cosines, np.full(n_rows, 2.0)])
     places = (np.concatenate([near.rows, alone]), np.concatenate([near.columns, n_columns + alone]))
-    graph = sparse.csr_matrix((cost, places), shape=(n_rows, n_columns + n_rows))
-    rows, columns = csgraph.min_weight_full_bipartite_matching(graph)
+    graph = csr_matrix((cost, places), shape=(n_rows, n_columns + n_rows))
+    rows, columns = min_weight_full_bipartite_matching(graph)
     paired = columns < n_columns
     match[rows[paired]] = columns[paired]
     cosine[rows[paired]] = 2 - np.asarray(graph[rows[paired], columns[paired]]).ravel()
@@ -329,14 +332,3 @@ def _prices(
             break
         prices_B = raised_B
     return prices_B
-
-
-def _scipy(module: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(f"scipy.{module}")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "matching two dictionaries needs scipy, which is not installed; pip install 'crosscoder[compare]'"
-        ) from error

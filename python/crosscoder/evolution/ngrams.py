@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
-from crosscoder.hardware import thread_count
+from crosscoder.kernels.arrays import n_threads
 
 _DENSE_ROWS = 4096
 _CACHED_ELEMENTS = 1 << 18
@@ -176,13 +176,13 @@ def count_ngrams(
         if not np.can_cast(chunk.dtype, np.int32):
             _check_range(chunk, vocab_size)  # before it is narrowed
         try:
-            counter.add(np.ascontiguousarray(chunk, dtype=np.int32), thread_count())
+            counter.add(np.ascontiguousarray(chunk, dtype=np.int32), n_threads())
         except ValueError as error:
             _check_range(chunk, vocab_size)
             raise DataError(f"sequences {start} to {start + len(chunk) - 1}: {error}") from error
         if on_chunk is not None:
             on_chunk(len(chunk))
-    first, second, count = counter.bigrams(thread_count())
+    first, second, count = counter.bigrams(n_threads())
     return NgramCounts(unigrams=counter.unigrams(), first=first, second=second, count=count)
 
 

@@ -31,7 +31,7 @@ from crosscoder import _core
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution.checks import Decoders, checked_decoders, checked_masks, checked_steps, decoders_of, inverse
 from crosscoder.evolution.geometry import blocks, cosines
-from crosscoder.hardware import thread_count
+from crosscoder.kernels.arrays import n_threads
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _BINS = 4096
@@ -275,7 +275,7 @@ class _Accumulator:
     def add(self, cosines_nKK: NDArray[np.float32], group_n: NDArray[Any]) -> None:
         """Cosines, NaN where there is none, of features of these groups (below 0: not counted)."""
         group = np.ascontiguousarray(group_n, dtype=np.int32)
-        _core.add_cosines(cosines_nKK, group, self.sums, self.counts, self._histogram, self._extremes, thread_count())
+        _core.add_cosines(cosines_nKK, group, self.sums, self.counts, self._histogram, self._extremes, n_threads())
 
     def summary(self, levels: tuple[float, ...]) -> CosineSummary:
         counts = self.counts.sum(axis=0)

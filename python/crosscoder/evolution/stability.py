@@ -5,7 +5,7 @@ Letters: F features of the first, G of the second, K snapshots, D width, A and B
 The paper's reviewers asked for it; the definitions are ours. Features are compared by their decoders at one snapshot,
 the last by default, and only those take part that the caller names (alive, and present there: the direction of a norm
 near 0 is noise). How they are matched stands in `crosscoder.evolution.matching`. *Stable* is a feature whose match has
-a cosine of at least 0.7.
+a cosine of at least `STABLE`.
 
 Nulls: the nearest of as many random directions with the second moments of the second dictionary's (so as anisotropic as
 it), without the one-to-one condition, so an upper bound of what matching them gives; and the matched pairs' emergence,
@@ -44,7 +44,7 @@ class Stability:
     """Features of the first dictionary that take part."""
     n_second: int
     share_stable: float
-    """Share of the smaller dictionary with a match of cosine at least 0.7."""
+    """Share of the smaller dictionary with a match of at least `STABLE`."""
     share_stable_null: float
     """Share of the first one's features with a random direction that near."""
     nearest_median: float

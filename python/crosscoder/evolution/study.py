@@ -1,37 +1,76 @@
 """A run's analyses: what they are computed from, and their results on disk.
 
-A result is computed again only when something it rests on changed: the crosscoder, the tokens, the snapshots, one of
-the settings that the analysis names, or a result that it uses. What the analyses are stands in
-`crosscoder.evolution.analyses`.
+A result is computed again only when something it rests on changed: the crosscoder, the tokens, the snapshots, the
+version of the analysis, one of the settings that it names, or a result that it uses. What the analyses are stands in
+`crosscoder.evolution.analyses`; nothing here knows one.
 
-Letters: K snapshots.
+Letters: B tokens in a batch, D width, F features, K snapshots.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from crosscoder import weights
+from crosscoder.activations.loader import ActivationLoader
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.common.arrays import Arrays, flatten, load_arrays, save_arrays
+from crosscoder.common.arrays import flatten, layout, load_arrays, restore, save_arrays
 from crosscoder.config import StudySettings
-from crosscoder.errors import ConfigError
+from crosscoder.configfile import read_config, write_config
 from crosscoder.evolution.partial import Partial
 from crosscoder.files import read_json, write_json
 from crosscoder.model import Crosscoder
 from crosscoder.runs import Run
 
+R = TypeVar("R")
+SETTINGS_FILE = "settings.yaml"
+BATCH_TOKENS = 2048
+"""Scaled activations that are read at a time."""
+
+
+def _no_figures(result: Any, revisions: Sequence[str]) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Analysis(Generic[R]):
+    """What an analysis is, what it rests on beside crosscoder, tokens and snapshots, and what is made of its result."""
+
+    name: str
+    """Of its files, and on the command line."""
+    version: int
+    """To be raised when the same inputs give another result: results of other versions are computed again."""
+    definition: str
+    """In one sentence, for the reader of the result."""
+    result: type[R]
+    """A dataclass of arrays, numbers and text, other dataclasses, and mappings of these by name."""
+    compute: Callable[[Study], R]
+    settings: tuple[str, ...] = ()
+    """The fields of `StudySettings` that it reads."""
+    needs: tuple[Analysis[Any], ...] = ()
+    """The analyses whose results it reads."""
+    summary: Callable[[R, Sequence[str]], dict[str, Any]] = _no_figures
+    """From the result and the names of the snapshots: its part of `summary.json`."""
+    section: str = ""
+    """The section of the page that its figures and sentences stand in."""
+    figures: tuple[Callable[[Any], Any], ...] = ()
+    """Each from all results to a figure, or None where they lack what it shows."""
+    sentences: tuple[Callable[[Any], str], ...] = ()
+    """Each from all results to what was found in words, or "" where nothing was."""
+
 
 class Study:
-    """The analyses of a run folder. `result(name)` computes what is not there yet, and what it needs."""
+    """The analyses of a run folder. `result(analysis)` computes what is not there yet, and what it needs."""
 
     def __init__(self, run: Run, settings: StudySettings) -> None:
         """Raises `DataError` with the remedy if the run lacks a crosscoder or activations."""
@@ -39,6 +78,17 @@ class Study:
         self.settings = settings
         run.require(run.crosscoder, f"train it first: crosscoder train {run.path} --help")
         run.require(run.activations("train"), f"collect first: crosscoder collect {run.path} --help")
+
+    @classmethod
+    def of(cls, run: Run) -> Study:
+        """The study with the settings that the run was last analysed with. Raises `DataError` if it never was."""
+        path = run.evolution / SETTINGS_FILE
+        run.require(path, f"run first: crosscoder evolve {run.path}")
+        return cls(run, read_config(path, StudySettings))
+
+    def save_settings(self) -> None:
+        """Leave the settings beside the results, for those who read them. Raises `StorageError`."""
+        write_config(self.run.evolution / SETTINGS_FILE, self.settings)
 
     # ------------------------------------------------------------------------------------------- inputs
 
@@ -92,59 +142,70 @@ class Study:
         """(K,) training step of each snapshot."""
         return self.snapshots.steps
 
+    def scaled(
+        self, store: ActivationStore, n_tokens: int, *, shuffle: bool = False, only: int | None = None
+    ) -> Iterator[Tensor]:
+        """The first `n_tokens` scaled activations of a store (B, K, D), or those of snapshot `only` (B, 1, D)."""
+        scale_K = self.folded.snapshot_scale.double().numpy()
+        if only is not None:
+            store, scale_K = store.select([store.snapshot_names[only]]), scale_K[only : only + 1]
+        seed = self.settings.seed
+        for x_BKD in ActivationLoader(store, BATCH_TOKENS, seed, shuffle=shuffle, scale=scale_K, drop_last=False):
+            yield x_BKD[:n_tokens]
+            n_tokens -= len(x_BKD)
+            if n_tokens <= 0:
+                return
+
     # ------------------------------------------------------------------------------------------- results
 
-    def result(self, name: str) -> Arrays:
-        """The arrays of one analysis, from disk if they are of this crosscoder and these settings.
-
-        Raises `ConfigError` for an unknown name.
-        """
-        from crosscoder.evolution.analyses import ANALYSES
-
-        if name not in ANALYSES:
-            raise ConfigError(f"there is no analysis {name!r}; known are {', '.join(ANALYSES)}")
-        finished = self.finished(name)
+    def result(self, analysis: Analysis[R]) -> R:
+        """The result of an analysis: from disk if it is of this crosscoder and these settings, else computed."""
+        finished = self.finished(analysis)
         if finished is not None:
             return finished
-        path, record = self.run.evolution / f"{name}.npz", self.record(name)
+        path, record = self.run.evolution / f"{analysis.name}.npz", self.record(analysis)
         described = path.with_suffix(".json")
-        arrays = flatten(ANALYSES[name].compute(self))
+        arrays = flatten(analysis.compute(self))
         # Without its record first: a kill between the two writes must not leave new arrays under an old description.
         described.unlink(missing_ok=True)
         save_arrays(path, arrays)
         write_json(described, record)
-        self.partial(name).remove()
-        return load_arrays(path)
+        self.partial(analysis).remove()
+        return restore(analysis.result, load_arrays(path))
 
-    def finished(self, name: str) -> Arrays | None:
-        """The arrays of one analysis if they are on disk and of this crosscoder and these settings."""
-        path = self.run.evolution / f"{name}.npz"
+    def finished(self, analysis: Analysis[R]) -> R | None:
+        """The result of an analysis if it is on disk and of this crosscoder and these settings."""
+        path = self.run.evolution / f"{analysis.name}.npz"
         described = path.with_suffix(".json")
-        current = path.exists() and described.exists() and read_json(described).get("of") == self.record(name)["of"]
-        return load_arrays(path) if current else None
+        current = path.exists() and described.exists() and read_json(described).get("of") == self.record(analysis)["of"]
+        return restore(analysis.result, load_arrays(path)) if current else None
 
-    def partial(self, name: str, *order: object) -> Partial:
+    def partial(self, analysis: Analysis[Any], *order: object) -> Partial:
         """Where an analysis that takes long keeps its state while it runs, to go on from after a kill.
 
         `order`: on what else than its result does the state rest, such as the order of the data.
         """
-        of = " ".join([self.record(name)["of"], *map(str, order)])
-        return Partial(self.run.evolution / f".{name}.partial.npz", of)
+        of = " ".join([self.record(analysis)["of"], *map(str, order)])
+        return Partial(self.run.evolution / f".{analysis.name}.partial.npz", of)
 
-    def record(self, name: str) -> dict[str, Any]:
-        """What `name`.json says: definition, settings, and a digest (`of`) of everything the result rests on."""
-        from crosscoder.evolution.analyses import ANALYSES
-
-        analysis = ANALYSES[name]
+    def record(self, analysis: Analysis[Any]) -> dict[str, Any]:
+        """What `NAME.json` says: version, definition, settings, and a digest (`of`) of everything the result rests
+        on. The words of the definition are not among it."""
         settings = {setting: getattr(self.settings, setting) for setting in analysis.settings}
         rests_on = {
             **self._inputs,
-            "definition": analysis.definition,
+            "analysis": [analysis.name, analysis.version, layout(analysis.result)],
             "settings": settings,
-            "needs": {needed: self.record(needed)["of"] for needed in analysis.needs},
+            "needs": {needed.name: self.record(needed)["of"] for needed in analysis.needs},
         }
         digest = hashlib.sha256(json.dumps(rests_on, sort_keys=True).encode()).hexdigest()
-        return {"analysis": name, "definition": analysis.definition, "settings": settings, "of": digest}
+        return {
+            "analysis": analysis.name,
+            "version": analysis.version,
+            "definition": analysis.definition,
+            "settings": settings,
+            "of": digest,
+        }
 
     @cached_property
     def _inputs(self) -> dict[str, Any]:
@@ -152,7 +213,7 @@ class Study:
         return {
             "crosscoder": config["checksums"],
             "tokens": {split: self._fingerprint(split) for split in ("train", "heldout", "language_model")},
-            "snapshots": read_json(self.run.snapshots_file),
+            "snapshots": self.run.snapshots_identity(),
         }
 
     def _fingerprint(self, split: str) -> str | None:

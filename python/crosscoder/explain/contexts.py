@@ -11,7 +11,7 @@ silent.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.common.arrays import Arrays
 from crosscoder.evolution.examples import BEFORE as EXAMPLE_AT
+from crosscoder.evolution.examples import ContextWindows
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress
 
@@ -66,19 +66,18 @@ class Places:
     """(N, TOP)"""
 
 
-def features_with_contexts(examples: Mapping[str, np.ndarray]) -> NDArray[np.int64]:
+def features_with_contexts(examples: ContextWindows) -> NDArray[np.int64]:
     """Features with TOP examples or more, ascending."""
-    return np.flatnonzero(np.bincount(examples["contexts.feature"]) >= TOP)
+    return np.flatnonzero(np.bincount(examples.feature) >= TOP)
 
 
-def strongest_places(examples: Mapping[str, np.ndarray], tokens: TokenSet, features: NDArray[np.integer]) -> Places:
-    """Of each feature's TOP strongest examples, from the result of the analysis `examples`."""
-    feature = examples["contexts.feature"]
-    rows = np.searchsorted(feature, features)[:, None] + np.arange(TOP)
-    # `contexts.position` counts from the start of the document to the window's first token that is in it.
-    first = (examples["contexts.tokens"][rows] >= 0).argmax(axis=2)
-    document = examples["contexts.document"][rows]
-    flat = np.searchsorted(tokens.document.ravel(), document) + examples["contexts.position"][rows]
+def strongest_places(examples: ContextWindows, tokens: TokenSet, features: NDArray[np.integer]) -> Places:
+    """Of each feature's TOP strongest examples, from the contexts of the analysis `examples`."""
+    rows = np.searchsorted(examples.feature, features)[:, None] + np.arange(TOP)
+    # `position` counts from the start of the document to the window's first token that is in it.
+    first = (examples.tokens[rows] >= 0).argmax(axis=2)
+    document = examples.document[rows]
+    flat = np.searchsorted(tokens.document.ravel(), document) + examples.position[rows]
     flat = flat + EXAMPLE_AT - first
     return Places(flat // tokens.context, flat % tokens.context)
 
@@ -229,8 +228,3 @@ class _Collector:
             pool_tokens=self._all_ids(pool),
             pool_silent=self._silent,
         )
-
-
-def load_contexts(arrays: Arrays) -> FeatureContexts:
-    """From what `flatten` makes of them."""
-    return FeatureContexts(**arrays)

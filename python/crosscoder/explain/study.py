@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosscoder.common.arrays import flatten, load_arrays, save_arrays
+from crosscoder.common.arrays import flatten, load_arrays, restore, save_arrays
 from crosscoder.common.statistics import bootstrap_interval, correlate
 from crosscoder.common.tables import Table, read_table, write_table
 from crosscoder.errors import ConfigError, DataError
+from crosscoder.evolution.analyses.examples import EXAMPLES
+from crosscoder.evolution.analyses.life import LIFE
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Study
 from crosscoder.explain.asking import Answer, Asker, Question
@@ -31,7 +33,6 @@ from crosscoder.explain.contexts import (
     FeatureContexts,
     collect_contexts,
     features_with_contexts,
-    load_contexts,
     scanned_sequences,
     strongest_places,
 )
@@ -91,8 +92,8 @@ class ExplanationStudy:
                 f"{TOP} contexts a feature are needed, the run has {self._study.settings.contexts}; run again: "
                 f"crosscoder evolve {self._study.run.path} --contexts {TOP + 1}"
             )
-        known = features_with_contexts(self._study.result("examples"))
-        emergence = self._study.result("life")["cycles.emergence"][known]
+        known = features_with_contexts(self._study.result(EXAMPLES).contexts)
+        emergence = self._study.result(LIFE).cycles.emergence[known]
         known, emergence = known[emergence >= 0], emergence[emergence >= 0]
         if not len(known):
             raise DataError(f"{self._study.run.path} has no feature that emerges and has {TOP} contexts to explain it")
@@ -103,12 +104,12 @@ class ExplanationStudy:
         """The passages. Kept on disk: computed on another machine they may differ in the last bits, and a mark."""
         study, features = self._study, self.features
         path = self.folder / "contexts.npz"
-        rests_on = [_CONTEXTS_VERSION, study.record("examples")["of"], features.tolist(), self._seed]
+        rests_on = [_CONTEXTS_VERSION, study.record(EXAMPLES)["of"], features.tolist(), self._seed]
         of = hashlib.sha256(json.dumps(rests_on).encode()).hexdigest()
         described = path.with_suffix(".json")
         if path.exists() and described.exists() and read_json(described).get("of") == of:
-            return load_contexts(load_arrays(path))
-        places = strongest_places(study.result("examples"), study.train, features)
+            return restore(FeatureContexts, load_arrays(path))
+        places = strongest_places(study.result(EXAMPLES).contexts, study.train, features)
         scanned = scanned_sequences(study.train.n_sequences, study.train.context, self._seed)
         wanted = np.union1d(scanned, places.sequence)
 
@@ -216,22 +217,22 @@ class ExplanationStudy:
             "endpoint": asker.endpoint.url,
             "prompt_version": VERSION,
             "prompts": PROMPTS,
-            "examples": self._study.record("examples")["of"],
-            "life": self._study.record("life")["of"],
+            "examples": self._study.record(EXAMPLES)["of"],
+            "life": self._study.record(LIFE)["of"],
             "figures": dict(figures),
         }
         write_json(described, record)
 
     def _table(self, explained: Sequence[Answer], answers: Mapping[tuple[int, str], Answer]) -> Table:
-        life = self._study.result("life")
-        emergence = life["cycles.emergence"][self.features]
+        cycles = self._study.result(LIFE).cycles
+        emergence = cycles.emergence[self.features]
         rows: list[dict[str, Any]] = []
         for n, answer in enumerate(explained):
             value = answer.value or {}
             reasons = [] if answer.missing is None else [f"explanation: {answer.missing}"]
             row: dict[str, Any] = {
                 "feature": int(self.features[n]),
-                "kind": KIND_NAMES[life["cycles.kind"][self.features[n]]],
+                "kind": KIND_NAMES[cycles.kind[self.features[n]]],
                 "emergence": int(self._study.steps[emergence[n]]),
                 "explanation": value.get("explanation", ""),
                 "consistency": float(value.get("consistency", math.nan)),
@@ -259,7 +260,7 @@ def finished_explanations(study: Study) -> Table | None:
     folder = study.run.evolution / "explanations"
     path, described = folder.with_suffix(".parquet"), folder.with_suffix(".json")
     record = read_json(described) if path.exists() and described.exists() else {}
-    current = all(record.get(name) == study.record(name)["of"] for name in ("examples", "life"))
+    current = all(record.get(analysis.name) == study.record(analysis)["of"] for analysis in (EXAMPLES, LIFE))
     return read_table(path, "run crosscoder explain again") if current else None
 
 

@@ -10,14 +10,13 @@ import numpy as np
 
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.attribution.study import finished_tasks, load_circuit
-from crosscoder.common.arrays import Arrays
+from crosscoder.common.arrays import Arrays, flatten
 from crosscoder.common.byte_text import byte_level_text
 from crosscoder.common.tables import read_table
-from crosscoder.configfile import read_config
 from crosscoder.errors import DataError
+from crosscoder.evolution.analyses import analyses
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Study
-from crosscoder.evolution.summary import turning_figures
 from crosscoder.files import read_json
 from crosscoder.report.analysis_tables import analysis_tables
 from crosscoder.report.data import (
@@ -35,9 +34,8 @@ from crosscoder.report.findings import findings, leads, task_finding
 from crosscoder.report.finished import finished
 from crosscoder.report.life_tables import THRESHOLDS
 from crosscoder.report.results import SHOWN_KINDS, Results
-from crosscoder.report.turning import is_sharp
+from crosscoder.report.turning import is_sharp, turning_figures
 from crosscoder.runs import Run
-from crosscoder.verbs.evolve import EvolveConfig
 
 NEEDED = {
     "train": {"dead_fraction", "n_train_tokens"},
@@ -47,7 +45,7 @@ NEEDED = {
 """The figures of `summary.json` that the page rests on, by the verb that writes them."""
 
 
-OPTIONAL = ("kind_dimensionality", "types", "complexity", "probes", "latent_scaling")
+OPTIONAL = ("kind_dimensionality", "positions", "types", "complexity", "probes", "latent_scaling")
 """Analyses whose sections are left out where they were not run."""
 
 
@@ -57,16 +55,15 @@ def assemble(run: Run) -> PageData:
     for verb, figures in NEEDED.items():
         if not figures <= summary.keys():
             raise DataError(f"{run.path} lacks results; run first: crosscoder {verb} {run.path}")
-    evolve = read_config(run.path / "config" / "evolve.yaml", EvolveConfig)
-    study = Study(run, evolve.study)
+    study = Study.of(run)
     studied = finished_tasks(run)
-    names = ("examples", "life", "rotation", "dimensionality", "neighbours", "ngrams", "induction")
-    arrays = {name: study.result(name) for name in names}
-    optional = {name: study.finished(name) for name in OPTIONAL}
-    arrays |= {name: result for name, result in optional.items() if result is not None}
+    known = {one.name: study.finished(one) if one.name in OPTIONAL else study.result(one) for one in analyses()}
+    typed = {name: result for name, result in known.items() if result is not None}
+    arrays = {name: flatten(result) for name, result in typed.items()}
     comparisons, tables, stale = finished(study)
-    results = Results(study.steps, arrays, tables, comparisons, study.settings.induction_length)
-    found = findings(summary, results)
+    found = {type(result): result for result in typed.values()}
+    results = Results(study.steps, arrays, tables, comparisons, study.settings.induction_length, found)
+    told = findings(summary, results)
     source = read_json(run.activations("train") / "manifest.json")["source"]
     return PageData(
         title="Features over training",
@@ -74,7 +71,7 @@ def assemble(run: Run) -> PageData:
             f"{source['model']}, residual stream after block {source['layer']}, "
             f"{study.snapshots.n_snapshots} snapshots, {study.folded.config.n_features:,} features"
         ),
-        sentences=[one.sentence for one in found] + [task_finding(record) for _, record in studied],
+        sentences=[one.sentence for one in told] + [task_finding(record) for _, record in studied],
         steps=[int(step) for step in study.steps],
         facts=_facts(summary, study),
         settings=_settings(run),
@@ -82,7 +79,7 @@ def assemble(run: Run) -> PageData:
         figures=_figures(summary, arrays),
         features=_features(study, arrays),
         tables=analysis_tables(results),
-        leads=leads(found) | {f"Behaviour: {record['task']}": task_finding(record) for _, record in studied},
+        leads=leads(told) | {f"Behaviour: {record['task']}": task_finding(record) for _, record in studied},
         marks=_marks(run, source["model"]),
         tasks=[_task(folder, record, study) for folder, record in studied],
     )

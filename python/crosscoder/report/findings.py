@@ -13,7 +13,6 @@ from crosscoder.common.statistics import bootstrap_interval, correlate
 from crosscoder.evolution.induction import N_SEQUENCES
 from crosscoder.evolution.stability import STABLE
 from crosscoder.evolution.strength import KIND_NAMES
-from crosscoder.evolution.summary import turning_figures
 from crosscoder.evolution.types import OTHER, TYPE_NAMES
 from crosscoder.report.results import Results
 from crosscoder.report.sections import (
@@ -27,7 +26,7 @@ from crosscoder.report.sections import (
     STRENGTH,
     TYPES,
 )
-from crosscoder.report.turning import is_sharp, is_split
+from crosscoder.report.turning import is_sharp, is_split, turning_figures
 from crosscoder.sweep.tables import comparisons
 
 LONG = 0.6

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscoder.common.arrays import Arrays
+from crosscoder.common.arrays import Arrays, flatten
 from crosscoder.common.tables import read_table
 from crosscoder.evolution.comparisons import finished_comparisons
 from crosscoder.evolution.study import Study
@@ -45,7 +45,7 @@ def finished(study: Study) -> tuple[dict[str, Arrays], dict[str, dict[str, Any]]
     plain = {
         name: {key: np.asarray(column).tolist() for key, column in table.items()} for name, table in tables.items()
     }
-    return comparisons, plain, notes
+    return {name: flatten(found) for name, found in comparisons.items()}, plain, notes
 
 
 def _is_of_store(study: Study) -> bool:

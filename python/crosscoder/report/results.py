@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from crosscoder.common.arrays import Arrays
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.figures.table import Column, FigureTable, plain_column
 
+R = TypeVar("R")
 SHOWN_KINDS = ("initialization", "emergent")
 """Kinds of features that figures tell apart."""
 
@@ -33,6 +34,13 @@ class Results:
     """Name of another run -> this one's dictionary matched with its (`stability.Stability`, flat)."""
     induction_length: int | None = None
     """Random tokens that are said twice, where induction was measured."""
+    found: Mapping[type, Any] = field(default_factory=dict)
+    """Type of an analysis' result -> the result, of those that the run has."""
+
+    def of(self, kind: type[R]) -> R | None:
+        """The result of that type, such as `LifeResult`, or None where the run has none."""
+        result: R | None = self.found.get(kind)
+        return result
 
     def get(self, name: str, *keys: str) -> list[Any] | None:
         """The arrays `keys` of analysis `name`, or None if one is not there."""

@@ -15,3 +15,13 @@ def is_split(point: Mapping[str, float]) -> bool:
 def is_sharp(point: Mapping[str, float]) -> bool:
     """Whether such a split is a turn: a steady drift explains less of the cosines than it does."""
     return is_split(point) and point["explained_by_blocks"] > point["explained_by_lag"]
+
+
+def turning_figures(rotation: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The numbers of `rotation.TurningPoint` in the flat result of the analysis."""
+    prefix = "turning_point."
+    return {
+        name.removeprefix(prefix): float(value)
+        for name, value in rotation.items()
+        if name.startswith(prefix) and value.ndim == 0 and value.dtype.kind in "fi"
+    }

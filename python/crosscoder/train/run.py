@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def train(
     *,
     start: Crosscoder | None = None,
     title: str = "training",
+    begin: Callable[[], None] = lambda: None,
 ) -> Crosscoder:
     """Train on `store` (or live) and return the crosscoder for raw activations; `folder` is the run's.
 
@@ -56,6 +58,7 @@ def train(
     on from its last checkpoint, to the same bits as an uninterrupted one (on as many threads).
     With `start`, a crosscoder for scaled activations, training begins from its weights (Adam's moments are fresh)
     instead of a random dictionary. `title` stands before the progress bar.
+    `begin` is called when all is checked that can be refused, before the first step.
     Raises `ConfigError` if `folder` holds a run of another configuration, and what `Trainer.step` raises.
     """
     if (config.n_snapshots, config.d_model) != (store.n_snapshots, store.d_model):
@@ -71,6 +74,7 @@ def train(
     }
     finished = _finished(folder, record)
     if finished is not None:
+        begin()
         return finished
     loader = _source(store, train_config)
     model = Crosscoder(config, seed=train_config.seed)
@@ -81,6 +85,7 @@ def train(
     make_folder(folder / "training")
     if not _resume(trainer, loader, folder / "training" / "checkpoints") and start is None:
         initialize(trainer.model, _sample(store, loader), train_config)
+    begin()
     _loop(trainer, loader, folder / "training", title)
     final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
     with new_folder(folder / "crosscoder") as temporary:

@@ -1,7 +1,7 @@
 """Compare a run's crosscoder with another run's of the same snapshots (another seed): is the dictionary stable?
 
 Features present at the last snapshot are matched one to one by the cosine of their decoders there; then the matched
-features' emergence is compared. Needs `crosscoder evolve --only life` of both runs, and scipy. `crosscoder report RUN`
+features' emergence is compared. Needs `crosscoder evolve --only life` of both runs. `crosscoder report RUN`
 shows what was found, of all runs that RUN was compared with.
 """
 
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 if TYPE_CHECKING:
-    from crosscoder.evolution.study import Study
-    from crosscoder.runs import Run
+    pass
 
 EXAMPLE = "crosscoder compare runs/quickstart runs/seed1"
 
@@ -36,21 +35,21 @@ class CompareConfig:
 def run(config: CompareConfig) -> int:
     """Match the two dictionaries and write the main figures to `summary.json`."""
     from crosscoder.errors import ConfigError, DataError
-    from crosscoder.evolution.comparisons import save_comparison
-    from crosscoder.evolution.stability import compare_dictionaries
-    from crosscoder.evolution.summary import stability_figures
-    from crosscoder.files import read_json
+    from crosscoder.evolution.analyses.life import LIFE
+    from crosscoder.evolution.comparisons import save_comparison, summary
+    from crosscoder.evolution.stability import STABLE, compare_dictionaries
+    from crosscoder.evolution.study import Study
     from crosscoder.runs import Run
 
     runs = Run(config.run), Run(config.other)
     if runs[0].path.resolve() == runs[1].path.resolve():
         raise ConfigError(f"{config.run} would be compared with itself; name another run")
-    studies = [_study(run) for run in runs]
-    sites = [{**read_json(run.snapshots_file), "model": None} for run in runs]
+    studies = [Study.of(run) for run in runs]
+    sites = [(found.revisions, found.layer, found.site) for found in (run.snapshots() for run in runs)]
     if sites[0] != sites[1]:
         raise DataError(f"{config.run} and {config.other} are of different snapshots or layers; nothing to compare")
-    lives = [study.result("life") for study in studies]
-    taus = [float(life["cycles.threshold"]) for life in lives]
+    lives = [study.result(LIFE).cycles for study in studies]
+    taus = [life.threshold for life in lives]
     if taus[0] != taus[1]:
         raise ConfigError(
             f"presence is tau = {taus[0]:g} in {config.run} and {taus[1]:g} in {config.other}; run one of them again: "
@@ -59,18 +58,18 @@ def run(config: CompareConfig) -> int:
     runs[0].begin("compare", config)
     found = compare_dictionaries(
         *(study.decoders for study in studies),
-        *(life["cycles.emergence"] for life in lives),
-        take_first=lives[0]["cycles.present"][:, -1],
-        take_second=lives[1]["cycles.present"][:, -1],
+        *(life.emergence for life in lives),
+        take_first=lives[0].present[:, -1],
+        take_second=lives[1].present[:, -1],
         seed=config.seed,
     )
     path = save_comparison(found, studies[0], studies[1], {"seed": config.seed, "tau": taus[0]})
     compared = runs[0].summary().get("stability", {})
-    runs[0].update_summary({"stability": {**compared, path.stem: stability_figures(found)}})
+    runs[0].update_summary({"stability": {**compared, path.stem: summary(found)}})
     print(f"comparison: {path}; shown by crosscoder report {runs[0].path}")
     print(
-        f"{found.share_stable:.1%} of {min(found.n_first, found.n_second):,} features have a match of cosine 0.7 or "
-        f"more (random directions: {found.share_stable_null:.1%})"
+        f"{found.share_stable:.1%} of {min(found.n_first, found.n_second):,} features have a match of cosine "
+        f"{STABLE:g} or more (random directions: {found.share_stable_null:.1%})"
     )
     print(
         f"emergence of {found.n_pairs:,} matched pairs: {found.emergence_same:.1%} at the same snapshot (permuted: "
@@ -78,14 +77,3 @@ def run(config: CompareConfig) -> int:
         f"({found.emergence_within_one_null:.1%}), rank correlation {found.emergence_correlation:.3f}"
     )
     return 0
-
-
-def _study(run: Run) -> Study:
-    """The study with the settings that the run was analysed with. Raises `DataError` if it was not."""
-    from crosscoder.configfile import read_config
-    from crosscoder.evolution.study import Study
-    from crosscoder.verbs.evolve import EvolveConfig
-
-    remedy = f"run first: crosscoder evolve {run.path} --only life"
-    run.require(run.evolution / "life.json", remedy)
-    return Study(run, read_config(run.path / "config" / "evolve.yaml", EvolveConfig).study)

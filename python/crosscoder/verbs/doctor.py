@@ -34,6 +34,7 @@ REQUIRED = (
     "huggingface_hub",
     "tokenizers",
     "tyro",
+    "scipy",
     "pyyaml",
     "tqdm",
     "matplotlib",
@@ -127,7 +128,7 @@ def _requirement(name: str) -> str:
 
 
 def _cpu(findings: Findings) -> dict[str, Any]:
-    cpu: dict[str, Any] = {"name": hardware.cpu_name(), "threads": hardware.thread_count()}
+    cpu: dict[str, Any] = {"name": hardware.cpu_name(), "threads": hardware.cpu_count()}
     try:
         core = importlib.import_module("crosscoder._core")
     except ImportError as error:

@@ -34,18 +34,16 @@ class EvalConfig:
 
 def run(config: EvalConfig) -> int:
     """Evaluate and write the figures to `summary.json`."""
-    from crosscoder.activations.store import ActivationStore
     from crosscoder.evaluation import evaluate
     from crosscoder.model import Crosscoder
     from crosscoder.runs import Run
 
     run = Run(config.run)
     weights = run.require(run.crosscoder, f"train it first: crosscoder train {config.run} --help")
-    folder = run.require(run.activations("heldout"), f"collect first: crosscoder collect {config.run} --help")
     model: Crosscoder = Crosscoder.from_pretrained(weights)
-    store = ActivationStore.open(folder).without_skipped()
-    run.begin("eval", config)
+    store = run.store("heldout")
     result = evaluate(model, store, config.batch_size)
+    run.begin("eval", config)
     run.update_summary(
         {
             "n_heldout_tokens": result.n_tokens,
@@ -74,20 +72,18 @@ def run(config: EvalConfig) -> int:
 
 def _measure_loss(run: Run, crosscoder: Crosscoder, store: ActivationStore, n_tokens: int) -> None:
     """The loss recovered, into `summary.json`; where the language model is not at hand that is told, and no error."""
-    from crosscoder.activations.snapshots import SnapshotSet
     from crosscoder.activations.tokens import TokenSet
     from crosscoder.attribution.recovered import describe, recovered_loss
     from crosscoder.errors import DataError
-    from crosscoder.files import read_json
     from crosscoder.progress import warn
 
     try:
         remedy = "the language model's loss needs the run's tokens and snapshots"
-        record = read_json(run.require(run.snapshots_file, remedy))
+        run.require(run.snapshots_file, remedy)
+        snapshots = run.snapshots()
         tokens = TokenSet.load(run.require(run.tokens("heldout"), remedy))
-        if record.get("site", "residual") != "residual":
-            raise DataError(f"the crosscoder reads {record['site']}, and only the residual stream can be replaced")
-        snapshots = SnapshotSet.open(run.absolute(record["model"]), record["layer"], tuple(record["revisions"]))
+        if snapshots.site != "residual":
+            raise DataError(f"the crosscoder reads {snapshots.site}, and only the residual stream can be replaced")
         found = recovered_loss(crosscoder, snapshots, tokens, store, n_tokens)
     except DataError as error:
         warn(f"language-model loss not measured: {error}")

@@ -7,12 +7,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
 from crosscoder.config import StudySettings
+from crosscoder.evolution.analyses import names
 
 EXAMPLE = "crosscoder evolve runs/quickstart --tau 0.3"
+README = """# Results of the analyses
+
+`NAME.npz` holds the arrays of analysis NAME; `NAME.json` says what they rest on. In Python:
+
+    from crosscoder.evolution.analyses.life import LIFE
+    from crosscoder.evolution.study import Study
+    from crosscoder.runs import Run
+
+    life = Study.of(Run("path/to/the/run")).result(LIFE)
+
+`settings.yaml` holds the settings of the last `crosscoder evolve`. "(ours)" marks what is not a definition of the
+paper's (arXiv 2509.17196).
+
+{analyses}
+"""
 
 
 @dataclass(frozen=True)
@@ -21,24 +38,26 @@ class EvolveConfig:
 
     run: tyro.conf.Positional[Path]
     """The run's folder, with a trained crosscoder."""
-    only: tuple[str, ...] = ()
-    """Just these of: examples life rotation dimensionality kind_dimensionality neighbours ngrams induction positions
-    types complexity probes latent_scaling."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Just these of: {' '.join(names())}.")] = ()
     study: StudySettings = field(default_factory=StudySettings)
 
 
 def run(config: EvolveConfig) -> int:
     """Compute the analyses and write the main figures to `summary.json`."""
-    from crosscoder.evolution.analyses import ANALYSES
+    from crosscoder.evolution.analyses import analyses, analysis, listed
     from crosscoder.evolution.study import Study
-    from crosscoder.evolution.summary import main_figures
+    from crosscoder.files import write_text
     from crosscoder.runs import Run
 
     run = Run(config.run)
+    chosen = tuple(map(analysis, config.only)) or analyses()
     study = Study(run, config.study)
     run.begin("evolve", config)
-    names = config.only or tuple(ANALYSES)
-    results = {name: study.result(name) for name in names}
-    run.update_summary(main_figures(results, study.snapshots.revisions))
-    print(f"evolution: {run.evolution} ({', '.join(names)})")
+    study.save_settings()
+    write_text(run.evolution / "README.md", README.format(analyses=listed()))
+    figures: dict[str, Any] = {}
+    for one in chosen:
+        figures |= one.summary(study.result(one), study.snapshots.revisions)
+    run.update_summary(figures)
+    print(f"evolution: {run.evolution} ({', '.join(one.name for one in chosen)})")
     return 0

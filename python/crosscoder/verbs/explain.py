@@ -73,7 +73,6 @@ class ExplainConfig:
 
 def run(config: ExplainConfig) -> int:
     """Tell the cost, ask, write the results, and the main figures to `summary.json`."""
-    from crosscoder.configfile import read_config
     from crosscoder.evolution.study import Study
     from crosscoder.explain.answers import Answers
     from crosscoder.explain.asking import Asker, Spending
@@ -82,7 +81,6 @@ def run(config: ExplainConfig) -> int:
     from crosscoder.files import locked
     from crosscoder.progress import warn
     from crosscoder.runs import Run
-    from crosscoder.verbs.evolve import EvolveConfig
 
     run = Run(config.run)
     key = read_key(config.endpoint)
@@ -94,9 +92,7 @@ def run(config: ExplainConfig) -> int:
         max_output=config.max_output,
         timeout=config.timeout,
     )
-    settings = run.path / "config" / "evolve.yaml"
-    run.require(settings, f"analyse the run first: crosscoder evolve {run.path}")
-    study = ExplanationStudy(Study(run, read_config(settings, EvolveConfig).study), config.n_features, config.seed)
+    study = ExplanationStudy(Study.of(run), config.n_features, config.seed)
     if endpoint.unsafe:
         warn(f"the key travels to {endpoint.host} without encryption; use https where you can")
     with locked(study.folder / ".lock"):

@@ -63,7 +63,7 @@ def run(config: QuickstartConfig) -> int:
     from crosscoder.runs import Run
 
     run = Run(config.out)
-    run.begin("quickstart", config)
+    run.require_same("quickstart", config, ignored=("out", "text"))  # a text is compared by its content
     model = run.path / "language_model"
     dead_after = 200 * config.batch_size
     training = TrainConfig(
@@ -88,6 +88,8 @@ def run(config: QuickstartConfig) -> int:
     for name, stage in stages.items():
         started = time.monotonic()
         stage()
+        if name == "tokens":
+            run.begin("quickstart", config)
         _add_seconds(run, name, time.monotonic() - started)
     return 0
 

@@ -1,0 +1,7 @@
+#include "core/checksum_kernels.hpp"
+
+namespace crosscoder {
+
+uint64_t xxh3_64_portable(const void* data, size_t size) { return XXH3_64bits(data, size); }
+
+}  // namespace crosscoder

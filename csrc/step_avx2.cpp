@@ -1,3 +1,0 @@
-#define STEP_BYTES 32
-#define STEP_TABLE step_avx2
-#include "step_kernels.inc"

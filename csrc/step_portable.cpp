@@ -1,3 +1,0 @@
-#define STEP_BYTES 16
-#define STEP_TABLE step_portable
-#include "step_kernels.inc"
