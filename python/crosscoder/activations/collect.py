@@ -259,6 +259,8 @@ def plan_store(
         "model_dtype": model_dtype,
         **({"left_out": tokens.source.get("left_out", {})} if tokens.left_out is not None else {}),
     }
+    if snapshots.content and ActivationStore.exists(path):  # known by its content, whatever its folder is called now
+        source["model"] = ActivationStore.open(path).manifest["source"].get("model", source["model"])
     rows = [len(shard.rows) for shard in shards]
     manifest = new_manifest(snapshots.revisions, int(config.hidden_size), dtype, rows, source)
     return PlannedStore(path, shards, ActivationStore.reconciled(path, manifest), snapshots.revisions)

@@ -89,7 +89,7 @@ class TokenSet:
     @property
     def stored_SC(self) -> np.ndarray:
         """(S, C) bool: tokens whose activations are stored: all but end-of-text and those left out."""
-        stored = self.ids != self.end_of_text
+        stored: np.ndarray = self.ids != self.end_of_text
         return stored if self.left_out is None else stored & ~self.left_out
 
     @cached_property
