@@ -198,7 +198,7 @@ def test_tokens_are_left_out_by_id_position_and_norm(tmp_path: Path) -> None:
     wanted = rows[(rows[:, 0] != some) & (rows[:, 3] >= 2)]
     assert sorted(map(tuple, kept)) == sorted(map(tuple, wanted))
     assert store.manifest["source"]["left_out"] == {"ids": [some], "positions": 2}
-    # By norm: what is left has, at the last snapshot, less than 1.2 median norms; the others' activations are as before.
+    # By norm: what is left has, at the last snapshot, less than 1.2 median norms.
     assert collect(tmp_path / "norm", models, *options, "--leave-out-norm", 1.2) == 0
     store = Run(tmp_path / "norm").store("train")
     norms = whole.read(0)[:, -1].norm(dim=1)

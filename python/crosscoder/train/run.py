@@ -7,6 +7,7 @@ In the run's `training/` folder: `checkpoints/step-*/`, `metrics.jsonl`. The fin
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -218,12 +219,17 @@ def _tell_waits(loader: Source, seconds: float) -> None:
 
 
 def _plain(value: Tensor | float) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value
+    """For JSON; what is not finite (the explained variance of a snapshot without variance) is null."""
+    if isinstance(value, Tensor):
+        plain = value.tolist()
+        return [_plain(one) for one in plain] if isinstance(plain, list) else _plain(plain)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _figures(row: dict[str, Any]) -> dict[str, str]:
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
+    def mean(values: list[float | None]) -> float:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else math.nan
 
     return {"EV": f"{mean(row['explained_variance']):.3f}", "L0": f"{mean(row['l0']):.1f}"}
 
