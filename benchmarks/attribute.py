@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
+from crosscoder.attribution.attribution_study import AttributionStudy
 from crosscoder.attribution.coding import PromptActivations, code_task
 from crosscoder.attribution.gradients import attribute
 from crosscoder.attribution.splice import CutModel, Splice
-from crosscoder.attribution.study import AttributionStudy
 from crosscoder.config import AttributionSettings
 from crosscoder.files import remove_folder
 from crosscoder.hardware import cpu_name

@@ -19,20 +19,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from crosscoder import TrainConfig, Trainer, native_model
+from crosscoder import Trainer
+from crosscoder.backends.base import StepSettings, Update
+from crosscoder.backends.native import NativeBackend, NativeTraining
 from crosscoder.code import SparseCode
-from crosscoder.kernels.scratch import NoScratch
 from crosscoder.kernels.update.native import GradientParts
 from crosscoder.penalty import Penalty
-from crosscoder.train.engines.base import StepSettings
+from crosscoder.registry import backend_names
 from harness.measure import Work, compare, gemms
 from harness.results import Recorder
 from harness.situation import Shape, Situation, make
-from harness.variants import DEFAULT, LEARNING_RATE, SPARSITY, choices
+from harness.variants import DEFAULT, LEARNING_RATE, SPARSITY
 
 QUICK = [Shape(n_features=2_048, batch=256)]
 FULL = [Shape()]
-BACKENDS = [name for name in choices(TrainConfig, "backend") if name != "auto"]
+BACKENDS = backend_names()
 
 SETTINGS = StepSettings(1, LEARNING_RATE, LEARNING_RATE, SPARSITY, 0.0, 0)
 
@@ -78,17 +79,7 @@ def backend_of(ops: ModuleType) -> str:
 def native_parts(at: Inputs) -> tuple[Trainer, GradientParts]:
     """A trainer of the model, and what one batch's gradients are made of."""
     trainer = DEFAULT.trainer(at.situation.model)
-    result = native_model.sparse_pass(
-        trainer.model,
-        at.x_BKD,
-        native_model.rows_of(trainer.model),
-        NoScratch(),
-        sparsity_coefficient=SETTINGS.sparsity_coefficient,
-        preactivation_coefficient=0.0,
-        generator=None,
-        max_density=None,
-    )
-    assert result is not None
+    result = NativeBackend().sparse_pass(trainer.model.weights(), at.x_BKD, SETTINGS.loss())
     return trainer, result.parts
 
 
@@ -96,18 +87,13 @@ def encode(ops: ModuleType, at: Inputs) -> Work:
     model = at.situation.model
     if backend_of(ops) != "reference":
         return lambda: model.encode(at.x_BKD, backend=backend_of(ops))
-    return lambda: ops.jumprelu_code(
-        ops.preactivations(at.x_BKD, model.W_enc, model.b_enc), at.norms_FK, at.theta_F, shared=False
-    )
+    gate = model.weights().gate
+    return lambda: ops.encode(ops.preactivations(at.x_BKD, model.W_enc, model.b_enc), at.norms_FK, at.theta_F, gate)
 
 
 def decode(ops: ModuleType, at: Inputs) -> Work:
     model = at.situation.model
     return functools.partial(ops.decode, at.code, model.W_dec, model.b_dec)
-
-
-def code_grad(ops: ModuleType, at: Inputs) -> Work:
-    return functools.partial(ops.code_grad, at.code, at.g_BKD, at.situation.model.W_dec)
 
 
 def transpose(ops: ModuleType, at: Inputs) -> Work:
@@ -119,16 +105,20 @@ def update(ops: ModuleType, at: Inputs) -> Work:
     model = at.situation.model
     if backend_of(ops) == "native":
         trainer, parts = native_parts(at)
-        options = trainer.engine._options(SETTINGS, 1.0)
-        rows = native_model.rows_of(trainer.model)
-        parameters = (trainer.model.W_enc, trainer.model.W_dec, trainer.model.b_enc)
-        return lambda: ops.update_rows(parts, *parameters, trainer.state, rows, options)
+        weights, training = trainer.model.weights(), trainer.engine._training
+        assert isinstance(training, NativeTraining)
+        options = training._options(Update(SETTINGS, lazy=True, norm_limit=None))
+        parameters = (weights.W_enc, weights.W_dec, weights.b_enc)
+        return lambda: ops.update_rows(parts, parts.encoder_bias(), *parameters, trainer.state, training._rows, options)
+    if backend_of(ops) != "reference":
+        raise TypeError("its update is part of a whole step (benchmarks/gpu_step.py)")
     optimizer = torch.optim.Adam([model.W_enc, model.W_dec], lr=LEARNING_RATE, fused=True)
-    encoder_gradient, decoder_gradient = ops.encoder_gradient, ops.decoder_gradient
 
     def work() -> None:
-        model.W_enc.grad = encoder_gradient(at.code, at.dh_N, at.x_BKD)[0]
-        model.W_dec.grad = decoder_gradient(at.code, at.g_BKD)[0]
+        dh_BF = at.dh_N.new_zeros(at.code.n_tokens, at.code.n_features)
+        dh_BF[at.code.rows(), at.code.features.long()] = at.dh_N
+        model.W_enc.grad = torch.einsum("bf,bkd->fkd", dh_BF, at.x_BKD)
+        model.W_dec.grad = torch.einsum("bkf,bkd->fkd", at.code.to_dense(), at.g_BKD)
         optimizer.step()
 
     return work
@@ -153,20 +143,20 @@ def threshold(ops: ModuleType, at: Inputs) -> Work:
             norms_FK=at.norms_FK,
             theta_F=at.theta_F,
             penalty=Penalty.of(model.config),
-            shared=False,
+            gate=model.weights().gate,
             window=4.0,
         )
     gradient = ops.threshold_gradient
 
     def work() -> object:
         df_BKF = torch.einsum("bkd,fkd->bkf", at.g_BKD, model.W_dec)
-        return gradient(at.h_BF, at.norms_FK, at.theta_F, df_BKF, model.config.threshold_window, shared=False)
+        return gradient(at.h_BF, at.norms_FK, at.theta_F, df_BKF, model.config.threshold_window)
 
     return work
 
 
 OPERATIONS: dict[str, Callable[[ModuleType, Inputs], Work]] = {
-    work.__name__: work for work in (encode, decode, code_grad, transpose, update, threshold)
+    work.__name__: work for work in (encode, decode, transpose, update, threshold)
 }
 
 
@@ -178,7 +168,6 @@ def modelled(operation: str, shape: Shape, n_pairs: int, n_touched: int) -> dict
     flop, nbytes = {
         "encode": (product, weights + batch + pairs),
         "decode": (gathered, gathered + 2 * batch + pairs),
-        "code_grad": (gathered, gathered + batch + pairs),
         "transpose": (0, 2 * pairs),
         # Each pair adds a row of x to dW_enc and one of g to dW_dec; weights and both moments are read and written.
         "update": (2 * gathered, 2 * gathered + 2 * 12 * 2 * row * n_touched),

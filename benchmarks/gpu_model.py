@@ -65,7 +65,7 @@ class Case:
             Load("encode: bits to code", 0, 0, 4 * bits + 200 * pairs),
             Load("transpose", 0, 0, 3 * bits + 1000 * pairs),
             Load(
-                "decode + residual + code_grad", 4 * pairs * n * self.open_share,
+                "decode + residual + dots", 4 * pairs * n * self.open_share,
                 pairs * n * self.open_share * w + tokens * (self.x_bytes + 4), 2 * pairs * n * self.open_share * w,
             ),
             Load("pair gradients", 60 * pairs * self.K, pairs * (4 * self.K + 40) + self.F * self.K * 8, 0),

@@ -19,20 +19,21 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import gpu_model
 import torch
 import triton
 
-from crosscoder import Crosscoder, CrosscoderConfig
+from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig
+from crosscoder.backends.base import StepSettings
+from crosscoder.backends.triton import TritonBackend
+from crosscoder.gate import Gate
 from crosscoder.hardware import cpu_name
-from crosscoder.kernels.decode.triton import residual_and_code_grad
+from crosscoder.kernels.decode.triton import residual_and_dots
 from crosscoder.kernels.encode.triton import find_candidates, list_pairs
 from crosscoder.kernels.transpose.triton import transpose
-from crosscoder.train.engines.base import StepSettings
-from crosscoder.train.engines.triton import TritonEngine
+from crosscoder.train.engines.asynchronous import AsynchronousEngine, room_for
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -92,9 +93,8 @@ def model_and_batch(
     return model, x
 
 
-def engine_of(model: Crosscoder, state: str, B: int, **options: Any) -> TritonEngine:
-    train = {"optimizer_mode": "lazy", "state": state, "batch_size": B, "clip_norm": None, "decoder_norm_limit": None}
-    return TritonEngine(model, SimpleNamespace(**(train | options)))  # type: ignore[arg-type]
+def engine_of(model: Crosscoder, state: str, B: int, **options: Any) -> AsynchronousEngine:
+    return AsynchronousEngine(model, TrainConfig(backend="triton", state=state, batch_size=B, **options))  # type: ignore[arg-type]
 
 
 def settings(number: int) -> StepSettings:
@@ -111,13 +111,15 @@ def measure(name: str, size: tuple[int, int, int, int, str], repeats: int) -> li
     numbers = iter(range(10**9))
     engine.step(x, settings(next(numbers)))
     engine.settle()
-    weights, gate = engine._weights(), engine._gate(settings(0))
+    backend, gate = cast(TritonBackend, model.backend("triton")), Gate.for_loss(model.config)
+    rows = backend.rows(model.weights())
+    weights = rows.encoder(model.weights(), gate)
     candidates = find_candidates(x, weights, gate)
-    capacity = engine._room(int(candidates.count))
+    capacity = room_for(int(candidates.count))
     encoded = list_pairs(x, weights, gate, candidates, capacity)
     code = encoded.code
     n_pairs = int(code.row_offsets[-1])
-    x_bf16, W = x.flatten(1), engine._bf16().detach().flatten(1)
+    x_bf16, W = x.flatten(1), rows.bf16(model.weights()).detach().flatten(1)
     out = torch.empty(B, F, dtype=torch.bfloat16, device=DEVICE)
 
     def product() -> None:
@@ -128,7 +130,7 @@ def measure(name: str, size: tuple[int, int, int, int, str], repeats: int) -> li
         "encode: candidates": lambda: find_candidates(x, weights, gate),
         "encode: exact scores and code": lambda: list_pairs(x, weights, gate, candidates, capacity),
         "transpose": lambda: transpose(code),
-        "decode + residual + code_grad": lambda: residual_and_code_grad(code, model.W_dec, model.b_dec, x),
+        "decode + residual + dots": lambda: residual_and_dots(code, model.W_dec, model.b_dec, x),
         "whole step": lambda: engine.step(x, settings(next(numbers))),
     }
     rows = []
@@ -175,7 +177,7 @@ def crossover(size: tuple[int, int, int, int, str], densities: tuple[float, ...]
             engine.dense_above = share
             numbers = iter(range(10**9))
 
-            def step(engine: TritonEngine = engine, numbers: Any = numbers, x: Any = x) -> None:
+            def step(engine: AsynchronousEngine = engine, numbers: Any = numbers, x: Any = x) -> None:
                 engine.step(x, settings(next(numbers)))
 
             try:

@@ -9,6 +9,7 @@ One panel a question; times are multiples of the one product (B, K D) x (K D, F)
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from crosscoder.files import make_folder, read_json
+from crosscoder.files import make_folder
 from harness.results import FOLDER
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
@@ -123,7 +124,7 @@ def main() -> None:
     for path in sorted(options.results.glob("*.json")):
         match = re.fullmatch(r"([a-z]+)-(.+?)(-quick)?", path.stem)
         if match and match[1] in QUESTIONS and bool(match[3]) == options.quick:
-            found.setdefault(match[2], {})[match[1]] = read_json(path)
+            found.setdefault(match[2], {})[match[1]] = json.loads(path.read_text(encoding="utf-8"))
     if not found:
         parser.error(
             f"no results in {options.results}; first run: pytest benchmarks{'' if options.quick else ' --full'}"

@@ -20,7 +20,7 @@ L2_SHARE = 24 * 2**20
 40 MB, an H100 50, and the rows of the weights stream through it at the same time)."""
 WORDS_PER_CHUNK = 32
 LANES = 256
-"""Neighbours along D that share a scale in the 8-bit state: `crosscoder.train.state.BLOCK`."""
+"""Neighbours along D that share a scale in the 8-bit state: `crosscoder.backends.adam_state.BLOCK`."""
 
 
 def power_of_two(n: int) -> int:
@@ -139,7 +139,7 @@ def list_bits(
     bits_ptr, prefix_ptr, offsets_ptr, rows_ptr, columns_ptr, n_words, n_columns, capacity,
     WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """rows, columns (capacity,): the bits that are set, column by column, rows ascending; what is too much is lost."""
+    """rows, columns (capacity,): the bits that are set, column by column, rows ascending; beyond capacity: dropped."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     chunk = tl.program_id(1)
     inside = column < n_columns
@@ -179,8 +179,9 @@ class BitMatrix:
         counts = self.bits.new_empty(self.chunks, self.n_columns)
         grid = (triton.cdiv(self.n_columns, self.COLUMNS), self.chunks)
         count_bits[grid](
-            self.bits, counts, self.n_words, self.n_columns, WORDS=WORDS_PER_CHUNK, BLOCK=self.COLUMNS, num_warps=4
-        )
+            bits_ptr=self.bits, counts_ptr=counts, n_words=self.n_words, n_columns=self.n_columns,
+            WORDS=WORDS_PER_CHUNK, BLOCK=self.COLUMNS, num_warps=4,
+        )  # fmt: skip
         through = counts.cumsum(dim=0, dtype=torch.int32)
         self.prefix = through - counts
         self.offsets = torch.nn.functional.pad(through[-1].cumsum(dim=0, dtype=torch.int64), (1, 0))
@@ -190,7 +191,8 @@ class BitMatrix:
         rows, columns = self.bits.new_zeros(2, capacity)
         grid = (triton.cdiv(self.n_columns, self.COLUMNS), self.chunks)
         list_bits[grid](
-            self.bits, self.prefix, self.offsets, rows, columns, self.n_words, self.n_columns, capacity,
-            WORDS=WORDS_PER_CHUNK, BLOCK=self.COLUMNS, num_warps=4,
+            bits_ptr=self.bits, prefix_ptr=self.prefix, offsets_ptr=self.offsets, rows_ptr=rows, columns_ptr=columns,
+            n_words=self.n_words, n_columns=self.n_columns, capacity=capacity, WORDS=WORDS_PER_CHUNK,
+            BLOCK=self.COLUMNS, num_warps=4,
         )  # fmt: skip
         return rows, columns

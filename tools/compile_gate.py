@@ -24,14 +24,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
-from torch import nn
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+
+from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig
+from crosscoder.backends.base import StepSettings
+from crosscoder.backends.triton import TritonBackend, sparse_pass
+from crosscoder.penalty import LossSettings
+from crosscoder.train.engines import asynchronous
 
 SIZES = {"160m": (2048, 32, 768, 98_304), "6.9b": (2048, 32, 4096, 32_768)}
 """(B, K, D, F) of the paper's largest dictionaries of Pythia-160M and Pythia-6.9B."""
@@ -108,7 +113,7 @@ def recorded(arch: int, found: dict[str, tuple[Any, str]]) -> Iterator[None]:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        constants = {name: value for name, value in options.items() if name.isupper()}
+        constants = {name: value for name, value in options.items() if name.isupper() and len(name) > 1}
         text = " ".join(f"{name}={int(value)}" for name, value in constants.items())
         found.setdefault(kernel.hash, (kernel, text))
         return kernel
@@ -137,66 +142,50 @@ class _FixedCount:
         return -1
 
 
+def model_of(size: str, **options: Any) -> Crosscoder:
+    """A crosscoder without memory, and the Triton backend for it, though no device is here."""
+    _, K, D, F = SIZES[size]
+    model = Crosscoder(CrosscoderConfig(K, D, F, **options), seed=None).to("meta")
+    if size != "160m":
+        for matrix in (model.W_enc, model.W_dec):
+            matrix.data = matrix.data.to(torch.bfloat16)
+    backend = TritonBackend()
+    model.backend = lambda *_: backend  # type: ignore[method-assign, assignment]
+    return model
+
+
 def take_step(size: str, variant: str) -> None:
     """One step of the engine on tensors without memory."""
-    from types import SimpleNamespace
-
-    from crosscoder.config import CrosscoderConfig
-    from crosscoder.model import Crosscoder
-    from crosscoder.train.engines import triton as engine_module
-    from crosscoder.train.engines.base import StepSettings
-
     options = dict(VARIANTS[variant])
-    B, K, D, F = SIZES[size]
-    state = "fp32" if size == "160m" else "low-memory"
-    train = SimpleNamespace(
-        optimizer_mode=options.pop("optimizer_mode", "lazy"), state=state, batch_size=B,
-        clip_norm=options.pop("clip_norm", None), decoder_norm_limit=options.pop("decoder_norm_limit", None),
+    B, K, D, _ = SIZES[size]
+    train = TrainConfig(
+        optimizer_mode=options.pop("optimizer_mode", "lazy"), state="fp32" if size == "160m" else "low-memory",
+        batch_size=B, clip_norm=options.pop("clip_norm", None),
+        decoder_norm_limit=options.pop("decoder_norm_limit", None),
     )  # fmt: skip
     preactivation, dense = options.pop("preactivation", 0.0), options.pop("dense", False)
     x = torch.empty(B, K, D, dtype=options.pop("x", torch.bfloat16), device="meta")
-    model = Crosscoder.__new__(Crosscoder)
-    nn.Module.__init__(model)
-    model.config = CrosscoderConfig(K, D, F, **options)
-    dtype = torch.float32 if state == "fp32" else torch.bfloat16
-    shapes: dict[str, tuple[int, ...]] = {"b_enc": (F,), "b_dec": (K, D), "log_threshold": (F,)}
-    for name in ("W_enc", "W_dec"):
-        setattr(model, name, nn.Parameter(torch.empty(F, K, D, dtype=dtype, device="meta"), requires_grad=False))
-    for name, shape in shapes.items():
-        setattr(model, name, nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False))
-    copy = engine_module.HostCopy
-    engine_module.HostCopy = _FixedCount  # type: ignore[assignment, misc]
+    copy = asynchronous.HostCopy
+    asynchronous.HostCopy = _FixedCount  # type: ignore[assignment, misc]
     try:
-        engine = engine_module.TritonEngine(model, train)  # type: ignore[arg-type]
+        engine = asynchronous.AsynchronousEngine(model_of(size, **options), train)
         if dense:
             engine.dense_above = 0.0
         engine.step(x, StepSettings(1000, 5e-5, 5e-6, 0.3, preactivation, seed=7))
     finally:
-        engine_module.HostCopy = copy  # type: ignore[misc]
+        asynchronous.HostCopy = copy  # type: ignore[misc]
 
 
 def operations(size: str) -> None:
-    """The operations that a step has fused, as they are offered one by one."""
-    from crosscoder.code import SparseCode
-    from crosscoder.kernels.code_grad.triton import code_grad
-    from crosscoder.kernels.decode.triton import decode
-    from crosscoder.kernels.transpose.triton import transpose
-    from crosscoder.kernels.update.triton import decoder_gradient, encoder_gradient
-
-    B, K, D, F = SIZES[size]
-
-    def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
-
-    code = SparseCode(
-        new(B + 1, dtype=torch.int64), new(PAIRS, dtype=torch.int32), new(PAIRS), new(PAIRS, dtype=torch.int64), K, F
-    )
-    W, x = new(F, K, D), new(B, K, D, dtype=torch.bfloat16)
-    order = transpose(code)
-    decode(code, W, new(K, D))
-    code_grad(code, new(B, K, D), W)
-    encoder_gradient(code, new(PAIRS), x, order)
-    decoder_gradient(code, new(B, K, D), order)
+    """What a step has fused, as `decode` and the backward pass of `loss` launch it."""
+    B, K, D, _ = SIZES[size]
+    model = model_of(size)
+    backend, weights = cast(TritonBackend, model.backend()), model.weights()
+    x = torch.empty(B, K, D, device="meta")
+    batch = sparse_pass(weights, x, backend.rows(weights), LossSettings(0.3), lambda _: PAIRS)
+    assert batch is not None
+    backend.gradients(weights, batch)
+    backend.decode(weights, batch.parts.code)
 
 
 def nvidia_tool(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 import crosscoder
-from crosscoder.files import make_folder, read_json, write_json
+from crosscoder.files import make_folder, write_text
 from crosscoder.hardware import cpu_name, gemm_gflops
 from harness.measure import GEMM_NAMES, Timing
 
@@ -63,9 +64,10 @@ class Recorder:
             for entry in contenders.values() if floor else ():
                 entry[key] = entry[statistic] / floor
         entry = {"case": case, **figures, "contenders": contenders, "environment": environment(self.device)}
-        entries = read_json(self.path) if self.path.exists() else []
+        entries = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
         entries = [old for old in entries if old["case"] != case] + [entry]
-        write_json(self.path, sorted(entries, key=lambda old: str(old["case"])))
+        entries.sort(key=lambda old: str(old["case"]))
+        write_text(self.path, json.dumps(entries, indent=2, allow_nan=False) + "\n")
         return entry
 
 

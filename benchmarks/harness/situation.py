@@ -130,7 +130,8 @@ def calibrate(model: Crosscoder, x_BKD: Tensor, l0: float, generator: torch.Gene
     F, B = model.config.n_features, len(x_BKD)
     count_F = (_rates(F, l0, generator) * B + torch.rand(F, generator=generator, dtype=torch.float64)).long()
     count_F.clamp_(0, B)
-    cut_F = model.threshold if model.config.gate == "shared" else model.threshold / model.decoder_norms().amax(dim=1)
+    gate = model.weights().gate
+    cut_F = gate.cut(model.threshold, gate.scale(model.decoder_norms()))
     x_BX = x_BKD.flatten(1)
     for rows in _chunks(F):
         h_FB = (model.W_enc[rows].flatten(1) @ x_BX.T).sort(dim=1, descending=True).values

@@ -15,6 +15,7 @@ import torch
 import crosscoder.config
 from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
 from crosscoder.errors import CrosscoderError
+from crosscoder.registry import backend_names
 from harness import situation
 
 SPARSITY = 0.3
@@ -68,7 +69,7 @@ DEFAULT = Variant("step")
 
 def backends(device: str) -> list[str]:
     """The backends, apart from "auto", that take a step here (an interpreted one does not count)."""
-    names = [name for name in choices(TrainConfig, "backend") if name != "auto"]
+    names = list(backend_names())
     return [name for name in names if (name != "triton" or device.startswith("cuda")) and _runs(name, device)]
 
 

@@ -5,8 +5,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <limits>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cstdint>
+#include <exception>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -121,10 +125,32 @@ py::dict features_as_dict(const CpuFeatures& f) {
 }  // namespace
 }  // namespace crosscoder
 
+bool interpreter_is_ending() {
+#if PY_VERSION_HEX >= 0x030D0000
+    return Py_IsFinalizing() != 0;
+#else
+    return _Py_IsFinalizing() != 0;
+#endif
+}
+
+// Until Python 3.13 a daemon thread that asks for the interpreter's lock while it ends is unwound (pthread_exit), which
+// C++ answers with std::terminate, in this module and in torch alike. Such a thread sleeps until the process is gone
+// instead, as it does from Python 3.14 on.
+void let_daemon_threads_sleep_at_exit() {
+    static std::terminate_handler before = nullptr;
+    before = std::set_terminate([] {
+        while (interpreter_is_ending() && ::syscall(SYS_gettid) != ::getpid()) {
+            ::pause();
+        }
+        before();
+    });
+}
+
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     using namespace crosscoder;
     // Documented in _core.pyi.
     active_level();  // a wrong CROSSCODER_ISA is an ImportError here, not a surprise later
+    let_daemon_threads_sleep_at_exit();
 
     m.def("isa_level", [] { return std::string(level_name(active_level())); });
     m.def("isa_levels", [] { return level_names(best_level(detect_cpu_features())); });

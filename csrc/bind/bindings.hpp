@@ -4,6 +4,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cxxabi.h>
+#include <unistd.h>
+
 #include <cstddef>
 #include <string>
 #include <utility>
@@ -18,6 +21,34 @@ void bind_examples(pybind11::module_& m);
 
 // The geometry of decoders, in bindings_geometry.cpp.
 void bind_geometry(pybind11::module_& m);
+
+// The interpreter's lock, given up while this lives.
+//
+// Until Python 3.13 a daemon thread that asks for the lock when the interpreter is ending is unwound (pthread_exit).
+// That must not pass through C++: destructors would touch Python objects, and a destructor that throws ends the process
+// with SIGABRT. Such a thread sleeps here until the process is gone, as it does from Python 3.14 on.
+class ReleasedGil {
+  public:
+    ReleasedGil() : state_(PyEval_SaveThread()) {}
+    ~ReleasedGil() {
+#if defined(__GLIBCXX__)
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (abi::__forced_unwind&) {
+            while (true) {
+                ::pause();
+            }
+        }
+#else
+        PyEval_RestoreThread(state_);
+#endif
+    }
+    ReleasedGil(const ReleasedGil&) = delete;
+    ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
 
 namespace arrays {
 

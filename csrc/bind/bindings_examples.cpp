@@ -72,7 +72,7 @@ void bind_examples(py::module_& m) {
                                         L,
                                         seed};
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             collect_examples(view, place_B, state, threads);
         },
         py::arg("code"), py::arg("place"), py::arg("counts"), py::arg("strongest"), py::arg("sampled"),

@@ -52,7 +52,7 @@ void bind_geometry(py::module_& m) {
                 throw py::value_error("histogram has no bins");
             }
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             add_cosines(values, group_n, n, K, to, threads);
         },
         py::arg("cosines"), py::arg("groups"), py::arg("sums"), py::arg("counts"), py::arg("histogram"),
@@ -64,7 +64,7 @@ void bind_geometry(py::module_& m) {
             const DecoderBlock block = block_of(decoders);
             auto* to = out<float>(products, "products", {block.n, block.n_snapshots, block.n_snapshots});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             snapshot_products(block, to, threads);
         },
         py::arg("decoders"), py::arg("products"), py::arg("n_threads"));
@@ -74,7 +74,7 @@ void bind_geometry(py::module_& m) {
             const DecoderBlock block = block_of(decoders);
             auto* to = out<float>(squares, "squares", {block.n, block.n_snapshots});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             squared_norms(block, to, threads);
         },
         py::arg("decoders"), py::arg("squares"), py::arg("n_threads"));
@@ -86,7 +86,7 @@ void bind_geometry(py::module_& m) {
             const std::size_t padded = padded_width(block.width);
             auto* to = out<float>(grams, "grams", {block.n_snapshots, padded, padded});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             add_grams(block, to, threads);
         },
         py::arg("decoders"), py::arg("grams"), py::arg("n_threads"));
@@ -98,7 +98,7 @@ void bind_geometry(py::module_& m) {
             auto form = arrays::make<std::uint16_t>({form_size(width)});
             auto* to = form.mutable_data();
             {
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 pack_form(from, width, to);
             }
             return form;
@@ -111,7 +111,7 @@ void bind_geometry(py::module_& m) {
             const auto* packed = in<std::uint16_t>(forms, "forms", {block.n_snapshots, form_size(block.width)});
             auto* to = out<float>(values, "values", {block.n, block.n_snapshots});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             quadratic_forms(block, packed, to, threads);
         },
         py::arg("decoders"), py::arg("forms"), py::arg("values"), py::arg("n_threads"));

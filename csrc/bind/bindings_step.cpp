@@ -154,7 +154,7 @@ void bind_encoders(py::module_& m) {
                                        in<float>(keep_level, "keep_level", {F}),
                                        in_or_null<float>(keep_also, "keep_also", {F})};
                 const unsigned threads = arrays::threads(n_threads);
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 return self.encoder->add(kernels(), tile, candidates, keep, threads);
             },
             py::arg("products"), py::arg("first"), py::arg("rule"), py::arg("keep_scale"), py::arg("keep_level"),
@@ -180,7 +180,7 @@ void bind_encoders(py::module_& m) {
                 float* h = values.mutable_data();
                 const unsigned threads = arrays::threads(n_threads);
                 {
-                    const py::gil_scoped_release release;
+                    const ReleasedGil released;
                     self.encoder->finish(norms_FK, K, theta_F, shared, offsets, ids, h, bits, threads);
                 }
                 return py::make_tuple(row_offsets, features, values, gates);
@@ -210,7 +210,7 @@ void bind_encoders(py::module_& m) {
                 const ProductTile tile = tile_of(products, "products", first, self.n_tokens, self.n_features);
                 const CandidateRule candidates = rule_of(rule, self.n_tokens, self.n_features, tile.type);
                 const unsigned threads = arrays::threads(n_threads);
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 self.encoder->add(kernels(), tile, candidates, relative, threads);
             },
             py::arg("products"), py::arg("first"), py::arg("rule"), py::arg("relative"), py::arg("n_threads"))
@@ -219,7 +219,7 @@ void bind_encoders(py::module_& m) {
             [](RankHolder& self, int n_threads) {
                 const unsigned threads = arrays::threads(n_threads);
                 {
-                    const py::gil_scoped_release release;
+                    const ReleasedGil released;
                     self.encoder->select(kernels(), threads);
                 }
                 const std::size_t n = self.encoder->n_pairs();
@@ -245,7 +245,7 @@ void bind_code(py::module_& m) {
             std::int64_t* to_order = order.mutable_data();
             const unsigned threads = arrays::threads(n_threads);
             {
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 transpose(view, to_offsets, to_tokens, to_order, threads);
             }
             return py::make_tuple(offsets, tokens, order);
@@ -272,7 +272,7 @@ void bind_code(py::module_& m) {
             const PenaltyView options = penalty_of(penalty);
             const unsigned threads = arrays::threads(n_threads);
             {
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 feature_sums(kernels(), view, by_feature, norms_FK, theta_F, options, sums, threads);
             }
             return py::make_tuple(activity, slope, fired, open, above, n_above);
@@ -285,7 +285,7 @@ void bind_decoders(py::module_& m) {
     m.def(
         "decode",
         [](const CodeTuple& code, const py::object& W_dec, const py::object& b_dec, const py::object& target,
-           const py::object& result, const py::object& error, int n_threads) {
+           const py::object& result, int n_threads) {
             const CodeView view = code_of(code);
             const std::size_t D = length(b_dec, "b_dec", 1, 2);
             const Shape batch = {view.n_tokens, view.n_snapshots, D};
@@ -293,41 +293,28 @@ void bind_decoders(py::module_& m) {
             const auto* bias = in<float>(b_dec, "b_dec", {view.n_snapshots, D});
             const auto* x = in_or_null<float>(target, "target", batch);
             auto* to = out<float>(result, "out", batch);
-            auto* error_BK = out_or_null<float>(error, "error", {view.n_tokens, view.n_snapshots});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
-            decode(kernels(), view, rows, bias, x, to, error_BK, threads);
+            const ReleasedGil released;
+            decode(kernels(), view, rows, bias, x, to, threads);
         },
-        py::arg("code"), py::arg("W_dec"), py::arg("b_dec"), py::arg("target"), py::arg("out"), py::arg("error"),
-        py::arg("n_threads"));
+        py::arg("code"), py::arg("W_dec"), py::arg("b_dec"), py::arg("target"), py::arg("out"), py::arg("n_threads"));
     m.def(
-        "code_grad",
-        [](const CodeTuple& code, const py::object& W_dec, const py::object& g, const py::object& result,
-           int n_threads) {
-            const CodeView view = code_of(code);
-            const std::size_t D = length(g, "g", 2, 3);
-            const RowsView rows = rows_of(W_dec, "W_dec", {view.n_features, view.n_snapshots, D}, D);
-            const auto* gradient = in<float>(g, "g", {view.n_tokens, view.n_snapshots, D});
-            auto* to = out<float>(result, "out", {view.n_pairs, view.n_snapshots});
-            const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
-            code_grad(kernels(), view, rows, gradient, to, threads);
-        },
-        py::arg("code"), py::arg("W_dec"), py::arg("g"), py::arg("out"), py::arg("n_threads"));
-    m.def(
-        "decode_with_gradients",
-        [](const CodeTuple& code, const py::object& W_dec, const py::object& b_dec, const py::object& target,
-           float gradient_scale, const py::object& weight, const py::object& norms, const py::object& theta,
+        "pair_gradients",
+        [](const CodeTuple& code, const py::object& W_dec, const py::object& b_dec,
+           const py::object& target, float gradient_scale, const py::object& weight, const py::object& norms, const py::object& theta,
            const PenaltyTuple& penalty, const py::object& residual, const py::object& error, const py::object& dh,
            const py::object& threshold, int n_threads) {
             const CodeView view = code_of(code);
-            const std::size_t D = length(b_dec, "b_dec", 1, 2);
+            const std::size_t D = length(residual, "residual", 2, 3);
             const std::size_t F = view.n_features;
             const std::size_t K = view.n_snapshots;
             const Shape batch = {view.n_tokens, K, D};
             const RowsView rows = rows_of(W_dec, "W_dec", {F, K, D}, D);
-            const auto* bias = in<float>(b_dec, "b_dec", {K, D});
-            const auto* x = in<float>(target, "target", batch);
+            const auto* bias = in_or_null<float>(b_dec, "b_dec", {K, D});
+            const auto* x = in_or_null<float>(target, "target", batch);
+            if ((bias == nullptr) != (x == nullptr)) {
+                throw py::value_error("b_dec and target go together");
+            }
             const auto* weight_F = in<float>(weight, "weight", {F});
             const auto* norms_FK = in<float>(norms, "norms", {F, K});
             const auto* theta_F = in<float>(theta, "theta", {F});
@@ -337,13 +324,13 @@ void bind_decoders(py::module_& m) {
             const PairGradients pairs = {out<float>(dh, "dh", {view.n_pairs}),
                                          out_or_null<float>(threshold, "threshold", {view.n_pairs})};
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
-            decode_with_gradients(kernels(), view, rows, bias, x, gradient_scale, weight_F, norms_FK, theta_F, options,
-                                  to, error_BK, pairs, threads);
+            const ReleasedGil released;
+            pair_gradients(kernels(), view, rows, bias, x, gradient_scale, weight_F, norms_FK, theta_F, options, to,
+                           error_BK, pairs, threads);
         },
         py::arg("code"), py::arg("W_dec"), py::arg("b_dec"), py::arg("target"), py::arg("gradient_scale"),
-        py::arg("weight"), py::arg("norms"), py::arg("theta"), py::arg("penalty"), py::arg("residual"),
-        py::arg("error"), py::arg("dh"), py::arg("threshold"), py::arg("n_threads"));
+        py::arg("weight"), py::arg("norms"), py::arg("theta"), py::arg("penalty"), py::arg("residual"), py::arg("error"), py::arg("dh"),
+        py::arg("threshold"), py::arg("n_threads"));
 }
 
 void bind_threshold(py::module_& m) {
@@ -365,7 +352,7 @@ void bind_threshold(py::module_& m) {
             const auto* slope_F = in<float>(closed_slope, "closed_slope", {F});
             auto* sums_F = out<float>(sums, "sums", {F});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             threshold_tile(kernels(), tile, products, n_rows, bias_F, unit_F, theta_F, slope_F, window, gradient_scale,
                            sums_F, threads);
         },
@@ -386,7 +373,7 @@ void bind_threshold(py::module_& m) {
             const PenaltyView options = penalty_of(penalty);
             auto* gradient_F = out<float>(gradient, "gradient", {F});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             threshold_open_gates(kernels(), view, by_feature, chosen_B, weight_F, norms_FK, theta_F, options,
                                  gradient_F, threads);
         },
@@ -423,7 +410,7 @@ void bind_batch(py::module_& m) {
                 throw py::value_error("int8 rows need int8_scale, int8_norm and inverse_column_scale");
             }
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             prepare_batch(kernels(), rows, B, width, prepared, threads);
         },
         py::arg("x"), py::arg("fourth"), py::arg("bf16"), py::arg("int8"), py::arg("int8_scale"),
@@ -436,7 +423,7 @@ void bind_batch(py::module_& m) {
             const auto* values = in<float>(a, "a", {rows, width});
             auto* to = out<float>(sums, "sums", {width});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             column_sums(kernels(), values, rows, width, to, threads);
         },
         py::arg("a"), py::arg("sums"), py::arg("n_threads"));
@@ -450,7 +437,7 @@ void bind_batch(py::module_& m) {
             const auto* factors = in<float>(mix, "mix", {K, K});
             auto* to = out<float>(result, "out", {B, K, D});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             mix_snapshots(kernels(), values, factors, B, K, D, to, threads);
         },
         py::arg("x"), py::arg("mix"), py::arg("out"), py::arg("n_threads"));
@@ -464,7 +451,7 @@ void bind_batch(py::module_& m) {
             const auto* center = in<float>(mean, "mean", {K, D});
             auto* to = out<float>(result, "out", {B, K});
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             squared_distances(values, center, B, K, D, to, threads);
         },
         py::arg("x"), py::arg("mean"), py::arg("out"), py::arg("n_threads"));
@@ -550,7 +537,7 @@ void bind_updates(py::module_& m) {
             float* to = squares.mutable_data();
             const unsigned threads = arrays::threads(n_threads);
             {
-                const py::gil_scoped_release release;
+                const ReleasedGil released;
                 gradient_squares(kernels(), view, by_feature, gradient, rows, to, threads);
             }
             return squares;
@@ -569,7 +556,7 @@ void bind_updates(py::module_& m) {
             auto* to_enc = out<float>(dW_enc, "dW_enc", shape);
             auto* to_dec = out<float>(dW_dec, "dW_dec", shape);
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             gradient_rows(kernels(), view, by_feature, gradient, rows, to_enc, to_dec, threads);
         },
         py::arg("code"), py::arg("order"), py::arg("parts"), py::arg("W_dec"), py::arg("dW_enc"), py::arg("dW_dec"),
@@ -594,7 +581,7 @@ void bind_updates(py::module_& m) {
             const bool bf16 = is_bf16(std::get<0>(W_dec));
             const UpdateOptions update = options_of(options);
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             update_rows(kernels(), view, by_feature, gradient, db, encoder, decoder, b, bf16, last, rows, D, update,
                         threads);
         },
@@ -624,7 +611,7 @@ void bind_updates(py::module_& m) {
             const bool bf16 = is_bf16(std::get<0>(W_dec));
             const UpdateOptions update = options_of(options);
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             update_dense_rows(kernels(), d_enc, d_dec, db, any, first, n, K, encoder, decoder, b, bf16, last, rows, D,
                               update, threads);
         },
@@ -643,7 +630,7 @@ void bind_updates(py::module_& m) {
             const RowsView decoder = rows_of(W_dec, "W_dec", {F, K, D}, D);
             const DerivedRows rows = derived_of(derived, F, K, D);
             const unsigned threads = arrays::threads(n_threads);
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             derive_rows(kernels(), encoder, decoder, 0, F, K, rows, threads);
         },
         py::arg("W_enc"), py::arg("W_dec"), py::arg("derived"), py::arg("n_threads"));

@@ -160,7 +160,16 @@ py::array take_buffer(const std::shared_ptr<BufferPool>& pool) {
                                      owner);
 }
 
-std::unique_ptr<Prefetcher> make_prefetcher(std::uint64_t store, std::uint32_t width, const std::string& dtype,
+// In a forked child the threads do not exist, and locks may be held by none: what cannot be joined is left alone.
+struct InThisProcess {
+    void operator()(Prefetcher* prefetcher) const {
+        if (prefetcher->is_of_this_process()) {
+            delete prefetcher;
+        }
+    }
+};
+
+std::unique_ptr<Prefetcher, InThisProcess> make_prefetcher(std::uint64_t store, std::uint32_t width, const std::string& dtype,
                                             std::vector<std::string> snapshots, const std::vector<double>& scales,
                                             bool bf16, bool stream, bool direct, int n_threads) {
     if (snapshots.empty() || snapshots.size() != scales.size() || n_threads < 1) {
@@ -180,7 +189,8 @@ std::unique_ptr<Prefetcher> make_prefetcher(std::uint64_t store, std::uint32_t w
     layout.output = bf16 ? 1 : 0;
     layout.stream = stream;
     layout.direct = direct;
-    return std::make_unique<Prefetcher>(std::move(layout), static_cast<unsigned>(n_threads));
+    return std::unique_ptr<Prefetcher, InThisProcess>(
+        new Prefetcher(std::move(layout), static_cast<unsigned>(n_threads)));
 }
 
 using RunTuple = std::tuple<std::uint32_t, std::uint64_t, std::uint64_t, std::uint64_t, std::vector<std::string>>;
@@ -252,7 +262,7 @@ void bind_store(py::module_& m) {
         .def(py::init<std::size_t>(), py::arg("bytes"))
         .def("take", &take_buffer);
 
-    py::class_<Prefetcher>(m, "Prefetcher")
+    py::class_<Prefetcher, std::unique_ptr<Prefetcher, InThisProcess>>(m, "Prefetcher")
         .def(py::init(&make_prefetcher), py::kw_only(), py::arg("store"), py::arg("width"), py::arg("dtype"),
              py::arg("snapshots"), py::arg("scales"), py::arg("bf16"), py::arg("stream"), py::arg("direct"),
              py::arg("n_threads"))
@@ -260,6 +270,7 @@ void bind_store(py::module_& m) {
              py::arg("batch_rows"), py::arg("n_snapshots"))
         .def("is_done", &Prefetcher::is_done, py::arg("ticket"))
         .def("wait", &Prefetcher::wait, py::arg("ticket"), py::call_guard<py::gil_scoped_release>())
+        .def("is_of_this_process", &Prefetcher::is_of_this_process)
         .def("drain", &Prefetcher::drain, py::call_guard<py::gil_scoped_release>());
 }
 

@@ -89,7 +89,7 @@ void for_tokens(const StepKernels& kernels, const CodeView& code, const RowsView
 }  // namespace
 
 void decode(const StepKernels& kernels, const CodeView& code, const RowsView& W_dec, const float* b_dec,
-            const float* target, float* out, float* error_BK, unsigned n_threads) {
+            const float* target, float* out, unsigned n_threads) {
     const std::size_t K = code.n_snapshots;
     const std::size_t D = W_dec.width;
     const std::size_t together = snapshots_together(D, K);
@@ -99,38 +99,15 @@ void decode(const StepKernels& kernels, const CodeView& code, const RowsView& W_
                 const std::size_t k1 = std::min(K, k0 + together);
                 const std::size_t place = (b * K + k0) * D;
                 decoder.decode(b, k0, k1, b_dec + k0 * D, target == nullptr ? nullptr : target + place, out + place);
-                for (std::size_t k = k0; error_BK != nullptr && k < k1; ++k) {
-                    error_BK[b * K + k] = kernels.sum_squares_fp32(out + (b * K + k) * D, D);
-                }
             }
         }
     });
 }
 
-void code_grad(const StepKernels& kernels, const CodeView& code, const RowsView& W_dec, const float* g, float* out,
-               unsigned n_threads) {
-    const std::size_t K = code.n_snapshots;
-    const std::size_t D = W_dec.width;
-    for_tokens(kernels, code, W_dec, n_threads, [&](auto& decoder, std::size_t begin, std::size_t end) {
-        std::vector<float> inner;
-        for (std::size_t b = begin; b < end; ++b) {
-            const std::size_t first = decoder.begin(b);
-            const std::size_t n = decoder.end(b) - first;
-            inner.resize(n);
-            for (std::size_t k = 0; k < K; ++k) {
-                decoder.inner(b, k, g + (b * K + k) * D, true, inner.data());
-                for (std::size_t i = 0; i < n; ++i) {
-                    out[(first + i) * K + k] = inner[i];
-                }
-            }
-        }
-    });
-}
-
-void decode_with_gradients(const StepKernels& kernels, const CodeView& code, const RowsView& W_dec,
-                           const float* b_dec, const float* target, float gradient_scale, const float* weight_F,
-                           const float* norms_FK, const float* theta_F, const PenaltyView& penalty, float* residual,
-                           float* error_BK, const PairGradients& out, unsigned n_threads) {
+void pair_gradients(const StepKernels& kernels, const CodeView& code, const RowsView& W_dec, const float* b_dec,
+                    const float* target, float gradient_scale, const float* weight_F, const float* norms_FK,
+                    const float* theta_F, const PenaltyView& penalty, float* residual, float* error_BK,
+                    const PairGradients& out, unsigned n_threads) {
     const std::size_t K = code.n_snapshots;
     const std::size_t D = W_dec.width;
     const std::size_t together = snapshots_together(D, K);
@@ -155,7 +132,7 @@ void decode_with_gradients(const StepKernels& kernels, const CodeView& code, con
             }
             for (std::size_t k = 0; k < K; ++k) {
                 const std::size_t place = (b * K + k) * D;
-                if (k % together == 0) {
+                if (b_dec != nullptr && k % together == 0) {
                     decoder.decode(b, k, std::min(K, k + together), b_dec + k * D, target + place, residual + place);
                 }
                 error_BK[b * K + k] = kernels.sum_squares_fp32(residual + place, D);

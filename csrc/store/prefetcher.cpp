@@ -16,7 +16,7 @@
 namespace crosscoder {
 namespace {
 
-// How many files stay open, mapped and known to be whole: at most 3/8 of the descriptors that the process may have, so
+// How many files stay open and known to be whole: at most 3/8 of the descriptors that the process may have, so
 // that two loaders fit beside each other.
 std::size_t most_open_files(bool direct) {
     constexpr rlim_t kMost = 4096;
@@ -84,7 +84,7 @@ Prefetcher::Opened::~Opened() {
 }
 
 Prefetcher::Prefetcher(StoreLayout layout, unsigned n_threads)
-    : layout_(std::move(layout)), most_open_files_(most_open_files(layout_.direct)) {
+    : process_(::getpid()), layout_(std::move(layout)), most_open_files_(most_open_files(layout_.direct)) {
     for (unsigned i = 0; i < std::max(1U, n_threads); ++i) {
         threads_.emplace_back([this] { work(); });
     }
@@ -102,7 +102,16 @@ Prefetcher::~Prefetcher() {
     }
 }
 
+bool Prefetcher::is_of_this_process() const { return ::getpid() == process_; }
+
+void Prefetcher::require_this_process() const {
+    if (!is_of_this_process()) {
+        throw FormatError("this pass over the store was begun before a fork; begin a new one in the child");
+    }
+}
+
 std::uint64_t Prefetcher::submit(Window window) {
+    require_this_process();
     auto job = std::make_shared<Job>();
     job->window = std::move(window);
     const std::size_t K = layout_.snapshots.size();
@@ -123,12 +132,14 @@ std::uint64_t Prefetcher::submit(Window window) {
 }
 
 bool Prefetcher::is_done(std::uint64_t ticket) {
+    require_this_process();
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = jobs_.find(ticket);
     return found == jobs_.end() || found->second->pending == 0;
 }
 
 void Prefetcher::wait(std::uint64_t ticket) {
+    require_this_process();
     std::shared_ptr<Job> job;
     {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -146,6 +157,9 @@ void Prefetcher::wait(std::uint64_t ticket) {
 }
 
 void Prefetcher::drain() {
+    if (!is_of_this_process()) {
+        return;
+    }
     std::unique_lock<std::mutex> lock(mutex_);
     tasks_.clear();
     jobs_.clear();
@@ -258,9 +272,6 @@ void Prefetcher::load(const Task& task, Scratch& scratch) {
             }
         }
     }
-    if (data == nullptr) {
-        data = file.blocks(span.first_block, span.last_block, scratch.copy);
-    }
 
     const std::size_t row_out = std::size_t{head.width} * (layout_.output == 0 ? 4 : 2);
     const RowUnpacker unpack(unpack_kernels(active_level()), head, layout_.scales[task.k], layout_.output,
@@ -269,7 +280,9 @@ void Prefetcher::load(const Task& task, Scratch& scratch) {
     const auto first = static_cast<std::size_t>(run.first);
     const std::size_t end = first + static_cast<std::size_t>(run.rows);
     for (std::size_t b = span.first_block; b <= span.last_block; ++b) {
-        const unsigned char* block = data + (head.offset_of(b) - span.begin);
+        // Not mapped: a file that is cut under a reader would end the process with SIGBUS. One block fits the cache.
+        const unsigned char* block =
+            data != nullptr ? data + (head.offset_of(b) - span.begin) : file.read_block(b, scratch.copy);
         file.check(b, block);
         const std::size_t rows = head.rows_of(b);
         const std::size_t begin = b * per_block;
@@ -282,6 +295,7 @@ void Prefetcher::load(const Task& task, Scratch& scratch) {
             }
         }
     }
+    file.require_unchanged();
 }
 
 }  // namespace crosscoder

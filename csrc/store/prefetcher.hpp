@@ -1,6 +1,8 @@
 // Threads that read runs of rows from the segments of a store and lay them out as batches (B, K, D).
 #pragma once
 
+#include <sys/types.h>
+
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -60,8 +62,11 @@ class Prefetcher {
     bool is_done(std::uint64_t ticket);
     // Returns when the window is complete. Throws what went wrong in it: FormatError, FileError, std::bad_alloc.
     void wait(std::uint64_t ticket);
-    // Forget all windows; returns when no thread touches a batch any more.
+    // Forget all windows; returns when no thread touches a batch any more. Does nothing in a forked child.
     void drain();
+
+    // False in a forked child, where nothing else of it may be used: its threads are the parent's.
+    bool is_of_this_process() const;
 
     // Bytes taken from files so far.
 
@@ -85,11 +90,14 @@ class Prefetcher {
     };
     struct Scratch;
 
+    // Throws FormatError in a forked child.
+    void require_this_process() const;
     void work();
     void load(const Task& task, Scratch& scratch);
     void advise(const Task& task);
     std::shared_ptr<Opened> open(const Run& run, std::size_t k);
 
+    const pid_t process_;
     StoreLayout layout_;
     const std::size_t most_open_files_;
     std::mutex mutex_;

@@ -1,7 +1,6 @@
 #include "store/segment.hpp"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,12 +9,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "core/checksum.hpp"
-
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
 
 namespace crosscoder {
 namespace {
@@ -29,6 +25,7 @@ constexpr std::size_t kNameBytes = 948;
 constexpr std::size_t kArraysAt = 1024;
 constexpr std::size_t kBlockBytes = std::size_t{1} << 18;
 constexpr std::size_t kChunkBytes = std::size_t{1} << 23;
+constexpr std::size_t kSparse = 8;  // of a checked block, one row in so many or fewer is read row by row
 constexpr std::uint32_t kMostWidth = 1U << 22;
 
 template <class T>
@@ -203,9 +200,18 @@ void quantise(const SegmentHead& head, const float* row, std::vector<float>& whi
 class Writer {
   public:
     explicit Writer(const std::string& path) : path_(path) {
-        descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-        if (descriptor_ < 0) {
-            throw FileError(errno, path);
+        open();
+        struct stat status {};
+        if (::fstat(descriptor_, &status) == 0 && status.st_nlink > 1) {
+            // Another name of another's file, left by a killed merge: that must not be emptied.
+            ::close(descriptor_);
+            ::unlink(path.c_str());
+            open();
+        }
+        if (::ftruncate(descriptor_, 0) != 0) {
+            const int code = errno;
+            ::close(descriptor_);
+            throw FileError(code, path);
         }
     }
     ~Writer() {
@@ -250,10 +256,16 @@ class Writer {
     }
 
   private:
+    void open() {
+        descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
+        if (descriptor_ < 0) {
+            throw FileError(errno, path_);
+        }
+    }
+
     std::string path_;
     int descriptor_ = -1;
 };
-
 
 // encode(first row, number of rows, block) fills a block of zeros, and the statistics in `head`.
 template <class Encode>
@@ -518,7 +530,7 @@ void read_exactly(int descriptor, void* out, std::size_t size, std::size_t offse
 }
 
 SegmentFile::SegmentFile(const std::string& path) : path_(path) {
-    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    descriptor_ = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);  // a fifo is not waited for
     if (descriptor_ < 0) {
         if (errno == ENOENT) {
             throw FormatError(path + " does not exist; run the collection again to complete the store");
@@ -530,6 +542,10 @@ SegmentFile::SegmentFile(const std::string& path) : path_(path) {
         if (::fstat(descriptor_, &status) != 0) {
             throw FileError(errno, path);
         }
+        if (!S_ISREG(status.st_mode)) {
+            throw FormatError(path + " is not a file but a folder, a fifo or a device; remove it and collect again");
+        }
+        written_ = status.st_mtim;
         const auto size = static_cast<std::size_t>(status.st_size);
         std::vector<unsigned char> bytes(std::min(size, kPage));
         read_exactly(descriptor_, bytes.data(), bytes.size(), 0, path);
@@ -551,37 +567,20 @@ SegmentFile::SegmentFile(const std::string& path) : path_(path) {
     checked_ = std::make_unique<std::atomic<bool>[]>(head_.n_blocks());
 }
 
-SegmentFile::~SegmentFile() {
-    if (mapped_ != nullptr) {
-        ::munmap(const_cast<unsigned char*>(mapped_), head_.file_bytes());
-    }
-    ::close(descriptor_);
+SegmentFile::~SegmentFile() { ::close(descriptor_); }
+
+const unsigned char* SegmentFile::read_block(std::size_t block, std::vector<unsigned char>& copy) const {
+    copy.resize(head_.bytes_of(block));
+    read_exactly(descriptor_, copy.data(), copy.size(), head_.offset_of(block), path_);
+    return copy.data();
 }
 
-const unsigned char* SegmentFile::blocks(std::size_t first, std::size_t last, std::vector<unsigned char>& copy) {
+void SegmentFile::require_unchanged() const {
     struct stat status {};
-    if (::fstat(descriptor_, &status) != 0 || static_cast<std::size_t>(status.st_size) != head_.file_bytes()) {
-        throw FormatError(path_ + " was cut while it was read; collect it again");
+    if (::fstat(descriptor_, &status) != 0 || static_cast<std::size_t>(status.st_size) != head_.file_bytes() ||
+        status.st_mtim.tv_sec != written_.tv_sec || status.st_mtim.tv_nsec != written_.tv_nsec) {
+        throw FormatError(path_ + " was changed while it was read; verify the store, or collect it again");
     }
-    const std::size_t begin = head_.offset_of(first);
-    const std::size_t size = head_.offset_of(last) + head_.bytes_of(last) - begin;
-    std::call_once(mapping_, [this] {
-        void* mapped = ::mmap(nullptr, head_.file_bytes(), PROT_READ, MAP_SHARED, descriptor_, 0);
-        mapped_ = mapped == MAP_FAILED ? nullptr : static_cast<const unsigned char*>(mapped);
-    });
-    if (mapped_ != nullptr) {
-        bool checked = true;
-        for (std::size_t b = first; b <= last; ++b) {
-            checked = checked && checked_[b].load(std::memory_order_relaxed);
-        }
-        auto* address = const_cast<unsigned char*>(mapped_ + begin);
-        if (checked || ::madvise(address, size, MADV_POPULATE_READ) == 0) {
-            return address;
-        }
-    }
-    copy.resize(size);  // an old kernel, or a page that cannot be read: pread says which error it is
-    read_exactly(descriptor_, copy.data(), size, begin, path_);
-    return copy.data();
 }
 
 void SegmentFile::refuse(std::size_t block) const {
@@ -637,20 +636,40 @@ void SegmentFile::gather(const UnpackKernels& kernels, const std::int64_t* index
     }
     const RowUnpacker unpack(kernels, head_, scale, 0, false);
     const std::size_t per_block = head_.rows_per_block;
-    // The span of blocks that the rows lie in; pages that no row touches are not read once the blocks are checked.
-    const auto [low, high] = std::minmax_element(index, index + n);
-    const std::size_t first = static_cast<std::size_t>(*low) / per_block;
-    const std::size_t last = static_cast<std::size_t>(*high) / per_block;
-    const std::size_t base = head_.offset_of(first);
-    std::vector<unsigned char> copy;
-    const unsigned char* span = blocks(first, last, copy);
-    for (std::size_t i = 0; i < n; ++i) {
-        const auto row = static_cast<std::size_t>(index[i]);
-        const std::size_t block = row / per_block;
-        const unsigned char* data = span + (head_.offset_of(block) - base);
-        check(block, data);
-        unpack(data, head_.rows_of(block), row % per_block, out + i * stride);
+    std::vector<std::size_t> order(n);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return index[a] < index[b]; });
+    std::vector<unsigned char> bytes;
+    for (std::size_t begin = 0; begin < n;) {
+        const std::size_t block = static_cast<std::size_t>(index[order[begin]]) / per_block;
+        const std::size_t rows = head_.rows_of(block);
+        std::size_t end = begin;
+        while (end < n && static_cast<std::size_t>(index[order[end]]) / per_block == block) {
+            ++end;
+        }
+        const bool checked = checked_[block].load(std::memory_order_relaxed);
+        const bool whole = !checked || (end - begin) * kSparse >= rows;
+        if (whole) {
+            check(block, read_block(block, bytes));
+        }
+        for (; begin < end; ++begin) {
+            const std::size_t row = static_cast<std::size_t>(index[order[begin]]) % per_block;
+            float* target = out + order[begin] * stride;
+            if (whole) {
+                unpack(bytes.data(), rows, row, target);
+                continue;
+            }
+            // Of a block that is known to be whole: the row alone, laid out as a block of one row.
+            const std::size_t items = head_.items_bytes();
+            const std::size_t scales = 2 * head_.groups();
+            const std::size_t at = head_.offset_of(block);
+            bytes.resize(std::max(bytes.size(), items + scales));
+            read_exactly(descriptor_, bytes.data(), items, at + row * items, path_);
+            read_exactly(descriptor_, bytes.data() + items, scales, at + rows * items + row * scales, path_);
+            unpack(bytes.data(), 1, 0, target);
+        }
     }
+    require_unchanged();
 }
 
 RowUnpacker::RowUnpacker(const UnpackKernels& kernels, const SegmentHead& head, float scale, int output, bool stream)

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -106,10 +105,11 @@ class SegmentFile {
     void gather(const UnpackKernels& kernels, const std::int64_t* index, std::size_t n, float scale, float* out,
                 std::size_t stride);
 
-    // The bytes of blocks `first` to `last`, all there: mapped, or read into `copy` where the kernel cannot say
-    // beforehand that every page can be read (so that a damaged disk is an error and not a signal).
-    // Throws FileError, FormatError for a file that was cut since it was opened.
-    const unsigned char* blocks(std::size_t first, std::size_t last, std::vector<unsigned char>& copy);
+    // The bytes of a block, read into `copy`. Throws FileError, FormatError for a file that was cut since it was opened.
+    const unsigned char* read_block(std::size_t block, std::vector<unsigned char>& copy) const;
+    // Throws FormatError if the file was written to since it was opened (by its size and time): what was read since
+    // then may be of two writings.
+    void require_unchanged() const;
     // Throws FormatError if the checksum of the block at `data` does not hold; looks once while the file is open.
     void check(std::size_t block, const unsigned char* data);
 
@@ -119,8 +119,7 @@ class SegmentFile {
     std::string path_;
     int descriptor_ = -1;
     SegmentHead head_;
-    std::once_flag mapping_;
-    const unsigned char* mapped_ = nullptr;  // the whole file, nullptr where that is not possible
+    timespec written_{};  // when the file was last written to, at opening
     std::unique_ptr<std::atomic<bool>[]> checked_;  // blocks whose checksum held in this process
 };
 

@@ -9,21 +9,29 @@ from torch import Tensor
 
 from crosscoder import _core
 from crosscoder.code import SparseCode
+from crosscoder.gate import Gate
 from crosscoder.kernels.arrays import array, array_or_none, code_arrays, n_threads
 from crosscoder.kernels.scratch import Scratch
 from crosscoder.penalty import Penalty
+from crosscoder.sharding import ONE_PROCESS, Sharding
 
 
-def decode(code: SparseCode, W_dec_FKD: Tensor, b_dec_KD: Tensor, target_BKD: Tensor | None = None) -> Tensor:
-    """x^ (B, K, D) float32, or x^ - target."""
-    out_BKD = torch.empty(code.n_tokens, *b_dec_KD.shape)
+def decode(
+    code: SparseCode,
+    W_dec_FKD: Tensor,
+    b_dec_KD: Tensor,
+    target_BKD: Tensor | None = None,
+    out_BKD: Tensor | None = None,
+) -> Tensor:
+    """x^ (B, K, D) float32, or x^ - target; in `out_BKD` where that is given."""
+    if out_BKD is None:
+        out_BKD = torch.empty(code.n_tokens, *b_dec_KD.shape)
     _core.decode(
         code_arrays(code),
         array(W_dec_FKD),
         array(b_dec_KD),
         array_or_none(target_BKD),
         array(out_BKD),
-        None,
         n_threads(),
     )
     return out_BKD
@@ -40,10 +48,10 @@ class Decoded:
     dh_N: Tensor
     """Gradient of the loss in each pair's h."""
     dlog_threshold_N: Tensor | None
-    """Each pair's part of the gradient in log_threshold, for a narrow window."""
+    """Each pair's part of the gradient in log_threshold, for a gate with a window."""
 
 
-def decode_with_gradients(
+def residual_and_pairs(
     code: SparseCode,
     W_dec_FKD: Tensor,
     b_dec_KD: Tensor,
@@ -53,29 +61,33 @@ def decode_with_gradients(
     norms_FK: Tensor,
     theta_F: Tensor,
     penalty: Penalty,
-    shared: bool,
-    window: float,
+    gate: Gate,
     scratch: Scratch,
+    sharding: Sharding = ONE_PROCESS,
 ) -> Decoded:
-    """Decode, and from each residual at once the gradient of its pairs (docs/method.md, section 3).
+    """Decode | sum over processes | the gradient of each pair from the residuals (docs/method.md, section 3).
 
-    `weight_F` is the penalty's a_f; a `window` of 0 leaves the thresholds out.
+    `weight_F` is the penalty's a_f. Where all features are here the core does both halves token by token: the second
+    reads W_dec's rows from the cache, with the same result.
     """
     B, K, _ = x_BKD.shape
     residual_BKD = scratch.take("residual", tuple(x_BKD.shape))
+    if not sharding.alone:
+        bias_KD, target_BKD = (b_dec_KD, x_BKD) if sharding.first else (torch.zeros_like(b_dec_KD), None)
+        residual_BKD.copy_(sharding.sum(decode(code, W_dec_FKD, bias_KD, target_BKD)))
     error_BK = torch.empty(B, K)
     dh_N = torch.empty(code.n_pairs)
-    threshold_N = torch.empty(code.n_pairs) if window else None
-    _core.decode_with_gradients(
+    threshold_N = torch.empty(code.n_pairs) if gate.window else None
+    _core.pair_gradients(
         code_arrays(code),
         array(W_dec_FKD),
-        array(b_dec_KD),
-        array(x_BKD),
+        array(b_dec_KD) if sharding.alone else None,
+        array(x_BKD) if sharding.alone else None,
         2 / max(1, B * K),
         array(weight_F),
         array(norms_FK),
         array(theta_F),
-        penalty_arguments(penalty, shared, window),
+        penalty_arguments(penalty, gate, gate.window),
         array(residual_BKD),
         array(error_BK),
         array(dh_N),
@@ -85,6 +97,8 @@ def decode_with_gradients(
     return Decoded(residual_BKD, error_BK, dh_N, threshold_N)
 
 
-def penalty_arguments(penalty: Penalty, shared: bool, window: float) -> tuple[float, bool, bool, float]:
+def penalty_arguments(
+    penalty: Penalty, gate: Gate | None = None, window: float = 0.0
+) -> tuple[float, bool, bool, float]:
     """Penalty and window as the core takes them."""
-    return penalty.tanh_scale, penalty.kind == "l1", shared, window
+    return penalty.tanh_scale, penalty.linear, gate is not None and gate.shared, window

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crosscoder.code import SparseCode
 from crosscoder.kernels.device import power_of_two
+from crosscoder.sharding import ONE_PROCESS, Sharding
 
 PAIRS = 4
 
@@ -85,20 +86,13 @@ def decode(code: SparseCode, W_dec_FKD: Tensor, b_dec_KD: Tensor) -> Tensor:
     """x^ (B, K, D) float32: the reconstruction of every snapshot."""
     K, D = b_dec_KD.shape
     out_BKD = b_dec_KD.new_empty(code.n_tokens, K, D, dtype=torch.float32)
-    block, parts, warps = row_slices(D)
-    if code.n_tokens:
-        none = out_BKD
-        decode_rows[(code.n_tokens, K, parts)](
-            code.row_offsets, code.features, code.values, code.gates, W_dec_FKD, b_dec_KD, none, out_BKD, none, none,
-            none, K, D, RESIDUAL=False, RECONSTRUCT=True, DOTS=False, CLOSED=False,
-            PAIRS=PAIRS, BLOCK=block, num_warps=warps,
-        )  # fmt: skip
+    _launch(code, W_dec_FKD, b_dec_KD, out_BKD)
     return out_BKD
 
 
 @dataclass(frozen=True)
 class Residual:
-    """What one pass over the (token, snapshot)s gives."""
+    """What the (token, snapshot)s give."""
 
     residual_BKD: Tensor
     """x^ - x, float32."""
@@ -111,20 +105,62 @@ class Residual:
     0, or with `closed` the product all the same."""
 
 
-def residual_and_code_grad(
-    code: SparseCode, W_dec_FKD: Tensor, b_dec_KD: Tensor, x_BKD: Tensor, *, closed: bool = False
+def residual_and_dots(
+    code: SparseCode,
+    W_dec_FKD: Tensor,
+    b_dec_KD: Tensor,
+    x_BKD: Tensor,
+    *,
+    closed: bool = False,
+    sharding: Sharding = ONE_PROCESS,
 ) -> Residual:
-    """Decode, residual, squared error and the pairs' products in one pass."""
+    """Decode | sum over processes | the residuals' squares and the pairs' products with them.
+
+    Where all features are here it is one launch: the second half reads W_dec's rows from the cache.
+    """
     B, K, D = x_BKD.shape
-    block, parts, warps = row_slices(D)
+    _, parts, _ = row_slices(D)
     residual_BKD = torch.empty_like(x_BKD, dtype=torch.float32)
     squares = residual_BKD.new_empty(B, K, parts)
     opened = code.features.new_empty(B, K)
     dots = residual_BKD.new_empty(code.n_pairs, parts, K)
-    if B:
-        decode_rows[(B, K, parts)](
-            code.row_offsets, code.features, code.values, code.gates, W_dec_FKD, b_dec_KD, x_BKD, residual_BKD,
-            squares, opened, dots, K, D, RESIDUAL=True, RECONSTRUCT=True, DOTS=True, CLOSED=closed,
-            PAIRS=PAIRS, BLOCK=block, num_warps=warps,
-        )  # fmt: skip
-    return Residual(residual_BKD, squares.sum(), opened.sum(dim=0, dtype=torch.int64), dots)
+    if sharding.alone:
+        _launch(code, W_dec_FKD, b_dec_KD, residual_BKD, x_BKD, squares, opened, dots, closed=closed)
+        square_sum = squares.sum()
+    else:
+        bias_KD, target_BKD = b_dec_KD, x_BKD
+        if not sharding.first:
+            bias_KD, target_BKD = torch.zeros_like(b_dec_KD), torch.zeros_like(x_BKD)
+        _launch(code, W_dec_FKD, bias_KD, residual_BKD, target_BKD, squares, opened)
+        residual_BKD = sharding.sum(residual_BKD)
+        _launch(code, W_dec_FKD, b_dec_KD, residual_BKD, dots=dots, closed=closed, reconstruct=False)
+        square_sum = residual_BKD.square().sum()
+    return Residual(residual_BKD, square_sum, opened.sum(dim=0, dtype=torch.int64), dots)
+
+
+def _launch(
+    code: SparseCode,
+    W_dec_FKD: Tensor,
+    b_dec_KD: Tensor,
+    out_BKD: Tensor,
+    x_BKD: Tensor | None = None,
+    squares: Tensor | None = None,
+    opened: Tensor | None = None,
+    dots: Tensor | None = None,
+    *,
+    closed: bool = False,
+    reconstruct: bool = True,
+) -> None:
+    """`decode_rows`, with a residual where `x_BKD` is given, and products where `dots` is."""
+    B, K, D = out_BKD.shape
+    block, parts, warps = row_slices(D)
+    if not B:
+        return
+    unused = out_BKD
+    decode_rows[(B, K, parts)](
+        row_offsets_ptr=code.row_offsets, features_ptr=code.features, values_ptr=code.values, gates_ptr=code.gates,
+        W_dec_ptr=W_dec_FKD, b_dec_ptr=b_dec_KD, x_ptr=unused if x_BKD is None else x_BKD, out_ptr=out_BKD,
+        squares_ptr=unused if squares is None else squares, open_ptr=unused if opened is None else opened,
+        dots_ptr=unused if dots is None else dots, K=K, D=D, RESIDUAL=x_BKD is not None, RECONSTRUCT=reconstruct,
+        DOTS=dots is not None, CLOSED=closed, PAIRS=PAIRS, BLOCK=block, num_warps=warps,
+    )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crosscoder.code import SparseCode
+from crosscoder.gate import Gate
 
 
 def preactivations(x_BKD: Tensor, W_enc_FKD: Tensor, b_enc_F: Tensor) -> Tensor:
@@ -16,66 +17,42 @@ def preactivations(x_BKD: Tensor, W_enc_FKD: Tensor, b_enc_F: Tensor) -> Tensor:
     return torch.addmm(b_enc_F, x_BKD.flatten(1), W_enc_FKD.flatten(1).T)
 
 
-def jumprelu_gates(h_BF: Tensor, norms_FK: Tensor, theta_F: Tensor, *, shared: bool) -> Tensor:
-    """(B, K, F) bool: h n_fk > theta_f snapshot by snapshot, or h > theta_f for all snapshots (`shared`)."""
-    if shared:
-        return for_all_snapshots(h_BF > theta_F, norms_FK.shape[1])
-    return h_BF[:, None, :] * norms_FK.T > theta_F
+def open_features(h_BF: Tensor, norms_FK: Tensor, theta_F: Tensor, gate: Gate) -> tuple[Tensor, Tensor | None]:
+    """(B, F) bool: is the gate open at one snapshot or more? And for BatchTopK in training the smallest score kept, ().
 
-
-def rank_scores(h_BF: Tensor, norms_FK: Tensor) -> Tensor:
-    """(B, F): what TopK and BatchTopK rank by, relu(h) times the feature's largest decoder norm."""
-    return h_BF.relu() * norms_FK.amax(dim=1)
-
-
-def topk_gates(h_BF: Tensor, norms_FK: Tensor, top_k: int) -> Tensor:
-    """(B, F) bool: the `top_k` features of each token with the largest positive scores."""
-    return _largest(rank_scores(h_BF, norms_FK), top_k)
-
-
-def batchtopk_gates(h_BF: Tensor, norms_FK: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The B x `top_k` largest positive scores of the whole batch.
-
-    Returns the gates (B, F) bool and the smallest score that was kept, () (0 where none is positive): its
-    running mean is the threshold for inference.
+    By a threshold theta_f, or by rank: the `top_k` largest positive scores of each token, or B x `top_k` of the batch.
+    (The smallest kept is 0 where none is positive: its running mean is the threshold for inference.) A gate is open at
+    some snapshot iff it is at the one with the largest norm: rounding h n is monotone in n.
     """
-    scores_BF = rank_scores(h_BF, norms_FK)
-    open_BF = _largest(scores_BF.reshape(1, -1), top_k * len(h_BF)).view_as(scores_BF)
+    if not gate.ranked:
+        return h_BF * gate.scale(norms_FK) > theta_F, None
+    scores_BF = h_BF.relu() * gate.scale(norms_FK)
+    if not gate.whole_batch:
+        return _largest(scores_BF, gate.top_k), None
+    open_BF = _largest(scores_BF.reshape(1, -1), gate.top_k * len(h_BF)).view_as(scores_BF)
     kept = scores_BF.masked_fill(~open_BF, torch.inf)
     smallest = kept.amin() if kept.numel() else kept.new_full((), torch.inf)
     return open_BF, torch.where(smallest.isinf(), 0.0, smallest)
 
 
-def threshold_gates(h_BF: Tensor, norms_FK: Tensor, threshold: Tensor) -> Tensor:
-    """(B, F) bool: every feature whose score is above one `threshold` (): BatchTopK at inference."""
-    return rank_scores(h_BF, norms_FK) > threshold
+def gates(h_BF: Tensor, norms_FK: Tensor, theta_F: Tensor, gate: Gate) -> tuple[Tensor, Tensor | None]:
+    """(B, K, F) bool: every gate. And the smallest score kept, as from `open_features`."""
+    if gate.by_snapshot:
+        return h_BF[:, None, :] * norms_FK.T > theta_F, None
+    open_BF, smallest = open_features(h_BF, norms_FK, theta_F, gate)
+    return open_BF[:, None, :].expand(-1, norms_FK.shape[1], -1), smallest
 
 
-def jumprelu_code(h_BF: Tensor, norms_FK: Tensor, theta_F: Tensor, *, shared: bool) -> SparseCode:
-    """The pairs with an open gate. The same as `jumprelu_gates`, without anything of shape (B, K, F).
-
-    A gate is open at some snapshot iff it is at the one with the largest norm: rounding h n is monotone in n.
-    """
-    kept_BF = h_BF > theta_F if shared else h_BF * norms_FK.amax(dim=1) > theta_F
-    rows_N, features_N = kept_BF.nonzero(as_tuple=True)
-    h_N = h_BF[rows_N, features_N]
-    if shared:
-        open_NK = torch.ones(len(h_N), norms_FK.shape[1], dtype=torch.bool, device=h_BF.device)
-    else:
-        open_NK = h_N[:, None] * norms_FK[features_N] > theta_F[features_N, None]
-    return SparseCode.from_pairs(rows_N, features_N, h_N, open_NK, h_BF.shape)
-
-
-def ranked_code(h_BF: Tensor, open_BF: Tensor, n_snapshots: int) -> SparseCode:
-    """The pairs that a gate by rank keeps, open at all snapshots."""
+def encode(h_BF: Tensor, norms_FK: Tensor, theta_F: Tensor, gate: Gate) -> SparseCode:
+    """The pairs with an open gate: the same as `gates`, without anything of shape (B, K, F)."""
+    open_BF, _ = open_features(h_BF, norms_FK, theta_F, gate)
     rows_N, features_N = open_BF.nonzero(as_tuple=True)
-    open_NK = torch.ones(len(rows_N), n_snapshots, dtype=torch.bool, device=h_BF.device)
-    return SparseCode.from_pairs(rows_N, features_N, h_BF[rows_N, features_N], open_NK, h_BF.shape)
-
-
-def for_all_snapshots(open_BF: Tensor, n_snapshots: int) -> Tensor:
-    """(B, K, F): the same gates (B, F) at every snapshot."""
-    return open_BF[:, None, :].expand(-1, n_snapshots, -1)
+    h_N = h_BF[rows_N, features_N]
+    if gate.by_snapshot:
+        open_NK = h_N[:, None] * norms_FK[features_N] > theta_F[features_N, None]
+    else:
+        open_NK = torch.ones(len(h_N), norms_FK.shape[1], dtype=torch.bool, device=h_BF.device)
+    return SparseCode.from_pairs(rows_N, features_N, h_N, open_NK, h_BF.shape)
 
 
 def _largest(scores_RC: Tensor, count: int) -> Tensor:

@@ -1,9 +1,8 @@
 """What the encoder needs of the weights beside the weights: kept, and written again when they change.
 
 Decoder norms, ||W_enc[f]||_4 for the candidates' margin, and a copy of W_enc in the type that its products are made in
-(bf16 or int8). The training step's update refreshes the rows that it changes. Other changes of the parameters are
-noticed by their version counters, but not those of torch's fused optimisers, which do not count: so rows are also made
-anew after every backward pass, and every time while the weights have a gradient.
+(bf16 or int8). The training step's update refreshes the rows that it changes; other writes are noticed
+(`Weights.state`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.hardware import faster_gemm_dtype
 from crosscoder.kernels.arrays import Array, array, array_or_none, n_threads
+from crosscoder.parameters import Weights
 
 Products = Literal["fp32", "bf16", "int8"]
 
@@ -40,7 +40,7 @@ class EncoderRows:
         self.int8_norm_F = torch.empty(F) if int8 else None
         self.column_scale = torch.ones(K * D) if int8 else None
         """(K D): what activations are divided by, and W_enc multiplied, before both become int8."""
-        self._seen: tuple[int, ...] = ()
+        self._seen: tuple[int, ...] | None = None
         for copy in (self.bf16_FKD, self.int8_FKD):
             if copy is not None:
                 _core.prefer_huge_pages(array(copy))
@@ -57,16 +57,20 @@ class EncoderRows:
             array_or_none(self.column_scale),
         )
 
-    def refresh(self, W_enc_FKD: Tensor, W_dec_FKD: Tensor) -> None:
-        """Bring everything up to date, if the weights changed since the last time."""
-        if self._seen != _state_of(W_enc_FKD, W_dec_FKD):
-            _core.derive_rows(array(W_enc_FKD), array(W_dec_FKD), self.arrays(), n_threads())
-            trusted = W_enc_FKD.grad is None and W_dec_FKD.grad is None
-            self._seen = _state_of(W_enc_FKD, W_dec_FKD) if trusted else ()
+    def fit(self, W_enc_FKD: Tensor) -> bool:
+        """Are they of weights of this shape and dtype?"""
+        return self.shape == tuple(W_enc_FKD.shape) and self.dtype == W_enc_FKD.dtype
 
-    def forget(self) -> None:
-        """The weights changed, or are about to: everything is made anew at the next `refresh`."""
-        self._seen = ()
+    def refresh(self, weights: Weights) -> None:
+        """Bring everything up to date, if the weights changed since the last time."""
+        state = weights.state()
+        if state is None or state != self._seen:
+            _core.derive_rows(array(weights.W_enc), array(weights.W_dec), self.arrays(), n_threads())
+            self._seen = state
+
+    def current(self, weights: Weights) -> None:
+        """The core has changed weights and rows together."""
+        self._seen = weights.state()
 
     def unscaled(self) -> bool:
         """Are these int8 rows whose column scale was never set?"""
@@ -77,18 +81,7 @@ class EncoderRows:
         assert self.column_scale is not None, "only int8 products have scales"
         if not torch.equal(self.column_scale, scale):
             self.column_scale.copy_(scale)
-            self.forget()
-
-    @torch.no_grad()
-    def written(self, W_enc_FKD: Tensor, W_dec_FKD: Tensor) -> None:
-        """The core changed the weights and these rows together: tell everybody else who looks at the versions."""
-        for parameter in (W_enc_FKD, W_dec_FKD):
-            parameter[:0].zero_()
-        self._seen = _state_of(W_enc_FKD, W_dec_FKD)
-
-
-def _state_of(*parameters: Tensor) -> tuple[int, ...]:
-    return tuple(number for parameter in parameters for number in (parameter.data_ptr(), parameter._version))
+            self._seen = None
 
 
 def column_scale(x_BC: Tensor) -> Tensor:

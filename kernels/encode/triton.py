@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crosscoder.code import SparseCode
+from crosscoder.gate import Gate
 from crosscoder.kernels.device import WORDS_PER_CHUNK, BitMatrix, Slices, bit_position
 
 MARGIN = 8 * math.sqrt(2 / 3) * 2**-9
@@ -200,23 +201,6 @@ class EncoderWeights:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """What decides whether a pair stays."""
-
-    kind: str
-    """"snapshot", "shared", "topk" or "batchtopk"; also "scaled": h max_k n > theta, all gates."""
-    half_window: float = 0.0
-    """Pairs this far below the threshold stay too, with closed gates."""
-    above: bool = False
-    """Every pair with h >= theta stays too."""
-    top_k: int = 0
-
-    @property
-    def ranked(self) -> bool:
-        return self.kind in ("topk", "batchtopk")
-
-
-@dataclass(frozen=True)
 class Candidates:
     """Pairs that may be on, as bits."""
 
@@ -252,12 +236,12 @@ def find_candidates(x_BKD: Tensor, weights: EncoderWeights, gate: Gate) -> Candi
     matrix = BitMatrix(B, F, x_BI.device)
     if B:
         x_norms_B = x_BI.new_empty(B, dtype=torch.float32)
-        token_norms[(B,)](x_BI, x_norms_B, x_BI.shape[1], BLOCK=1024, num_warps=4)
+        token_norms[(B,)](x_ptr=x_BI, norms_ptr=x_norms_B, n=x_BI.shape[1], BLOCK=1024, num_warps=4)
         x_bf16 = x_BI.to(torch.bfloat16)
         width = tile_width(B, F)
         product = x_bf16.new_empty(B * width)
         cuts = RunningCut(B, gate, x_norms_B, weights) if gate.ranked else None
-        cuts_F = weights.theta_F if cuts else candidate_cuts(weights, gate)
+        cuts_F = weights.theta_F if cuts else gate.cut(weights.theta_F, gate.scale(weights.norms_FK))
         for first in range(0, F, width):
             last = min(F, first + width)
             tile_BF = product[: B * (last - first)].view(B, last - first)
@@ -266,21 +250,13 @@ def find_candidates(x_BKD: Tensor, weights: EncoderWeights, gate: Gate) -> Candi
             cut = cuts_F if cuts is None else cuts.after(tile_BF, first)
             grid = (triton.cdiv(last - first, TILE_FEATURES), triton.cdiv(B, TILE_TOKENS))
             mark_candidates[grid](
-                tile_BF, x_norms_B, weights.w_norms_F, weights.b_enc_F, cut, weights.largest_F, matrix.bits,
-                B, F, first, last - first, MARGIN, BY_TOKEN=gate.ranked,
-                TOKENS=TILE_TOKENS, FEATURES=TILE_FEATURES, num_warps=4,
+                product_ptr=tile_BF, x_norms_ptr=x_norms_B, w_norms_ptr=weights.w_norms_F, b_enc_ptr=weights.b_enc_F,
+                cuts_ptr=cut, scales_ptr=weights.largest_F, bits_ptr=matrix.bits, B=B, F=F, first=first,
+                width=last - first, margin=MARGIN, BY_TOKEN=gate.ranked, TOKENS=TILE_TOKENS, FEATURES=TILE_FEATURES,
+                num_warps=4,
             )  # fmt: skip
     matrix.count()
     return Candidates(matrix, matrix.offsets[-1:].clone())
-
-
-def candidate_cuts(weights: EncoderWeights, gate: Gate) -> Tensor:
-    """(F,): the smallest h that a gate or a window lets through; infinite where no h is large enough."""
-    theta_F, largest_F = weights.theta_F, weights.largest_F
-    cut_F = theta_F - gate.half_window
-    if gate.kind != "shared":
-        cut_F = torch.where(largest_F > 0, cut_F / largest_F, torch.inf)
-    return torch.minimum(cut_F, theta_F) if gate.above else cut_F
 
 
 class RunningCut:
@@ -292,7 +268,7 @@ class RunningCut:
 
     def __init__(self, n_tokens: int, gate: Gate, x_norms_B: Tensor, weights: EncoderWeights) -> None:
         self.weights, self.x_norms_B = weights, x_norms_B
-        self.whole_batch = gate.kind == "batchtopk"
+        self.whole_batch = gate.whole_batch
         self.n_tokens = n_tokens
         rows = 1 if self.whole_batch else n_tokens
         self.count = gate.top_k * (n_tokens if self.whole_batch else 1)
@@ -344,29 +320,37 @@ def list_pairs(x_BKD: Tensor, weights: EncoderWeights, gate: Gate, candidates: C
     h = torch.empty(capacity, device=device)
     programs = min(triton.cdiv(capacity, PAIRS), 4096)
     score_parts[(programs, n_parts)](
-        x_BKD, weights.W_enc_FKD, tokens, features, candidates.count, parts, n, capacity,
-        PAIRS=PAIRS, SLICE=width, BLOCK=256, num_warps=4,
+        x_ptr=x_BKD, W_ptr=weights.W_enc_FKD, tokens_ptr=tokens, features_ptr=features, count_ptr=candidates.count,
+        parts_ptr=parts, n=n, capacity=capacity, PAIRS=PAIRS, SLICE=width, BLOCK=256, num_warps=4,
     )  # fmt: skip
     grid = (triton.cdiv(capacity, 128),)
-    sum_scores[grid](parts, features, weights.b_enc_F, candidates.count, h, n_parts, capacity, BLOCK=128, num_warps=4)
+    sum_scores[grid](
+        parts_ptr=parts, features_ptr=features, b_enc_ptr=weights.b_enc_F, count_ptr=candidates.count, h_ptr=h,
+        n_parts=n_parts, capacity=capacity, BLOCK=128, num_warps=4,
+    )  # fmt: skip
     chosen, smallest = (None, None) if not gate.ranked else choose(h, tokens, features, weights, gate, candidates, B)
     by_token = BitMatrix(F, B, device)
     gates = torch.empty(capacity, dtype=torch.int64, device=device)
     keep = torch.empty(capacity, dtype=torch.int8, device=device)
     all_gates = (1 << K) - 1 if K < 64 else -1
-    # "scaled" compares h max_k n with one threshold: "shared", for the scaled h.
+    # One threshold for all scores: the gate "shared", of h times the largest norm.
+    by_score = gate.unit == "largest norm"
     gate_pairs[grid](
-        h if gate.kind != "scaled" else h * weights.largest_F[features.long()], tokens, features, candidates.count,
-        weights.norms_FK, weights.largest_F, weights.theta_F, chosen if chosen is not None else keep, gates, keep,
-        by_token.bits, gate.half_window, capacity, K, B, all_gates,
-        SHARED=gate.kind in ("shared", "scaled"), CHOSEN=gate.ranked, ABOVE=gate.above, BLOCK=128, num_warps=4,
+        h_ptr=h * weights.largest_F[features.long()] if by_score and not gate.ranked else h,
+        tokens_ptr=tokens, features_ptr=features, count_ptr=candidates.count, norms_ptr=weights.norms_FK,
+        largest_ptr=weights.largest_F, theta_ptr=weights.theta_F, chosen_ptr=chosen if chosen is not None else keep,
+        gates_ptr=gates, keep_ptr=keep, bits_ptr=by_token.bits, half_window=gate.window / 2, capacity=capacity, K=K,
+        B=B, all_gates=all_gates, SHARED=gate.shared or by_score, CHOSEN=gate.ranked, ABOVE=gate.above, BLOCK=128,
+        num_warps=4,
     )  # fmt: skip
     by_token.count()
     # The code is never longer than the list of candidates. Unused places are 0, so that readers may gather by them.
     out_features, out_values, out_gates = torch.zeros_like(features), torch.zeros_like(h), torch.zeros_like(gates)
     write_code[grid](
-        h, gates, keep, tokens, features, by_token.bits, by_token.prefix, by_token.offsets, out_features, out_values,
-        out_gates, by_token.n_words, B, capacity, WORDS=WORDS_PER_CHUNK, BLOCK=128, num_warps=4,
+        h_ptr=h, gates_ptr=gates, keep_ptr=keep, tokens_ptr=tokens, features_ptr=features, bits_ptr=by_token.bits,
+        prefix_ptr=by_token.prefix, offsets_ptr=by_token.offsets, out_features_ptr=out_features,
+        out_values_ptr=out_values, out_gates_ptr=out_gates, n_words=by_token.n_words, B=B, capacity=capacity,
+        WORDS=WORDS_PER_CHUNK, BLOCK=128, num_warps=4,
     )  # fmt: skip
     return Encoded(SparseCode(by_token.offsets, out_features, out_values, out_gates, K, F), smallest)
 
@@ -379,7 +363,7 @@ def choose(
     scores = torch.where(valid, h.relu() * weights.largest_F[features.long()], 0.0)
     best, order = scores.sort(descending=True, stable=True)
     chosen = torch.zeros_like(features, dtype=torch.int8)
-    if gate.kind == "batchtopk":
+    if gate.whole_batch:
         kept = (torch.arange(len(h), device=h.device) < gate.top_k * B) & (best > 0)
         smallest = torch.where(kept, best, torch.inf).amin()
         return chosen.scatter_(0, order, kept.to(torch.int8)), torch.where(smallest.isinf(), 0.0, smallest)
@@ -391,47 +375,16 @@ def choose(
     return chosen.scatter_(0, order[by_owner], kept.to(torch.int8)), None
 
 
-@triton.jit
-def fourth_powers(W_ptr, shadow_ptr, out_ptr, n, SHADOW: tl.constexpr, BLOCK: tl.constexpr):
-    """||W_f||_4 (F,), and W in bf16. One program a feature."""
-    feature = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, n, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        w = tl.load(W_ptr + feature * n + i, mask=i < n, other=0).to(tl.float32)
-        if SHADOW:
-            tl.store(shadow_ptr + feature * n + i, w.to(tl.bfloat16), mask=i < n)
-        w = w * SCALE
-        total += (w * w) * (w * w)
-    tl.store(out_ptr + feature, tl.sqrt(tl.sqrt(tl.sum(total, axis=0))) / SCALE)
-
-
-@torch.no_grad()
-def encoder_weights(
-    W_enc_FKD: Tensor, b_enc_F: Tensor, norms_FK: Tensor, theta_F: Tensor, shadow_FKD: Tensor | None = None
-) -> EncoderWeights:
-    """Everything derived from the weights, computed anew; the bf16 copy into `shadow_FKD` where that is given."""
-    F = len(W_enc_FKD)
-    w_norms_F = norms_FK.new_empty(F, dtype=torch.float32)
-    in_bf16 = W_enc_FKD.dtype == torch.bfloat16
-    shadow = W_enc_FKD if in_bf16 else torch.empty_like(W_enc_FKD, dtype=torch.bfloat16)
-    if shadow_FKD is not None:
-        shadow = shadow_FKD
-    fourth_powers[(F,)](W_enc_FKD, shadow, w_norms_F, W_enc_FKD[0].numel(), SHADOW=not in_bf16, BLOCK=1024, num_warps=4)
-    return EncoderWeights(W_enc_FKD, shadow, w_norms_F, b_enc_F, norms_FK, norms_FK.amax(dim=1), theta_F)
-
-
-def encode(x_BKD: Tensor, weights: EncoderWeights, gate: Gate) -> tuple[SparseCode, Tensor | None]:
-    """The code of a batch, exactly as long as it has pairs (the host waits for their number), and BatchTopK's score.
-
-    For inference; a training step lists its pairs in buffers of a fixed capacity (`list_pairs`) and waits for nothing.
-    """
-    x_BKD = x_BKD.contiguous()
-    candidates = find_candidates(x_BKD, weights, gate)
-    encoded = list_pairs(x_BKD, weights, gate, candidates, max(1, int(candidates.count)))
-    code = encoded.code
+def trimmed(code: SparseCode) -> SparseCode:
+    """The code exactly as long as it has pairs; the host waits for their number."""
     n = int(code.row_offsets[-1])
-    exact = SparseCode(
+    return SparseCode(
         code.row_offsets, code.features[:n], code.values[:n], code.gates[:n], code.n_snapshots, code.n_features
     )
-    return exact, encoded.smallest_score
+
+
+def encode(x_BKD: Tensor, weights: EncoderWeights, gate: Gate) -> SparseCode:
+    """The code of a batch. For inference: a training step waits for no number of pairs (`list_pairs`)."""
+    x_BKD = x_BKD.contiguous()
+    candidates = find_candidates(x_BKD, weights, gate)
+    return trimmed(list_pairs(x_BKD, weights, gate, candidates, max(1, int(candidates.count))).code)

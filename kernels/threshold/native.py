@@ -1,7 +1,7 @@
 """The thresholds' straight-through gradient on a CPU, on all pairs of some tokens, feature tile by feature tile.
 
 Two products of the encoder's size for those tokens, and one sweep over each tile while it is in the cache; nothing of
-shape (B, F) exists. A narrow window needs none of this: its pairs are in the code (`decode_with_gradients`).
+shape (B, F) exists. A narrow window needs none of this: its pairs are in the code (`residual_and_pairs`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crosscoder import _core
 from crosscoder.code import SparseCode
+from crosscoder.gate import Gate
 from crosscoder.kernels.arrays import array, code_arrays, n_threads
 from crosscoder.kernels.decode.native import penalty_arguments
 from crosscoder.kernels.encode.products import TILE
@@ -33,7 +34,7 @@ def threshold_gradient(
     norms_FK: Tensor,
     theta_F: Tensor,
     penalty: Penalty,
-    shared: bool,
+    gate: Gate,
     window: float,
 ) -> Tensor:
     """dlog_theta (F,), summed over `tokens` (None: all); the products are made in `dtype`."""
@@ -42,7 +43,7 @@ def threshold_gradient(
     chosen = slice(None) if tokens is None else tokens
     x_nC = x_BKD[chosen].flatten(1).to(dtype)
     g_Kn = [residual_BKD[chosen, k].to(dtype) for k in range(K)]
-    units_KF = torch.ones(K, F) if shared else norms_FK.T.contiguous()
+    units_KF = gate.units(norms_FK).T.contiguous()
     closed_slope_KF = (weight_F * norms_FK.T * penalty.slope_at_zero).contiguous()
     sums_KF = torch.zeros(K, F)
     scale = 2 / max(1, B * K)
@@ -75,7 +76,7 @@ def threshold_gradient(
         array(weight_F),
         array(norms_FK),
         array(theta_F),
-        penalty_arguments(penalty, shared, window),
+        penalty_arguments(penalty, gate, window),
         array(gradient_F),
         n_threads(),
     )

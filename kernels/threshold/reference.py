@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 
 
-def threshold_gradient(
-    h_BF: Tensor, norms_FK: Tensor, theta_F: Tensor, df_BKF: Tensor, window: float, *, shared: bool
-) -> Tensor:
+def threshold_gradient(h_BF: Tensor, units_FK: Tensor, theta_F: Tensor, df_BKF: Tensor, window: float) -> Tensor:
     """dlog_theta (F,), summed over the tokens given. `df_BKF` is the loss's gradient in each f_b,f,k.
 
-    A pair whose decoder norm is exactly 0 adds nothing.
+    `units_FK` is what the gate multiplies h by (`Gate.units`); a pair where that is exactly 0 adds nothing.
     """
-    norms_KF = torch.ones_like(norms_FK.T) if shared else norms_FK.T
-    h_B1F = h_BF[:, None, :]
-    inside_BKF = ((h_B1F * norms_KF - theta_F).abs() < window / 2) & (h_B1F > 0) & (norms_KF > 0)
-    factor_KF = -(theta_F**2) / (window * torch.where(norms_KF > 0, norms_KF, 1.0))
+    h_B1F, units_KF = h_BF[:, None, :], units_FK.T
+    inside_BKF = ((h_B1F * units_KF - theta_F).abs() < window / 2) & (h_B1F > 0) & (units_KF > 0)
+    factor_KF = -(theta_F**2) / (window * torch.where(units_KF > 0, units_KF, 1.0))
     return torch.where(inside_BKF, df_BKF * factor_KF, 0.0).sum(dim=(0, 1))
 
 

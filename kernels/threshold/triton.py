@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from crosscoder.gate import Gate
 from crosscoder.kernels.device import activity_and_slope, penalty_code
 from crosscoder.penalty import Penalty
 
@@ -95,7 +96,7 @@ def threshold_gradient(
     penalty: Penalty,
     scale: float,
     window: float,
-    shared: bool,
+    gate: Gate,
     tokens: Tensor | None = None,
 ) -> Tensor:
     """dlog_theta (F,) float32, summed over all tokens or over `tokens` (n,) int64.
@@ -111,9 +112,10 @@ def threshold_gradient(
     tiles = triton.cdiv(n_tokens, tile_tokens)
     parts = theta_F.new_empty(tiles, F, dtype=torch.float32)
     threshold_tiles[(triton.cdiv(F, tile_features) * tiles,)](
-        x_BKD, residual_BKD, parts if tokens is None else tokens, W_enc_FKD, W_dec_FKD, b_enc_F, norms_FK, theta_F,
-        weight_F, parts, n_tokens, F, K, D, scale, window, penalty.tanh_scale,
-        PENALTY=penalty_code(penalty.kind), SHARED=shared, SUBSET=tokens is not None,
+        x_ptr=x_BKD, residual_ptr=residual_BKD, tokens_ptr=parts if tokens is None else tokens, W_enc_ptr=W_enc_FKD,
+        W_dec_ptr=W_dec_FKD, b_enc_ptr=b_enc_F, norms_ptr=norms_FK, theta_ptr=theta_F, weight_ptr=weight_F,
+        out_ptr=parts, n_tokens=n_tokens, F=F, K=K, D=D, scale=scale, window=window, tanh_scale=penalty.tanh_scale,
+        PENALTY=penalty_code(penalty.kind), SHARED=gate.shared, SUBSET=tokens is not None,
         BF16=W_enc_FKD.dtype == torch.bfloat16, TOKENS=tile_tokens, FEATURES=tile_features, DEPTH=depth,
         num_warps=warps,
     )  # fmt: skip

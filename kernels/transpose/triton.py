@@ -55,12 +55,14 @@ def transpose(code: SparseCode) -> FeatureOrder:
     tokens, order = torch.zeros_like(code.features), torch.zeros_like(code.features, dtype=torch.int64)
     if code.n_tokens:
         mark_pairs[(code.n_tokens,)](
-            code.row_offsets, code.features, matrix.bits, code.n_features, PAIRS=PAIRS, num_warps=1
-        )
+            row_offsets_ptr=code.row_offsets, features_ptr=code.features, bits_ptr=matrix.bits,
+            n_features=code.n_features, PAIRS=PAIRS, num_warps=1,
+        )  # fmt: skip
     matrix.count()
     if code.n_tokens:
         place_pairs[(code.n_tokens,)](
-            code.row_offsets, code.features, matrix.bits, matrix.prefix, matrix.offsets, tokens, order,
-            matrix.n_words, code.n_features, WORDS=WORDS_PER_CHUNK, PAIRS=PAIRS, num_warps=1,
+            row_offsets_ptr=code.row_offsets, features_ptr=code.features, bits_ptr=matrix.bits,
+            prefix_ptr=matrix.prefix, offsets_ptr=matrix.offsets, tokens_ptr=tokens, order_ptr=order,
+            n_words=matrix.n_words, n_features=code.n_features, WORDS=WORDS_PER_CHUNK, PAIRS=PAIRS, num_warps=1,
         )  # fmt: skip
     return FeatureOrder(feature_offsets=matrix.offsets, tokens=tokens, order=order)

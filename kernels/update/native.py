@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,13 @@ from crosscoder.kernels.arrays import Array, array, array_or_none, code_arrays, 
 from crosscoder.kernels.encode.rows import EncoderRows
 from crosscoder.kernels.transpose.reference import FeatureOrder
 
-if TYPE_CHECKING:
-    from crosscoder.train.state import AdamState
+
+class Moments(Protocol):
+    """Adam's moments by parameter, and when each feature's were last brought up to date (`AdamState`)."""
+
+    last_step_F: Tensor
+
+    def __getitem__(self, name: str) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def _matrix(parameter: Tensor, moments: dict[str, Tensor]) -> tuple[Array | None
 
 
 def _targets(
-    W_enc_FKD: Tensor, W_dec_FKD: Tensor, b_enc_F: Tensor, state: AdamState, rows: EncoderRows, options: AdamOptions
+    W_enc_FKD: Tensor, W_dec_FKD: Tensor, b_enc_F: Tensor, state: Moments, rows: EncoderRows, options: AdamOptions
 ) -> tuple[Any, ...]:
     return (
         _matrix(W_enc_FKD, state["W_enc"]),
@@ -143,17 +148,17 @@ def _targets(
 
 def update_rows(
     parts: GradientParts,
+    db_enc_F: Tensor,
     W_enc_FKD: Tensor,
     W_dec_FKD: Tensor,
     b_enc_F: Tensor,
-    state: AdamState,
+    state: Moments,
     rows: EncoderRows,
     options: AdamOptions,
 ) -> None:
     """Adam on W_enc, W_dec and b_enc in place, from the pairs; `rows` stay up to date."""
     targets = _targets(W_enc_FKD, W_dec_FKD, b_enc_F, state, rows, options)
-    bias = array(parts.encoder_bias())
-    _core.update_rows(code_arrays(parts.code), parts.order_arrays(), parts.arrays(), bias, *targets)
+    _core.update_rows(code_arrays(parts.code), parts.order_arrays(), parts.arrays(), array(db_enc_F), *targets)
 
 
 def update_dense_rows(
@@ -165,7 +170,7 @@ def update_dense_rows(
     W_enc_FKD: Tensor,
     W_dec_FKD: Tensor,
     b_enc_F: Tensor,
-    state: AdamState,
+    state: Moments,
     rows: EncoderRows,
     options: AdamOptions,
 ) -> None:

@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from crosscoder.code import SparseCode
+from crosscoder.gate import Gate
 from crosscoder.kernels.device import (
-    LANES,
     Slices,
     activity_and_slope,
     penalty_code,
@@ -29,7 +29,7 @@ from crosscoder.kernels.device import (
 from crosscoder.kernels.encode.triton import SCALE
 from crosscoder.kernels.transpose.reference import FeatureOrder
 from crosscoder.kernels.update.reference import BETA1, BETA2, EPSILON
-from crosscoder.penalty import Penalty
+from crosscoder.penalty import LossSettings, Penalty
 
 PAIRS = 4
 NORMS, GRADIENT, ADAM = 0, 1, 2
@@ -153,18 +153,6 @@ class PairGradients:
     """lambda_P / (B K) sum_k n_fk: all tokens' dh is this much lower, with `l_pre`."""
 
 
-@dataclass(frozen=True)
-class PairSettings:
-    """The scalars of `pair_gradients`."""
-
-    penalty: Penalty
-    sparsity_coefficient: float
-    preactivation_coefficient: float
-    narrow_window: float
-    """0: the pairs add nothing to dlog_theta but `l_pre`."""
-    shared: bool
-
-
 def gradients_of_pairs(
     code: SparseCode,
     order: FeatureOrder,
@@ -172,7 +160,9 @@ def gradients_of_pairs(
     norms_FK: Tensor,
     theta_F: Tensor,
     score_sums_F: Tensor | None,
-    settings: PairSettings,
+    penalty: Penalty,
+    gate: Gate,
+    settings: LossSettings,
 ) -> PairGradients:
     """All that is N numbers or F. `score_sums_F` is sum_b h_b,f over all tokens, with `l_pre`."""
     F, K = norms_FK.shape
@@ -185,11 +175,14 @@ def gradients_of_pairs(
     gap_F = new(F) if preactivation else None
     terms = float(max(1, code.n_tokens * K))
     pair_gradients[(F,)](
-        order.feature_offsets, order.order, code.values, code.gates, dots_NPK, norms_FK, theta_F,
-        p_F if score_sums_F is None else score_sums_F, dh_N, p_F, pull_FK, db_enc_F, dlog_F, fired_F,
-        p_F if gap_F is None else gap_F, K, dots_NPK.shape[1], code.n_tokens, terms, settings.sparsity_coefficient,
-        settings.penalty.frequency_scale, settings.penalty.tanh_scale, preactivation, settings.narrow_window,
-        PENALTY=penalty_code(settings.penalty.kind), NARROW=settings.narrow_window > 0, SHARED=settings.shared,
+        offsets_ptr=order.feature_offsets, order_ptr=order.order, values_ptr=code.values, gates_ptr=code.gates,
+        dots_ptr=dots_NPK, norms_ptr=norms_FK, theta_ptr=theta_F,
+        score_sums_ptr=p_F if score_sums_F is None else score_sums_F, dh_ptr=dh_N, p_ptr=p_F, pull_ptr=pull_FK,
+        db_enc_ptr=db_enc_F, dlog_theta_ptr=dlog_F, fired_ptr=fired_F, gap_ptr=p_F if gap_F is None else gap_F,
+        K=K, n_parts=dots_NPK.shape[1], n_tokens=code.n_tokens, terms=terms,
+        coefficient=settings.sparsity_coefficient, frequency_scale=penalty.frequency_scale,
+        tanh_scale=penalty.tanh_scale, preactivation=preactivation, window=gate.window,
+        PENALTY=penalty_code(penalty.kind), NARROW=gate.window > 0, SHARED=gate.shared,
         PREACTIVATION=preactivation > 0, PAIRS=pairs_at_once(K), SNAPSHOTS=power_of_two(K), num_warps=1,
     )  # fmt: skip
     lift_F = norms_FK.sum(dim=1) * (preactivation / terms) if preactivation else None
@@ -283,7 +276,7 @@ def update_rows(
     shadow_ptr, fourth_ptr, squares_ptr,
     K, D, n_parts, blocks, scale, step_size, v_root, log2_beta1, log2_beta2, rest1, rest2, epsilon, step, seed,
     WHAT: tl.constexpr, DENSE: tl.constexpr, SKIP: tl.constexpr, LAZY: tl.constexpr, LIFT: tl.constexpr,
-    CLIP: tl.constexpr, ENCODER: tl.constexpr, DECODER: tl.constexpr,
+    CLIP: tl.constexpr,
     EIGHT_BIT: tl.constexpr, BF16: tl.constexpr, SHADOW: tl.constexpr,
     PAIRS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -323,29 +316,25 @@ def update_rows(
             valid = place < end
             token = tl.load(tokens_ptr + place, mask=valid, other=0).to(tl.int64)
             at = (token * K + k)[:, None] * D + d[None, :]
-            if ENCODER:
-                dh = tl.load(dh_ptr + place, mask=valid, other=0)
-                x = tl.load(x_ptr + at, mask=valid[:, None] & inside[None, :], other=0).to(tl.float32)
-                enc += tl.sum(dh[:, None] * x, axis=0)
-            if DECODER:
-                pair = tl.load(order_ptr + place, mask=valid, other=0)
-                gate = ((tl.load(gates_ptr + pair, mask=valid, other=0) >> k) & 1) != 0
-                f = tl.where(gate, tl.load(values_ptr + pair, mask=gate, other=0), 0.0)
-                g = tl.load(residual_ptr + at, mask=gate[:, None] & inside[None, :], other=0).to(tl.float32)
-                dec += tl.sum(f[:, None] * g, axis=0)
+            dh = tl.load(dh_ptr + place, mask=valid, other=0)
+            x = tl.load(x_ptr + at, mask=valid[:, None] & inside[None, :], other=0).to(tl.float32)
+            enc += tl.sum(dh[:, None] * x, axis=0)
+            pair = tl.load(order_ptr + place, mask=valid, other=0)
+            gate = ((tl.load(gates_ptr + pair, mask=valid, other=0) >> k) & 1) != 0
+            f = tl.where(gate, tl.load(values_ptr + pair, mask=gate, other=0), 0.0)
+            g = tl.load(residual_ptr + at, mask=gate[:, None] & inside[None, :], other=0).to(tl.float32)
+            dec += tl.sum(f[:, None] * g, axis=0)
         dec = dec * scale
         if LIFT:
             x_sum = tl.load(x_sum_ptr + k * D + d, mask=inside, other=0)
             enc -= tl.load(lift_ptr + feature) * x_sum
+    if not DENSE:
+        w = tl.load(W_dec_ptr + row * D + d, mask=inside, other=0).to(tl.float32)
+        dec += tl.load(pull_ptr + row) * w
     if WHAT == 1:
-        if ENCODER:
-            tl.store(dense_enc_ptr + row * D + d, enc, mask=inside)
-        if DECODER:
-            tl.store(dense_dec_ptr + row * D + d, dec, mask=inside)
+        tl.store(dense_enc_ptr + row * D + d, enc, mask=inside)
+        tl.store(dense_dec_ptr + row * D + d, dec, mask=inside)
     else:
-        if not DENSE:
-            w = tl.load(W_dec_ptr + row * D + d, mask=inside, other=0).to(tl.float32)
-            dec += tl.load(pull_ptr + row) * w
         if WHAT == 0:
             enc = tl.where(inside, enc, 0.0)
             dec = tl.where(inside, dec, 0.0)
@@ -456,59 +445,16 @@ class AdamScalars:
     lr: float
     step: int
 
-    def arguments(self) -> tuple[float, ...]:
-        """step_size, v_root, log2_beta1, log2_beta2, rest1, rest2, epsilon."""
+    def arguments(self) -> dict[str, float]:
+        """By the names that the kernels have for them."""
         correction1 = 1 - BETA1**self.step
         correction2 = 1 - BETA2**self.step
-        return (
-            self.lr / correction1, math.sqrt(correction2), math.log2(BETA1), math.log2(BETA2), 1 - BETA1, 1 - BETA2,
-            EPSILON,
-        )  # fmt: skip
+        return {
+            "step_size": self.lr / correction1, "v_root": math.sqrt(correction2), "log2_beta1": math.log2(BETA1),
+            "log2_beta2": math.log2(BETA2), "rest1": 1 - BETA1, "rest2": 1 - BETA2, "epsilon": EPSILON,
+        }  # fmt: skip
 
 
 def row_layout(n_tokens: int, D: int, x_itemsize: int) -> Slices:
     """How `update_rows` cuts a row: x and the residual (float32) are gathered."""
     return Slices.of(D, n_tokens, x_itemsize + 4)
-
-
-# ----------------------------------------------------------------------------------- the gradients themselves
-
-
-def encoder_gradient(code: SparseCode, dh_N: Tensor, x_BKD: Tensor, order: FeatureOrder) -> tuple[Tensor, Tensor]:
-    """dW_enc[f] = sum_b dh_b,f x_b (F, K, D) and db_enc[f] = sum_b dh_b,f (F,), float32. `dh_N` in the code's order."""
-    _, K, D = x_BKD.shape
-    dW_enc = x_BKD.new_empty(code.n_features, K, D, dtype=torch.float32)
-    by_feature_N = dh_N.float()[order.order]
-    _write_gradient(code, order, by_feature_N, x_BKD, x_BKD, dW_enc, dW_enc, encoder=True)
-    # A sum in a fixed order: differences of a running sum in float64.
-    through = torch.nn.functional.pad(by_feature_N.double().cumsum(0), (1, 0))
-    ends = through[order.feature_offsets]
-    return dW_enc, ends.diff().float()
-
-
-def decoder_gradient(code: SparseCode, g_BKD: Tensor, order: FeatureOrder) -> tuple[Tensor, Tensor]:
-    """sum_b f_b,f,k g_b,k (F, K, D), the reconstruction's part of dW_dec, and db_dec = sum_b g (K, D); float32."""
-    _, K, D = g_BKD.shape
-    dW_dec = g_BKD.new_empty(code.n_features, K, D, dtype=torch.float32)
-    _write_gradient(code, order, code.values, g_BKD, g_BKD, dW_dec, dW_dec, encoder=False)
-    return dW_dec, g_BKD.sum(dim=0, dtype=torch.float32)
-
-
-def _write_gradient(
-    code: SparseCode, order: FeatureOrder, dh_N: Tensor, x_BKD: Tensor, g_BKD: Tensor, enc: Tensor, dec: Tensor,
-    *, encoder: bool,
-) -> None:  # fmt: skip
-    B, K, D = x_BKD.shape
-    slices = row_layout(B, D, x_BKD.element_size())
-    x_BKD, g_BKD = x_BKD.contiguous(), g_BKD.contiguous()
-    allowed = torch.ones(1, dtype=torch.int32, device=enc.device)
-    update_rows[(code.n_features, K * slices.count)](
-        order.feature_offsets, order.tokens, order.order, dh_N, code.values, code.gates, x_BKD, g_BKD, enc, dec, 0,
-        enc, enc, enc, allowed, allowed, allowed, enc,
-        *(enc,) * 10, enc, enc, enc,
-        K, D, slices.count, 1, 1.0, *AdamScalars(0.0, 1).arguments(), 1, 0,
-        WHAT=GRADIENT, DENSE=False, SKIP=False, LAZY=False, LIFT=False, CLIP=False, ENCODER=encoder,
-        DECODER=not encoder,
-        EIGHT_BIT=False, BF16=False, SHADOW=False, PAIRS=PAIRS, BLOCK=slices.width, LANES=LANES,
-        num_warps=slices.warps,
-    )  # fmt: skip

@@ -216,6 +216,9 @@ class Prefetcher:
     def wait(self, ticket: int) -> None:
         """Return when the window is complete. Raises `DataError` naming file and block, `OSError`."""
 
+    def is_of_this_process(self) -> bool:
+        """False in a forked child, whose threads are its parent's: another must be made there."""
+
     def drain(self) -> None:
         """Forget all windows; return when no thread touches a batch any more."""
 
@@ -272,15 +275,13 @@ def decode(
     b_dec: _Array,
     target: _Array | None,
     out: _Array,
-    error: _Array | None,
     n_threads: int,
 ) -> None: ...
-def code_grad(code: _Code, W_dec: _Array, g: _Array, out: _Array, n_threads: int) -> None: ...
-def decode_with_gradients(
+def pair_gradients(
     code: _Code,
     W_dec: _Array,
-    b_dec: _Array,
-    target: _Array,
+    b_dec: _Array | None,
+    target: _Array | None,
     gradient_scale: float,
     weight: _Array,
     norms: _Array,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crosscoder import __version__
-from crosscoder.errors import ConfigError, CrosscoderError, MissingDependencyError
+from crosscoder.errors import ConfigError, CrosscoderError, MissingDependencyError, printable
 
 VERBS = {
     "quickstart": "train a small language model and a crosscoder over its snapshots, and make the page; offline",
@@ -49,7 +49,7 @@ line wins), and --debug to show the traceback of an error. A killed command goes
 again.
 
 exit codes: 0 done, 1 other error, 2 wrong options, 3 missing or damaged input, 4 NaN or infinity, 5 cannot write,
-6 something is not installed, 130 interrupted
+6 something is not installed, 7 another command works on the run, 130 interrupted
 
 example: crosscoder quickstart
 """
@@ -90,13 +90,13 @@ def _command(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         if isinstance(error, CrosscoderError):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return error.exit_code
         if isinstance(error, ImportError):  # a wrong CROSSCODER_ISA also shows when the C++ core is imported
             print(f"error: {error}; crosscoder doctor says what is missing and what to do", file=sys.stderr)
             return MissingDependencyError.exit_code
         kind, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
-        print(f"error: unexpected {kind}: {text} (--debug shows where)", file=sys.stderr)
+        print(f"error: unexpected {kind}: {printable(text)} (--debug shows where)", file=sys.stderr)
         return 1
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from crosscoder.errors import ConfigError
+from crosscoder.registry import check_name
 
 MAX_SNAPSHOTS = 64
 """The gates of one (token, feature) pair are the bits of one 64-bit integer."""
 
-Gate = Literal["snapshot", "shared", "topk", "batchtopk"]
-Penalty = Literal["tanh-quad", "tanh", "l1"]
+GateKind = Literal["snapshot", "shared", "topk", "batchtopk"]
+PenaltyKind = Literal["tanh-quad", "tanh", "l1"]
 ThresholdMode = Literal["exact", "sampled", "narrow"]
 Metric = Literal["logit-difference", "probability-difference"]
 Ablation = Literal["mean", "zero", "resample"]
@@ -40,10 +41,10 @@ class _Shape:
 class CrosscoderOptions:
     """What a crosscoder computes, apart from its shape."""
 
-    gate: Gate = "snapshot"
+    gate: GateKind = "snapshot"
     """When a feature is on: "snapshot" h n_fk > theta_f for each snapshot k by itself; "shared" h > theta_f for all
     snapshots at once; "topk" the top_k largest of each token; "batchtopk" the B x top_k largest of the batch."""
-    penalty: Penalty = "tanh-quad"
+    penalty: PenaltyKind = "tanh-quad"
     """Sparsity penalty: "tanh-quad" sum_f p_f (1 + p_f / s), "tanh" sum_f p_f, "l1" sum of f n."""
     tanh_scale: float = 4.0
     """c in the smooth firing t = tanh(c f n)."""
@@ -62,6 +63,11 @@ class CrosscoderOptions:
     top_k: int | None = None
     """Active features a token, for the gates "topk" and "batchtopk" (a mean over the batch for the latter)."""
 
+    @property
+    def selects_by_rank(self) -> bool:
+        """True for the gates that keep the largest values instead of comparing with a learned threshold."""
+        return self.gate in ("topk", "batchtopk")
+
 
 @dataclass(frozen=True)
 class CrosscoderConfig(CrosscoderOptions, _Shape):
@@ -77,7 +83,7 @@ class CrosscoderConfig(CrosscoderOptions, _Shape):
         )
         _require(self.d_model >= 1, f"d_model must be at least 1, not {self.d_model}")
         _require(1 <= self.n_features < 2**31, f"n_features must be 1 to 2^31 - 1, not {self.n_features}")
-        for name, choices in (("gate", Gate), ("penalty", Penalty), ("threshold_mode", ThresholdMode)):
+        for name, choices in (("gate", GateKind), ("penalty", PenaltyKind), ("threshold_mode", ThresholdMode)):
             allowed = choices.__args__  # type: ignore[attr-defined]
             value = getattr(self, name)
             _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not {value!r}")
@@ -102,11 +108,6 @@ class CrosscoderConfig(CrosscoderOptions, _Shape):
             )
         else:
             _require(self.top_k is None, f'top_k has no effect with gate "{self.gate}"; leave it out')
-
-    @property
-    def selects_by_rank(self) -> bool:
-        """True for the gates that keep the largest values instead of comparing with a learned threshold."""
-        return self.gate in ("topk", "batchtopk")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -148,9 +149,9 @@ class TrainConfig:
     """A feature that has not fired for so many tokens counts as dead in the metrics."""
     seed: int = 0
     """Seed of everything random in training: initialisation, batches, revival, sampling."""
-    backend: Literal["auto", "reference", "native", "triton"] = "auto"
-    """What computes the step: dense torch ("reference"), C++ on a CPU ("native"), Triton on a GPU ("triton"), or the
-    fastest that fits the weights ("auto")."""
+    backend: str = "auto"
+    """What computes the step: dense torch ("reference"), C++ on a CPU ("native"), Triton on a GPU ("triton"), one of
+    your own (crosscoder.registry), or the fastest that fits the weights ("auto")."""
     optimizer_mode: Literal["lazy", "exact"] = "lazy"
     """"lazy": Adam on the rows of the features that fired, the others wait (their moments decay meanwhile); "exact":
     torch.optim.Adam's step on every parameter at every step."""
@@ -202,7 +203,8 @@ class TrainConfig:
         for name in ("clip_norm", "decoder_norm_limit"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value > 0), f"{name} must be positive, not {value}")
-        for name in ("revival", "backend", "optimizer_mode", "state", "candidates", "whitening", "start"):
+        check_name(self.backend)
+        for name in ("revival", "optimizer_mode", "state", "candidates", "whitening", "start"):
             allowed = typing.get_args(typing.get_type_hints(TrainConfig)[name])
             value = getattr(self, name)
             _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -41,3 +41,16 @@ class MissingDependencyError(CrosscoderError, RuntimeError):
     """Something that must be installed or present on this machine is not."""
 
     exit_code = 6
+
+
+class BusyError(CrosscoderError, RuntimeError):
+    """Another command works on the same run."""
+
+    exit_code = 7
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped: names, files and servers must not reach a terminal's controls."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,8 @@
-"""Writing files so that a reader sees the whole of them or nothing, whenever the writer is killed."""
+"""Files that a reader sees whole or not at all, whenever the writer is killed; and records that notice damage.
+
+Names that this module makes itself (temporary files, locks) are never followed through a link: what a link points to
+is another's file.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,18 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
+from crosscoder import _core
 from crosscoder.errors import DataError, StorageError
 
 _TEMPORARY = ".tmp-"
+_UNSIGNED = "0" * 16
+MOST_RECORD_BYTES = 1 << 28
+"""The largest JSON file that is read: text in memory takes several times its size."""
 
 
 def _explain(error: OSError, path: Path) -> StorageError:
@@ -25,6 +34,7 @@ def _explain(error: OSError, path: Path) -> StorageError:
         errno.EACCES: "permission denied; choose a folder that you can write to with --out",
         errno.EPERM: "permission denied; choose a folder that you can write to with --out",
         errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder with --out",
+        errno.ELOOP: "it is a symbolic link, which is not followed; remove it",
     }
     reason = reasons.get(error.errno or 0, error.strerror or str(error))
     return StorageError(f"cannot write {path}: {reason}")
@@ -62,7 +72,9 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     with explained_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        # What a killed process left there, or a link that somebody put there: never written through.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -83,15 +95,62 @@ def remove_file(path: Path) -> None:
         path.with_name(f"{_TEMPORARY}{path.name}").unlink(missing_ok=True)
 
 
+def open_lock(path: Path) -> int:
+    """A descriptor of the lock file at `path`, made if need be, its contents left alone.
+
+    Raises `StorageError` where the name is taken by a link or by something else than a file.
+    """
+    with explained_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o666)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            os.close(descriptor)
+            raise StorageError(f"{path} should be a lock file of crosscoder's own, and is a link or no file; remove it")
+    return descriptor
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock on the file at `path` (made if need be); waits for it. The system drops it with the process."""
-    with explained_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = open_lock(path)
+    try:
+        with explained_write_errors(path):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """A whole file. Raises `DataError` naming it where it is missing, unreadable, no file, or has over `most` bytes."""
+    try:
+        # Without O_NONBLOCK a fifo would be waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise DataError(f"{path} is not a file but a folder, a fifo or a device; remove it")
+            if most is not None and found.st_size > most:
+                raise DataError(f"{path} has {found.st_size:,} bytes, more than the {most:,} that one may have")
+            return file.read() if most is None else file.read(most)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except OSError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def require_file(path: Path) -> Path:
+    """`path`, for readers that open it themselves. Raises `DataError` where it is missing, or no file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise DataError(f"{path} does not exist or cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path} is not a file but a folder, a fifo or a device; remove it")
+    return path
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,19 +158,48 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as indented JSON, atomically, with a checksum of the whole text as its last entry.
+
+    The checksum is XXH3 (64 bits, hexadecimal) of the text with zeros in its place. NaN and infinity are refused with
+    `ValueError`: they are not JSON.
+    """
+    unsigned = json.dumps({**record, "checksum": _UNSIGNED}, indent=2, allow_nan=False) + "\n"
+    head, tail = unsigned.rsplit(_UNSIGNED, 1)
+    write_text(path, f"{head}{_core.xxh3_64(unsigned.encode()):016x}{tail}")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises `DataError` naming the file where it is missing or malformed."""
+def read_json(path: Path, **kinds: type) -> dict[str, Any]:
+    """Read what `write_json` wrote, without the checksum.
+
+    `kinds` names entries that must be there, and their types. Raises `DataError` naming the file where it is missing,
+    malformed or damaged, or lacks one of them.
+    """
+    data = read_bytes(path, MOST_RECORD_BYTES)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except (OSError, ValueError, RecursionError) as error:
+        record = json.loads(data.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON ({error}); restore or delete it") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path} holds no JSON object; restore or delete it")
+    checksum = record.pop("checksum", None)
+    if not isinstance(checksum, str) or len(checksum) != len(_UNSIGNED):
+        raise DataError(f"{path} has no checksum: it is damaged, or of an earlier release; restore it or make it anew")
+    head, _, tail = data.rpartition(checksum.encode())
+    if f"{_core.xxh3_64(head + _UNSIGNED.encode() + tail):016x}" != checksum:
+        raise DataError(f"{path} is damaged, or was changed by hand (its checksum differs); restore it or make it anew")
+    for name, kind in kinds.items():
+        value = record.get(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise DataError(f"{path}: {name!r} is missing or not {_KINDS.get(kind, kind.__name__)}; make it anew")
+    return record
+
+
+_KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 @contextlib.contextmanager

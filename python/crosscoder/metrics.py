@@ -79,7 +79,7 @@ class Evaluation:
 
     @property
     def never_fired_fraction(self) -> float:
-        """Share of the features that are off on every token here."""
+        """Share of the features that fire on no token of this batch."""
         return float((self.firing_rate_F == 0).double().mean())
 
 

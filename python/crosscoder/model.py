@@ -8,24 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from crosscoder import native_model, weights
+from crosscoder import backends, definition, weights
+from crosscoder.backends.base import Backend
 from crosscoder.code import SparseCode
 from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.kernels import choose_backend
-from crosscoder.kernels.decode.reference import decode as reference_decode
-from crosscoder.kernels.encode import reference as encode_reference
-from crosscoder.kernels.encode.rows import EncoderRows
-from crosscoder.kernels.threshold.reference import sample_tokens, threshold_gradient
-from crosscoder.penalty import LossTerms, Penalty
-
-BATCH_THRESHOLD_DECAY = 0.99
+from crosscoder.gate import Gate
+from crosscoder.parameters import Weights, Writes, mixed
+from crosscoder.penalty import LossSettings, LossTerms
 
 
 class Crosscoder(nn.Module, PyTorchModelHubMixin):
@@ -64,13 +60,14 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         self.b_enc = nn.Parameter(torch.zeros(shape[0]))
         self.b_dec = nn.Parameter(torch.zeros(shape[1:]))
         theta = torch.full(shape[:1], config.threshold_init)
-        self.log_threshold = nn.Parameter(theta.log(), requires_grad=not config.selects_by_rank)
+        self.log_threshold = nn.Parameter(theta.log(), requires_grad=Gate.of(config).learned)
         self.register_buffer("snapshot_scale", torch.ones(shape[1]))
         self.register_buffer("snapshot_mix", torch.eye(shape[1]))
         """(K, K), symmetric: the encoder reads sum_l mix[k, l] x_l at snapshot k. The identity once trained."""
         self.register_buffer("batch_threshold", torch.zeros(()))
-        self.derived_rows: dict[str, EncoderRows] = {}
-        """What the CPU kernels keep in step with the weights, by the type of the products; made when first needed."""
+        self._writes = Writes()
+        self._backends: dict[str, Backend] = {}
+        """Those that have computed with this crosscoder, by name."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Crosscoder:
         log_threshold, mix_KK = self.log_threshold.detach(), self.snapshot_mix
@@ -91,9 +88,34 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         self.is_mixed = not torch.equal(
             self.snapshot_mix.cpu(), torch.eye(self.config.n_snapshots).to(self.snapshot_mix.dtype)
         )
-        self.weights_changed()
 
-    # ------------------------------------------------------------------------------------------- reading
+    # ------------------------------------------------------------------------------------------- computing
+
+    def weights(self) -> Weights:
+        """The parameters and what they mean, as the backends take them: the tensors themselves, no copies."""
+        return Weights(
+            config=self.config,
+            W_enc=self.W_enc,
+            W_dec=self.W_dec,
+            b_enc=self.b_enc,
+            b_dec=self.b_dec,
+            log_threshold=self.log_threshold,
+            snapshot_scale=self.snapshot_scale,
+            snapshot_mix=self.snapshot_mix if self.is_mixed else None,
+            batch_threshold=self.batch_threshold,
+            training=self.training,
+            writes=self._writes,
+        )
+
+    def backend(self, name: str = "auto", candidates: str = "exact") -> Backend:
+        """What computes with this crosscoder, and keeps what it derives from the weights.
+
+        Raises `ConfigError` for an unknown backend or candidates, or where they do not fit.
+        """
+        chosen = backends.choose(name, self.weights(), candidates)
+        if chosen not in self._backends:
+            self._backends[chosen] = backends.make(chosen)
+        return self._backends[chosen]
 
     @property
     def threshold(self) -> Tensor:
@@ -102,85 +124,49 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
 
     def decoder_norms(self) -> Tensor:
         """n (F, K): a feature's strength at each snapshot, in units of scaled activations; at least float32."""
-        dtype = torch.promote_types(self.W_dec.dtype, torch.float32)
-        norms_FK: Tensor = torch.linalg.vector_norm(self.W_dec, dim=2, dtype=dtype) * self.snapshot_scale
-        return norms_FK
+        return self.weights().norms()
 
     def check_input(self, x_BKD: Tensor) -> Tensor:
         """`x_BKD` in the weights' dtype or float32, on their device. Raises `DataError` if it is not (B, K, D)."""
-        expected = (self.config.n_snapshots, self.config.d_model)
-        if x_BKD.ndim != 3 or x_BKD.shape[1:] != expected:
-            raise DataError(
-                f"expected activations of shape (tokens, {expected[0]} snapshots, width {expected[1]}), "
-                f"got {tuple(x_BKD.shape)}; is the crosscoder of other snapshots or another model?"
-            )
-        if not x_BKD.is_floating_point():
-            raise DataError(f"activations must be floating point, not {x_BKD.dtype}")
-        return x_BKD.to(self.W_enc.device, torch.promote_types(self.W_enc.dtype, torch.float32))
+        return self.weights().input(x_BKD)
 
     def encoder_input(self, x_BKD: Tensor) -> Tensor:
         """What the encoder reads for activations (B, K, D): themselves, unless they are mixed over the snapshots."""
-        return mixed(self.snapshot_mix, x_BKD) if self.is_mixed else x_BKD
+        return self.weights().encoder_input(x_BKD)
 
     def preactivations(self, x_BKD: Tensor) -> Tensor:
         """h (B, F), densely."""
-        x_BKD = self.encoder_input(self.check_input(x_BKD))
-        return encode_reference.preactivations(x_BKD, self.W_enc.to(x_BKD.dtype), self.b_enc.to(x_BKD.dtype))
-
-    def ranked_gates(self, h_BF: Tensor, norms_FK: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Gates (B, F) of TopK or BatchTopK, and for BatchTopK in training the smallest score kept, ()."""
-        top_k = cast(int, self.config.top_k)
-        if self.config.gate == "topk":
-            return encode_reference.topk_gates(h_BF, norms_FK, top_k), None
-        if self.training:
-            return encode_reference.batchtopk_gates(h_BF, norms_FK, top_k)
-        return encode_reference.threshold_gates(h_BF, norms_FK, self.batch_threshold), None
+        return definition.preactivations(self.weights(), x_BKD)
 
     @torch.no_grad()
     def encode(self, x_BKD: Tensor, *, backend: str = "auto", candidates: str = "exact") -> SparseCode:
         """The sparse code of B tokens.
 
-        `backend`: "reference" (dense torch), "native" (C++, on a CPU), "triton" (on a GPU), or the fastest that fits
-        ("auto"). `candidates` "int8" (native only) is faster and may miss a pair in ten thousand.
+        `backend`: "reference" (dense torch), "native" (C++, on a CPU), "triton" (on a GPU), one of your own
+        (`crosscoder.registry`), or the fastest that fits ("auto"). `candidates` "int8" (native only) is faster and may
+        miss a pair in ten thousand.
 
-        Raises `DataError` on a wrong shape, `ConfigError` for a backend that does not fit.
+        Raises `DataError` on a wrong shape, `ConfigError` for a backend or candidates that do not fit.
         """
-        x_BKD = self.check_input(x_BKD)
-        match choose_backend(backend, self.W_enc):
-            case "native":
-                return native_model.encode(self, x_BKD, "int8" if candidates == "int8" else None)
-            case "triton":
-                from crosscoder import triton_model
-
-                return triton_model.encode(self, x_BKD)
-        h_BF, norms_FK = self.preactivations(x_BKD), self.decoder_norms()
-        if self.config.selects_by_rank:
-            open_BF, _ = self.ranked_gates(h_BF, norms_FK)
-            return encode_reference.ranked_code(h_BF, open_BF, self.config.n_snapshots)
-        return encode_reference.jumprelu_code(h_BF, norms_FK, self.threshold, shared=self.config.gate == "shared")
+        chosen, found = self.backend(backend, candidates), self.weights()
+        return chosen.encode(found, found.input(x_BKD), candidates)
 
     @torch.no_grad()
     def decode(self, code: SparseCode, *, backend: str = "auto") -> Tensor:
-        """The reconstruction (B, K, D) of a sparse code. Raises `DataError` if the code is of another crosscoder."""
+        """The reconstruction (B, K, D) of a sparse code.
+
+        Raises `DataError` if the code is of another crosscoder, `ConfigError` for a backend that does not fit.
+        """
         if (code.n_snapshots, code.n_features) != (self.config.n_snapshots, self.config.n_features):
             raise DataError(
                 f"a code of {code.n_snapshots} snapshots and {code.n_features} features does not fit a crosscoder "
                 f"of {self.config.n_snapshots} and {self.config.n_features}"
             )
-        match choose_backend(backend, self.W_enc):
-            case "native":
-                return native_model.decode(self, code)
-            case "triton":
-                from crosscoder import triton_model
-
-                return triton_model.decode(self, code)
-        return reference_decode(code, self.W_dec.to(code.values.dtype), self.b_dec.to(code.values.dtype))
+        return self.backend(backend).decode(self.weights(), code)
 
     def forward(self, x_BKD: Tensor) -> Tensor:
-        """The reconstruction (B, K, D) of activations (B, K, D); differentiable, densely."""
-        x_BKD = self.check_input(x_BKD)
-        f_BKF, _, _ = self._activations(x_BKD, generator=None)
-        return self._reconstruct(f_BKF)
+        """The reconstruction (B, K, D) of activations (B, K, D); differentiable, densely: the definition's."""
+        return definition.reconstruction(self.weights(), x_BKD)
 
     # ------------------------------------------------------------------------------------------- training
 
@@ -196,67 +182,33 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         """The loss of a batch: `model.loss(x).total.backward()` gives every parameter its gradient.
 
         With `backend` "reference" it is the dense definition, differentiated by autograd: what every faster step is
-        compared with. "native" computes loss and gradients at once from the sparse code; only `total` has a
-        gradient then, and only in the parameters. "auto" is "native" on a CPU in float32 or bfloat16. `generator`
-        draws the tokens of threshold_mode "sampled". Raises `ConfigError` for a folded crosscoder.
+        compared with. "native" and "triton" compute loss and gradients at once from the sparse code; only `total` has
+        a gradient then, and only in the parameters. "auto": as in `encode`. `generator` draws the tokens of
+        threshold_mode "sampled". Raises `DataError` on a wrong shape, `ConfigError` for a folded crosscoder, a
+        coefficient that is not 0 or more, or a backend that does not fit.
         """
         self.require_trainable(preactivation_coefficient)
-        x_BKD = self.check_input(x_BKD)
-        if choose_backend(backend, self.W_enc) == "native":
-            return native_model.loss(self, x_BKD, sparsity_coefficient, preactivation_coefficient, generator)
-        penalty = Penalty.of(self.config)
-        f_BKF, h_BF, norms_FK = self._activations(x_BKD, generator)
-        terms = max(1, x_BKD.shape[0] * x_BKD.shape[1])
-        reconstruction = (self._reconstruct(f_BKF) - x_BKD).square().sum() / terms
-        p_F = penalty.activity(f_BKF * norms_FK.T).sum(dim=(0, 1)) / terms
-        sparsity = sparsity_coefficient * penalty.total(p_F)
-        preactivation = reconstruction.new_zeros(())
-        if preactivation_coefficient:
-            gap_BF = (self.threshold - h_BF).relu()
-            preactivation = preactivation_coefficient * (gap_BF @ norms_FK).sum() / terms
-        return LossTerms(reconstruction + sparsity + preactivation, reconstruction, sparsity, preactivation)
+        for name, value in (("sparsity", sparsity_coefficient), ("preactivation", preactivation_coefficient)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name}_coefficient must be 0 or more, not {value}")
+        chosen, found = self.backend(backend), self.weights()
+        settings = LossSettings(sparsity_coefficient, preactivation_coefficient, generator)
+        return chosen.loss(found, found.input(x_BKD), settings)
 
     def require_trainable(self, preactivation_coefficient: float = 0.0) -> None:
         """Raises `ConfigError` where the loss is not defined: a folded crosscoder, l_pre without thresholds."""
         if not bool((self.snapshot_scale == 1).all()):
             raise ConfigError("this crosscoder is folded for raw activations; train model.unfold_scales() instead")
-        if preactivation_coefficient and self.config.selects_by_rank:
+        if preactivation_coefficient and not Gate.of(self.config).learned:
             raise ConfigError(f'preactivation_coefficient needs a threshold; gate "{self.config.gate}" has none')
 
     def weights_changed(self) -> None:
-        """Call this after writing weights past torch's version counters (`.data`, fused optimisers without backward).
-
-        Everything else is noticed: what the CPU kernels derive from the weights is made anew at the next use.
-        """
-        for rows in self.derived_rows.values():
-            rows.forget()
+        """Call this after writing weights in place through `.data`; every other write is noticed (`Weights.state`)."""
+        self._writes.count += 1
 
     def update_batch_threshold(self, smallest: Tensor) -> None:
         """BatchTopK's running mean of the smallest score kept, its threshold at inference."""
-        start = self.batch_threshold == 0
-        mean = BATCH_THRESHOLD_DECAY * self.batch_threshold + (1 - BATCH_THRESHOLD_DECAY) * smallest
-        self.batch_threshold.copy_(torch.where(start, smallest, mean))
-
-    def _activations(self, x_BKD: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        h_BF = self.preactivations(x_BKD)
-        norms_FK = self.decoder_norms()
-        gates_BKF = self._dense_gates(h_BF.detach(), norms_FK.detach())
-        f_BKF = _Gated.apply(h_BF, norms_FK.detach(), self.log_threshold, gates_BKF, self, generator)  # type: ignore[no-untyped-call]
-        return cast(Tensor, f_BKF), h_BF, norms_FK
-
-    def _dense_gates(self, h_BF: Tensor, norms_FK: Tensor) -> Tensor:
-        """(B, K, F) bool."""
-        if not self.config.selects_by_rank:
-            shared = self.config.gate == "shared"
-            return encode_reference.jumprelu_gates(h_BF, norms_FK, self.threshold.detach(), shared=shared)
-        open_BF, smallest = self.ranked_gates(h_BF, norms_FK)
-        if smallest is not None:
-            self.update_batch_threshold(smallest)
-        return encode_reference.for_all_snapshots(open_BF, self.config.n_snapshots)
-
-    def _reconstruct(self, f_BKF: Tensor) -> Tensor:
-        dtype = f_BKF.dtype
-        return torch.einsum("bkf,fkd->bkd", f_BKF, self.W_dec.to(dtype)) + self.b_dec.to(dtype)
+        self.weights().update_batch_threshold(smallest)
 
     # ------------------------------------------------------------------------------------------- coordinates
 
@@ -329,11 +281,6 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         return model.to(map_location)
 
 
-def mixed(mix_KK: Tensor, x_BKD: Tensor) -> Tensor:
-    """sum_l mix[k, l] x[b, l, d] (B, K, D), in the dtype of `x_BKD`."""
-    return mix_KK.to(x_BKD) @ x_BKD
-
-
 def _directions(shape: tuple[int, int, int], seed: int) -> Tensor:
     """(F, K, D): random directions, the same at every snapshot, of norm sqrt(2 D / (K F))."""
     n_features, n_snapshots, width = shape
@@ -341,43 +288,3 @@ def _directions(shape: tuple[int, int, int], seed: int) -> Tensor:
     directions_FD /= torch.linalg.vector_norm(directions_FD, dim=1, keepdim=True)
     norm = math.sqrt(2 * width / (n_snapshots * n_features))
     return (norm * directions_FD)[:, None, :].repeat(1, n_snapshots, 1)
-
-
-class _Gated(torch.autograd.Function):
-    """f = h where a gate is open, 0 elsewhere, with the straight-through gradient for the thresholds."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        h_BF: Tensor,
-        norms_FK: Tensor,
-        log_threshold_F: Tensor,
-        gates_BKF: Tensor,
-        model: Crosscoder,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        ctx.save_for_backward(h_BF, norms_FK, log_threshold_F, gates_BKF)
-        ctx.model, ctx.generator = model, generator
-        return torch.where(gates_BKF, h_BF[:, None, :], 0.0)
-
-    @staticmethod
-    def backward(ctx: Any, df_BKF: Tensor) -> Any:
-        h_BF, norms_FK, log_threshold_F, gates_BKF = ctx.saved_tensors
-        config: CrosscoderConfig = ctx.model.config
-        ctx.model.weights_changed()  # they are about to
-        dh_BF = torch.where(gates_BKF, df_BKF, 0.0).sum(dim=1)
-        if config.selects_by_rank:
-            return dh_BF, None, None, None, None, None
-        tokens: Tensor | slice = slice(None)
-        factor = 1.0
-        if config.threshold_mode == "sampled":
-            tokens, factor = sample_tokens(len(h_BF), config.threshold_sample, ctx.generator)
-        dlog_threshold_F = factor * threshold_gradient(
-            h_BF[tokens],
-            norms_FK,
-            log_threshold_F.exp(),
-            df_BKF[tokens],
-            config.threshold_window,
-            shared=config.gate == "shared",
-        )
-        return dh_BF, None, dlog_threshold_F, None, None, None

@@ -8,7 +8,9 @@ Source: docs/method.md, section 2. "tanh-quad" is what the paper's code trains w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from crosscoder.config import CrosscoderConfig
@@ -29,6 +31,18 @@ class LossTerms:
 
 
 @dataclass(frozen=True)
+class LossSettings:
+    """What the loss needs beside crosscoder and batch."""
+
+    sparsity_coefficient: float
+    """lambda."""
+    preactivation_coefficient: float = 0.0
+    """lambda_P."""
+    generator: torch.Generator | None = None
+    """Draws the tokens of threshold_mode "sampled"; None: torch's own."""
+
+
+@dataclass(frozen=True)
 class Penalty:
     """`kind` is "tanh-quad", "tanh" or "l1"; c = `tanh_scale`, s = `frequency_scale`."""
 
@@ -42,21 +56,26 @@ class Penalty:
 
     def activity(self, z: Tensor) -> Tensor:
         """How much one gate counts, from z = f n >= 0: tanh(c z), or z itself for "l1"."""
-        return z if self.kind == "l1" else (self.tanh_scale * z).tanh()
+        return z if self.linear else (self.tanh_scale * z).tanh()
 
     def activity_slope(self, z: Tensor) -> Tensor:
         """The derivative of `activity`."""
-        if self.kind == "l1":
+        if self.linear:
             return z.new_ones(()).expand_as(z)
         return self.tanh_scale * (1 - (self.tanh_scale * z).tanh() ** 2)
 
     @property
     def slope_at_zero(self) -> float:
         """The derivative of `activity` at 0, where every closed gate is."""
-        return 1.0 if self.kind == "l1" else self.tanh_scale
+        return 1.0 if self.linear else self.tanh_scale
 
-    def total(self, p_F: Tensor) -> Tensor:
-        """sum_f p_f (1 + p_f / s), or sum_f p_f; ()."""
+    @property
+    def linear(self) -> bool:
+        """Is `activity` the identity?"""
+        return self.kind == "l1"
+
+    def total(self, p_F: Any) -> Any:
+        """sum_f p_f (1 + p_f / s), or sum_f p_f; (). `p_F` is a tensor or a numpy array."""
         return (p_F * (1 + p_F / self.frequency_scale)).sum() if self.kind == "tanh-quad" else p_F.sum()
 
     def total_slope(self, p_F: Tensor) -> Tensor:

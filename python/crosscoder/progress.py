@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from crosscoder.errors import printable
+
 
 class Progress:
     """A bar on a terminal, a line every now and then in a log file. Writes to standard error.
@@ -52,4 +54,4 @@ def warn(message: str) -> None:
     """A line on standard error that does not break a progress bar."""
     from tqdm import tqdm
 
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    tqdm.write(f"warning: {printable(message)}", file=sys.stderr)

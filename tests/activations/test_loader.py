@@ -315,6 +315,31 @@ def test_every_row_is_dealt_once_whatever_the_world(
     assert sorted(seen) == [(w, row) for w, rows in enumerate(windows) for row in range(rows)]
 
 
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("world", [1, 3, 4])
+def test_a_step_has_a_batch_for_each_rank_and_the_last_one_what_is_left(
+    wide: ActivationStore, world: int, drop_last: bool
+) -> None:
+    loader = ActivationLoader(wide, 64, world_size=world, drop_last=drop_last)
+    step = 64 * world
+    for remaining in (step + 1, step, step - 1, world, world - 1, 1, 0):
+        shares = loader.shares(Dealer([remaining], world))
+        if remaining >= step:
+            assert shares == [64] * world
+        elif drop_last or remaining == 0:
+            assert shares == []
+        else:
+            assert len(shares) == world and sum(shares) == remaining
+            assert max(shares) - min(shares) <= 1, "no rank has more to do than another"
+    assert len(list(itertools.islice(loader, len(loader) + 1))) == len(loader)
+
+
+@pytest.mark.parametrize("rows", [[0, 0], [4, 3], [-1, 2]])
+def test_a_step_that_would_never_end_an_epoch_is_refused(rows: list[int]) -> None:
+    with pytest.raises(ValueError, match="cannot be dealt from 6"):
+        Dealer([6], 2).step(rows)
+
+
 def test_ranks_come_and_go_within_an_epoch(wide: ActivationStore) -> None:
     """4 ranks, then 2, then 3; each step all together take different rows, and all rows in the end."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from crosscoder.activations.tokens import TokenSet, pack
 from crosscoder.errors import ConfigError, DataError
+from crosscoder.files import read_json, write_json
 
 transformers = pytest.importorskip("transformers")
 
@@ -118,8 +118,8 @@ def test_every_flipped_bit_of_the_arrays_is_refused(tokens: TokenSet, tmp_path: 
 def test_a_changed_header_is_refused(tokens: TokenSet, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     folder = tmp_path / "tokens"
     tokens.save(folder)
-    header = json.loads((folder / "tokens.json").read_text())
-    (folder / "tokens.json").write_text(json.dumps(header | change))
+    header = read_json(folder / "tokens.json")
+    write_json(folder / "tokens.json", header | change)  # with a checksum that holds
     with pytest.raises(DataError, match=message):
         TokenSet.load(folder)
 

@@ -84,24 +84,22 @@ def test_ablating_the_known_feature_moves_the_metric_by_the_analytic_amount(code
 def test_the_whole_measurement_and_the_circuit(coded: CodedTask) -> None:
     crosscoder = planted.crosscoder()
     parts = [measure_snapshot(planted.model(k), k, 0, coded, crosscoder, SETTINGS) for k in range(3)]
-    assert [bool(part["above_chance"]) for part in parts] == [False, True, True], "snapshot 0 writes nothing"
-    assert "curves.mean.k" not in parts[0] and float(parts[1]["explained_variance"]) > 0.999
-    for part in parts[1:]:
-        assert part["exact.feature"][:2].tolist() == [KNOWN, SECOND]
-        zero = {
-            name: part[f"curves.resample.{name}"].mean(axis=-1) for name in ("disrupt", "restore", "clean", "empty")
-        }
+    assert [part.above_chance for part in parts] == [False, True, True], "snapshot 0 writes nothing"
+    assert parts[0].attributed is None and parts[1].explained_variance > 0.999
+    for part in (parts[1].attributed, parts[2].attributed):
+        assert part is not None and part.listed[:2].tolist() == [KNOWN, SECOND]
+        curves = part.curves["resample"]
+        zero = {name: getattr(curves, name).mean(axis=-1) for name in ("disrupt", "restore", "clean", "empty")}
         # the first carries 3/4 of the metric, both all of it
         np.testing.assert_allclose(zero["disrupt"][:2] / zero["clean"], [0.25, 0.0], atol=2e-3)
         np.testing.assert_allclose(zero["restore"][:2] / zero["clean"], [0.75, 1.0], atol=2e-3)
-        assert abs(zero["empty"]) < 1e-3 * zero["clean"] and part["curves.resample.enough"] == 2
-        assert np.nanmax(np.abs(1 - part["curves.resample.disrupt_random"][0].mean() / zero["clean"])) < 0.3
+        assert abs(zero["empty"]) < 1e-3 * zero["clean"] and curves.enough == 2
+        assert np.nanmax(np.abs(1 - curves.disrupt_random[0].mean() / zero["clean"])) < 0.3
     attribution_FK = np.zeros((planted.N_FEATURES, 3))
     for k in (1, 2):
-        part = parts[k]
-        sums = np.bincount(
-            part["attribution.feature"], part["attribution.integrated_gradients"], minlength=planted.N_FEATURES
-        )
+        part = parts[k].attributed
+        assert part is not None
+        sums = np.bincount(part.feature, part.values["integrated_gradients"], minlength=planted.N_FEATURES)
         attribution_FK[:, k] = sums / coded.task.n_train
     norms_FK = crosscoder.decoder_norms().detach().double().numpy()
     found = circuit(attribution_FK, norms_FK, life_cycles(norms_FK, [0, 1, 2]), 2)

@@ -15,6 +15,7 @@ GIB = 1 << 30
 MOST = 12 * GIB
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_pythia_160m_with_24576_features(tokenizer: Any, tmp_path: Path) -> None:
     """K = 4, F = 24,576, D = 768, 12 blocks: prompts in all snapshots; attribution and curves at the last.

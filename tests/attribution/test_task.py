@@ -13,7 +13,7 @@ import torch
 from attribution import small
 
 from crosscoder.activations.tokens import END_OF_TEXT
-from crosscoder.attribution.induction import induction, induction_in_text
+from crosscoder.attribution.prompts.induction import induction, induction_in_text
 from crosscoder.attribution.task import Example, Task
 from crosscoder.attribution.tasks import NOTES, make_task, word_tokens
 from crosscoder.config import AttributionSettings

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.steps import loss_and_gradients
 
 from crosscoder import CrosscoderConfig, TrainConfig
-from crosscoder.step import loss_and_gradients
 from harness import memory
 from harness.measure import GEMM_NAMES, Timing, compare, gemms
 from harness.opponents import DenseCrosscoder, DenseTrainer
@@ -113,7 +113,7 @@ def test_products_have_the_shape_of_the_encoder() -> None:
 
 
 def test_variants_come_from_the_configuration_classes() -> None:
-    assert choices(TrainConfig, "backend")[0] == "auto"
+    assert choices(TrainConfig, "state")[0] == "fp32"
     assert choices(TrainConfig, "lr") == choices(TrainConfig, "no_such_option") == ()
     variants = step_variants("cpu")
     assert variants[0] == DEFAULT

@@ -25,6 +25,7 @@ def can_sanitize(kind: str, folder: Path) -> bool:
     return built.returncode == 0 and run(folder / "empty").returncode == 0
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "CMakeLists.txt").exists(), reason="needs the source tree")
 @pytest.mark.parametrize("kind", ["address,undefined", "thread"])

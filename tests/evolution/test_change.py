@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from crosscoder.errors import DataError
-from crosscoder.evolution.analyses.change import decoder_change, summary
+from crosscoder.evolution.analyses.change import decoder_change, shares, summary, turning_or_growing
+from crosscoder.figures.results import Results
 
 F, K, D = 40, 5, 16
 MASKS = {"even": np.arange(F) % 2 == 0, "none": np.zeros(F, dtype=bool)}
@@ -36,17 +37,17 @@ def test_the_parts_are_those_of_the_vectors() -> None:
     absent = np.random.default_rng(1).random((F, K)) < 0.3
     cosines[absent] = np.nan
     found = decoder_change(norms, cosines, MASKS)
-    for shares, members in ((found.overall, np.ones(F, dtype=bool)), (found.by_kind["even"], MASKS["even"])):
+    for part, members in ((found.overall, np.ones(F, dtype=bool)), (found.by_kind["even"], MASKS["even"])):
         for k in range(1, K):
             those = members & ~absent[:, k]
             after, before = w[those, k], w[those, k - 1]
             change = ((after - before) ** 2).sum()
             radial = np.linalg.norm(after, axis=1) - np.linalg.norm(before, axis=1)
-            assert shares.growing[k] == pytest.approx((radial[radial > 0] ** 2).sum() / change)
-            assert shares.shrinking[k] == pytest.approx((radial[radial < 0] ** 2).sum() / change)
-            assert shares.turning[k] == pytest.approx((change - (radial**2).sum()) / change)
-            assert shares.size[k] == pytest.approx(change / ((after**2).sum() + (before**2).sum()))
-            assert shares.n[k] == those.sum()
+            assert part.growing[k] == pytest.approx((radial[radial > 0] ** 2).sum() / change)
+            assert part.shrinking[k] == pytest.approx((radial[radial < 0] ** 2).sum() / change)
+            assert part.turning[k] == pytest.approx((change - (radial**2).sum()) / change)
+            assert part.size[k] == pytest.approx(change / ((after**2).sum() + (before**2).sum()))
+            assert part.n[k] == those.sum()
     total = found.overall.turning + found.overall.growing + found.overall.shrinking
     np.testing.assert_allclose(total[1:], 1)
     assert np.isnan(found.overall.turning[0]) and found.overall.n[0] == 0
@@ -107,3 +108,24 @@ def test_the_summary_is_json_by_snapshot() -> None:
 def test_shapes_that_do_not_match_are_refused() -> None:
     with pytest.raises(DataError, match=r"norms \(3, 2\) and cosines \(2, 2\) must be alike"):
         decoder_change(np.ones((3, 2)), np.ones((2, 2)))
+
+
+def test_the_page_says_where_turning_is_least_and_most() -> None:
+    found = decoder_change(*norms_and_cosines(vectors()))
+    results = Results(np.array([0, 1, 8, 64, 512]), [found])
+    sentence = turning_or_growing(results)
+    least, most = (int(pick(found.overall.turning)) for pick in (np.nanargmin, np.nanargmax))
+    assert f"between {found.overall.turning[least]:.0%} (step {[0, 1, 8, 64][least - 1]} to" in sentence
+    assert f"and {found.overall.turning[most]:.0%} (step {[0, 1, 8, 64][most - 1]} to" in sentence
+    table = shares(results)
+    assert table is not None and table.columns["turning"][0] is None
+    assert table.columns["growing"][2] == pytest.approx(found.overall.growing[2], rel=1e-5)
+    assert table.columns["random directions"][4] == pytest.approx(found.overall.turning_random[4], rel=1e-5)
+    assert {len(column) for column in table.columns.values()} == {K}
+
+
+def test_a_run_without_the_result_has_no_figure_and_no_sentence() -> None:
+    nothing = Results(np.arange(K), [])
+    assert shares(nothing) is None and turning_or_growing(nothing) == ""
+    still = Results(np.arange(2), [decoder_change(np.ones((3, 2)), np.full((3, 2), np.nan))])
+    assert shares(still) is None and turning_or_growing(still) == ""

@@ -52,7 +52,7 @@ def crosscoder(gate: str = "snapshot") -> Crosscoder:
             model.W_dec[feature, :, feature] = 0.01
             model.W_dec[feature, born(feature) :, feature] = 1
         model.W_dec[DENSE, :, DENSE] = 1
-        if not config.selects_by_rank:
+        if model.weights().gate.learned:
             model.log_threshold.fill_(np.log(0.5))
         else:
             model.batch_threshold.fill_(0.5)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from explain.planted_run import tokenizer
 
-from crosscoder.explain.contexts import ACTIVE, LENGTH, TOP, FeatureContexts
+from crosscoder.explain.explanation_study import main_figures, partners, stratified_sample
+from crosscoder.explain.passages import ACTIVE, LENGTH, TOP, FeatureContexts
 from crosscoder.explain.scoring import HALF, Test, Texts, balanced_accuracy, make_test, readable, strongest
-from crosscoder.explain.study import main_figures, partners, stratified_sample
 
 
 class Pieces:

@@ -17,6 +17,7 @@ from support.language_models import neox
 from crosscoder import ActivationStore
 
 KILLS = 20
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(autouse=True)

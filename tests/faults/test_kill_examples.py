@@ -86,6 +86,7 @@ def written(partial: Path) -> int:
     return partial.stat().st_mtime_ns if partial.exists() else 0
 
 
+@pytest.mark.slow
 def test_examples_killed_at_random_moments(tmp_path: Path) -> None:
     runs = {name: make_run(tmp_path / name) for name in ("whole", "killed")}
     command = [sys.executable, "-c", CHILD]

@@ -82,6 +82,7 @@ def test_training_on_a_disk_that_fills_up(small_disk: Path, capsys: pytest.Captu
     assert cli.main(["train", str(small_disk / "run"), *options, "--lr", "1e-3"]) == 0
 
 
+@pytest.mark.slow
 def test_collection_on_a_disk_that_fills_up(
     small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

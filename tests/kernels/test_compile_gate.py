@@ -32,6 +32,8 @@ def run_gate(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_gate_passes(tmp_path: Path) -> None:
     out = tmp_path / "gate.json"
     arguments = ["gate", "--arch", "90", "--size", "160m", "--variant", "plain", "--json", str(out)]
@@ -48,6 +50,8 @@ def test_the_gate_passes(tmp_path: Path) -> None:
     } <= kernels
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_gate_fails_on_a_kernel_that_spills() -> None:
     code = """
 import torch

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from support.crosscoders import GATES, NAMES, RANKED, SHAPES, double, make, relative_error
 from support.steps import gradients, no_worse_than_dense, trained
 
-from crosscoder import _core, native_model
+from crosscoder import _core
+from crosscoder.backends.native import NativeBackend
 from crosscoder.kernels.encode.rows import EncoderRows
 
 CASES = [
@@ -201,9 +202,11 @@ def test_the_derived_rows_follow_every_change_of_the_weights() -> None:
 def test_rows_are_the_same_however_they_were_made() -> None:
     """Made from the whole of the weights or refreshed row by row in training: a resumed run must not differ."""
     trainer = trained("native")
-    kept = native_model.rows_of(trainer.model)
+    backend = trainer.model.backend("native")
+    assert isinstance(backend, NativeBackend)
+    kept = backend.rows(trainer.model.weights())
     made = EncoderRows(trainer.model.W_enc, trainer.model.W_dec, kept.products)
-    made.refresh(trainer.model.W_enc, trainer.model.W_dec)
+    made.refresh(trainer.model.weights())
     for a, b in zip(kept.arrays(), made.arrays(), strict=True):
         assert (a is None) == (b is None)
         assert a is None or (a == b).all()

@@ -10,9 +10,10 @@ from support.crosscoders import GATES, RANKED, make
 from support.steps import SHAPE, batches, largest_difference, same_bits, trained
 
 from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
+from crosscoder.backends import native
+from crosscoder.backends.adam_state import MATRICES, dequantize_m, dequantize_v, quantize_m, quantize_v
 from crosscoder.errors import ConfigError
-from crosscoder.train.engines import native
-from crosscoder.train.state import MATRICES, dequantize_m, dequantize_v, quantize_m, quantize_v
+from crosscoder.train.engines import engine as engine_module
 
 CASES: list[dict[str, Any]] = [
     *({"gate": gate} for gate in GATES),
@@ -42,11 +43,11 @@ def test_both_ways_are_the_reference_in_float64(
 
 def test_the_path_follows_the_density_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[bool] = []
-    dense_statistics = native.dense_statistics
+    dense_pass = engine_module.DensePass
     for shift in (-100.0, 100.0):
         model, x = make((40, 2, 16, 300), shift=shift)
         trainer = Trainer(model, TrainConfig(n_steps=10, batch_size=40))
-        monkeypatch.setattr(native, "dense_statistics", lambda dense: taken.append(True) or dense_statistics(dense))
+        monkeypatch.setattr(engine_module, "DensePass", lambda *a: taken.append(True) or dense_pass(*a))
         n_before = len(taken)
         density = model.encode(x).n_pairs / (40 * 300)
         trainer.step(x)

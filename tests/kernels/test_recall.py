@@ -7,9 +7,9 @@ import torch
 from support.crosscoders import make
 
 from crosscoder import TrainConfig, Trainer
+from crosscoder.backends import recall
 from crosscoder.code import SparseCode
 from crosscoder.kernels.encode import products
-from crosscoder.train.engines import recall
 
 
 def code_without(code: SparseCode, every: int) -> SparseCode:

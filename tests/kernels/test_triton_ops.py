@@ -13,9 +13,9 @@ from support.crosscoders import GATES, double, double_code, relative_error, trim
 from support.triton_device import DEVICE, ON_GPU, make, random_code
 from torch import Tensor
 
+from crosscoder.backends.triton import TritonBackend
 from crosscoder.code import SparseCode
-from crosscoder.kernels.code_grad import reference as code_grad_reference
-from crosscoder.kernels.code_grad import triton as code_grad_triton
+from crosscoder.gate import Gate
 from crosscoder.kernels.decode import reference as decode_reference
 from crosscoder.kernels.decode import triton as decode_triton
 from crosscoder.kernels.encode import triton as encode_triton
@@ -23,8 +23,6 @@ from crosscoder.kernels.threshold import reference as threshold_reference
 from crosscoder.kernels.threshold import triton as threshold_triton
 from crosscoder.kernels.transpose import reference as transpose_reference
 from crosscoder.kernels.transpose import triton as transpose_triton
-from crosscoder.kernels.update import reference as update_reference
-from crosscoder.kernels.update import triton as update_triton
 from crosscoder.model import Crosscoder
 from crosscoder.penalty import Penalty
 
@@ -37,17 +35,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 FEW = examples(max_examples=200 if ON_GPU else 6, deadline=None, derandomize=True)
 
 
-def weights_of(model: Crosscoder) -> encode_triton.EncoderWeights:
-    with torch.no_grad():
-        return encode_triton.encoder_weights(
-            model.W_enc, model.b_enc.float(), model.decoder_norms().float(), model.threshold
-        )
+class TwoHalves:
+    """A sum over processes that changes nothing: decode and the pairs' products then are two launches."""
+
+    alone = False
+    first = True
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor.clone()
 
 
 def triton_code(model: Crosscoder, x: Tensor) -> SparseCode:
-    config = model.config
-    code, _ = encode_triton.encode(x, weights_of(model), encode_triton.Gate(config.gate, top_k=config.top_k or 0))
-    return code
+    """The code of activations in their own dtype."""
+    backend, weights = TritonBackend(), model.weights()
+    with torch.no_grad():
+        return encode_triton.encode(x, backend.rows(weights).encoder(weights, weights.gate), weights.gate)
 
 
 def assert_same_code(actual: SparseCode, expected: SparseCode) -> None:
@@ -127,15 +129,15 @@ def test_tokens_that_are_not_finite_have_no_pairs(dtype: torch.dtype) -> None:
     ("shape", "dtype"),
     [((9, 3, 33, 40), torch.float32), ((9, 3, 33, 40), torch.bfloat16), ((2, 33, 300, 6), torch.float32)],
 )
-def test_decode_residual_and_code_grad(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+def test_decode_residual_and_dots(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     B, K, _, F = shape
     model, x = make(shape)
     code = random_code((B, K, F), 0.3, seed=1, spare=7)
     W, b = model.W_dec.detach().to(dtype), model.b_dec.detach()
-    fused = decode_triton.residual_and_code_grad(code, W, b, x)
-    all_pairs = decode_triton.residual_and_code_grad(code, W, b, x, closed=True)
+    fused = decode_triton.residual_and_dots(code, W, b, x)
+    all_pairs = decode_triton.residual_and_dots(code, W, b, x, closed=True)
     alone = decode_triton.decode(code, W, b)
-    dots = code_grad_triton.code_grad(code, fused.residual_BKD, W)
+    halves = decode_triton.residual_and_dots(code, W, b, x, sharding=TwoHalves())
     exact = double_code(trimmed(code))
     expected = decode_reference.decode(exact, W.double(), b.double())
     residual = expected - x.double()
@@ -143,9 +145,12 @@ def test_decode_residual_and_code_grad(shape: tuple[int, int, int, int], dtype: 
     assert relative_error(fused.residual_BKD, residual) < TOLERANCE
     assert relative_error(fused.square_sum, residual.square().sum()) < TOLERANCE
     assert torch.equal(fused.open_K, exact.open_gates().sum(dim=0))
-    products = code_grad_reference.code_grad(exact, residual, W.double())
+    products = torch.einsum("bkd,fkd->bfk", residual, W.double())[exact.rows(), exact.features.long()]
     n = exact.n_pairs
-    assert relative_error(dots[:n], products) < TOLERANCE
+    for part in ("residual_BKD", "open_K"):
+        assert torch.equal(getattr(halves, part), getattr(fused, part)), part
+    assert torch.equal(halves.dots_NPK[:n], fused.dots_NPK[:n])
+    assert relative_error(halves.square_sum, fused.square_sum) < TOLERANCE
     assert relative_error(all_pairs.dots_NPK[:n].sum(dim=1), products) < TOLERANCE
     assert relative_error(fused.dots_NPK[:n].sum(dim=1), products * exact.open_gates()) < TOLERANCE
 
@@ -174,28 +179,6 @@ def test_encode_any_shape(B: int, K: int, D: int, F: int, threshold: int) -> Non
     assert_same_code(triton_code(model, x), double(model).encode(x.double()))
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((63, 1, 7, 30), torch.float32), ((9, 3, 33, 12), torch.bfloat16), ((5, 33, 300, 2), torch.float16)],
-)
-def test_weight_gradients(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    B, K, D, F = shape
-    code = random_code((B, K, F), 0.3, seed=2, spare=5)
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(B, K, D, generator=generator).to(DEVICE, dtype)
-    dh = torch.randn(code.n_pairs, generator=generator).to(DEVICE)
-    order = transpose_triton.transpose(code)
-    dW_enc, db_enc = update_triton.encoder_gradient(code, dh, x, order)
-    dW_dec, db_dec = update_triton.decoder_gradient(code, x, order)
-    exact = double_code(trimmed(code))
-    expected = update_reference.encoder_gradient(exact, dh[: exact.n_pairs].double(), x.double())
-    assert relative_error(dW_enc, expected[0]) < TOLERANCE
-    assert relative_error(db_enc, expected[1]) < TOLERANCE
-    expected = update_reference.decoder_gradient(exact, x.double())
-    assert relative_error(dW_dec, expected[0]) < TOLERANCE
-    assert relative_error(db_dec, expected[1]) < TOLERANCE
-
-
 @pytest.mark.parametrize("shape", [(63, 1, 7, 70), (33, 3, 40, 40), (5, 33, 8, 9)])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kind", ["tanh-quad", "l1"])
@@ -210,7 +193,7 @@ def test_threshold_gradient(shape: tuple[int, int, int, int], shared: bool, kind
         with torch.no_grad():
             actual = threshold_triton.threshold_gradient(
                 x, residual, model.W_enc, model.W_dec, model.b_enc, model.decoder_norms(), model.threshold, weight_F,
-                penalty=penalty, scale=0.7, window=2.0, shared=shared, tokens=subset,
+                penalty=penalty, scale=0.7, window=2.0, gate=Gate("one" if shared else "norm"), tokens=subset,
             )  # fmt: skip
         with torch.no_grad():
             exact = double(model)
@@ -220,7 +203,7 @@ def test_threshold_gradient(shape: tuple[int, int, int, int], shared: bool, kind
             f_BKF = torch.where(h[:, None] * unit.T > theta, h[:, None], 0.0)
             df_BKF = 0.7 * torch.einsum("bkd,fkd->bkf", residual.double(), exact.W_dec)
             df_BKF += weight_F.double() * norms.T * penalty.activity_slope(f_BKF * norms.T)
-            expected = threshold_reference.threshold_gradient(h[some], norms, theta, df_BKF[some], 2.0, shared=shared)
+            expected = threshold_reference.threshold_gradient(h[some], unit, theta, df_BKF[some], 2.0)
         assert relative_error(actual, expected) < 2 * TOLERANCE
         assert expected.abs().max() > 0
 

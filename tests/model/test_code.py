@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from crosscoder import Crosscoder, CrosscoderConfig, SparseCode
 from crosscoder.code import pack_gates
 from crosscoder.errors import DataError
+from crosscoder.gate import Gate
 from crosscoder.kernels.encode import reference
 from crosscoder.kernels.transpose.reference import transpose
 
@@ -24,9 +25,9 @@ def test_pairs_are_those_of_the_dense_gates(B: int, K: int, F: int, shift: float
     norms = torch.rand(F, K, generator=generator) * 2
     norms[torch.rand(F, K, generator=generator) < 0.1] = 0
     theta = torch.rand(F, generator=generator)
-    for shared in (False, True):
-        gates = reference.jumprelu_gates(h, norms, theta, shared=shared)
-        code = reference.jumprelu_code(h, norms, theta, shared=shared)
+    for gate in (Gate("norm"), Gate("one"), Gate("largest norm")):
+        gates, _ = reference.gates(h, norms, theta, gate)
+        code = reference.encode(h, norms, theta, gate)
         dense = torch.where(gates, h[:, None, :], 0.0)
         assert torch.equal(code.to_dense(), dense)
         for k in (0, K - 1):

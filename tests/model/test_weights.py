@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.evolution import decoder_norms
+from crosscoder.files import read_json, write_json
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_weights_stay_in_the_file(tmp_path: Path) -> None:
 
 def edit(folder: Path, **changes: Any) -> None:
     file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    write_json(file, {**read_json(file), **changes})  # with a checksum that holds
 
 
 @pytest.mark.parametrize(

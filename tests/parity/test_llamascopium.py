@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.steps import loss_and_gradients
 
-from crosscoder.step import loss_and_gradients
 from harness import peer
 from harness.situation import Shape, make
 from harness.variants import SPARSITY

@@ -187,6 +187,7 @@ def test_the_same_bits_after_an_interruption(
     assert same_bits(tmp_path / "out", whole)
 
 
+@pytest.mark.slow
 def test_the_same_bits_after_kill_9(whole: Path, folder: Path, tmp_path: Path) -> None:
     code = f"""
 import sys, torch

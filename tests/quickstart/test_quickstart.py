@@ -12,11 +12,13 @@ import pytest
 
 from crosscoder import Crosscoder, cli
 from crosscoder.evolution.analyses import NAMES
+from crosscoder.files import write_json
 from crosscoder.runs import Run
 
 OPTIONS = ["--lm-steps", "60", "--lm-snapshots", "8", "--n-features", "96", "--train-steps", "60"]
 OPTIONS += ["--batch-size", "128", "--max-characters", "250000"]
 STEPS = ["step0", "step1", "step2", "step4", "step8", "step16", "step32", "step60"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +128,13 @@ def test_two_seeds_are_compared(quickstart: Run, tmp_path: Path, capsys: pytest.
     assert any("in seed1 (random directions: " in sentence for sentence in quickstart.summary()["findings"])
     assert (quickstart.figures / "matched_share.svg").exists() and (quickstart.figures / "matched_share.csv").exists()
     assert json.loads((quickstart.comparison / "seed1.json").read_text())["other"] == str(other.resolve())
-    (quickstart.comparison / "seed1.json").write_text("{}")
+    write_json(quickstart.comparison / "seed1.json", {})
     assert cli.main(["report", str(quickstart.path)]) == 0
     assert not any("in seed1" in sentence for sentence in quickstart.summary()["findings"])
     assert "The comparison with seed1 is of an earlier crosscoder" in quickstart.page.read_text()
     assert cli.main(["compare", str(other), str(other)]) == 2 and "with itself" in capsys.readouterr().err
     record = json.loads((other / "snapshots.json").read_text())
-    (other / "snapshots.json").write_text(json.dumps({**record, "layer": 1}))
+    write_json(other / "snapshots.json", {**record, "layer": 1})
     assert cli.main(compare) == 3 and "different snapshots or layers" in capsys.readouterr().err
 
 

@@ -5,11 +5,39 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from results_synthetic import Made
 
-from crosscoder.report.data import Contexts, Cosines, Fact, Features, Figures, PageData, TaskResult, TurningPoint
+from crosscoder.attribution import figures as task_figures
+from crosscoder.attribution.circuits import Circuit
+from crosscoder.attribution.finished import TaskResult
+from crosscoder.common.byte_text import Vocabulary
+from crosscoder.evolution.analyses import dimensionality, induction, ngrams, rotation
+from crosscoder.evolution.analyses.life import figures as life_figures
+from crosscoder.figures.results import Fact, Part
+from crosscoder.figures.table import FigureTable
+from crosscoder.report import evaluation
+from crosscoder.report.data import Contexts, Features, PageData
+
+PARTS = (
+    Part(
+        "Strength and life", (life_figures.norms, life_figures.emergence, life_figures.lifetimes, life_figures.turnover)
+    ),
+    Part("Rotation", (rotation.cosines,)),
+    Part("Dimensionality", (dimensionality.curves,)),
+    Part("N-gram phase", (ngrams.loss, ngrams.distances, induction.curve)),
+    evaluation.PART,
+)
+"""The figures of the page that are made up here; those of other analyses are in results_synthetic.py."""
+FIGURE_KEYS = (
+    "norms", "emergence", "lifetimes", "turnover", "cosines", "dimensionality", "loss", "kl", "induction",
+    "explained_variance", "l0",
+)  # fmt: skip
+"""Their keys, in the order of the page."""
 
 PAPER_STEPS = [
     0,
@@ -174,11 +202,11 @@ def features(
     )
 
 
-def figures(steps: list[int], table: Features) -> Figures:
-    """Curves of the shape that small language models show."""
+def made(steps: list[int], table: Features) -> Made:
+    """Results with curves of the shape that small language models show."""
     step = np.asarray(steps, dtype=np.float64)
     x = np.log1p(step)
-    unit = x / x[-1]
+    unit = x / max(x[-1], 1e-9)
     n = step.size
     rng = np.random.default_rng(1)
     born = np.bincount(table.emergence[table.emergence >= 0], minlength=n)
@@ -187,33 +215,82 @@ def figures(steps: list[int], table: Features) -> Figures:
     mean = near * (0.12 + 0.88 * (1 - np.abs(phase[:, None] - phase[None, :])))
     np.fill_diagonal(mean, 1.0)
     turn = float(np.expm1(0.62 * x[-1]))
-    return Figures(
-        explained_variance=0.955 - 0.05 * np.exp(-(((unit - 0.6) / 0.2) ** 2)) + rng.normal(0, 0.003, n),
-        explained_variance_total=0.968 - 0.035 * np.exp(-(((unit - 0.6) / 0.2) ** 2)) + rng.normal(0, 0.003, n),
-        l0=14 + 12 * phase + rng.normal(0, 0.4, n),
-        cosines=Cosines(
-            mean,
-            np.stack([mean * 0.6, mean, np.minimum(1, mean * 1.3)]),
-            (0.1, 0.5, 0.9),
-            np.full((n, n), 1200),
-            np.full((n, n), 0.07),
-        ),
-        turning_point=TurningPoint(turn, turn * 0.6, turn * 1.5, 0.95),
-        births=born,
-        deaths=(born * 0.25 * rng.random(n)).astype(int),
-        dimensionality=0.45 - 0.3 * np.exp(-(((unit - 0.5) / 0.18) ** 2)) + 0.25 * unit,
-        kl_unigram=5.2 * np.exp(-6 * unit) + 0.05,
-        kl_bigram=6.1 * np.exp(-3.1 * unit) + 0.35,
-        kl_bigram_row=6.4 * np.exp(-2.9 * unit) + 0.9 + 0.4 * unit,
-        model_loss=3.84 + 3.8 * np.exp(-3.6 * unit**1.4),
-        entropies={
-            "uniform, ln V": 7.62,
-            "unigram": 6.39,
-            "bigram, Kneser–Ney": 4.18,
-            "bigram, plug-in": 3.99,
+    explained = 0.955 - 0.05 * np.exp(-(((unit - 0.6) / 0.2) ** 2)) + rng.normal(0, 0.003, n)
+    total = 0.968 - 0.035 * np.exp(-(((unit - 0.6) / 0.2) ** 2)) + rng.normal(0, 0.003, n)
+    l0 = 14 + 12 * phase + rng.normal(0, 0.4, n)
+    dimensions = 0.45 - 0.3 * np.exp(-(((unit - 0.5) / 0.18) ** 2)) + 0.25 * unit
+    kl_bigram = 6.1 * np.exp(-3.1 * unit) + 0.35
+    summary = {
+        "explained_variance": {
+            "mean_of_ratios_by_snapshot": dict(zip(map(str, steps), explained, strict=True)),
+            "by_snapshot": dict(zip(map(str, steps), total, strict=True)),
         },
-        induction_gap=2.55 / (1 + np.exp(-(unit - 0.82) * 22)),
-    )
+        "l0": {"by_snapshot": dict(zip(map(str, steps), l0, strict=True))},
+    }
+    arrays = {
+        "life": {
+            "norms": np.asarray(table.norms) * np.asarray(table.max_norm)[:, None],
+            "cycles.relative": table.norms,
+            "cycles.steps": np.asarray(steps),
+            "cycles.threshold": 0.3,
+            "cycles.kind": table.kind,
+            "cycles.emergence": table.emergence,
+            "cycles.peak": table.peak,
+            "cycles.lifetime": table.lifetime,
+            "cycles.revived": (np.arange(len(table.norms)) % 7 == 0) & (table.lifetime > 0),
+            "cycles.births": born,
+            "cycles.deaths": (born * 0.25 * rng.random(n)).astype(int),
+        },
+        "examples": {"firing_rate": table.firing_rate, **contexts_of(table)},
+        "rotation": {
+            "levels": np.array([0.1, 0.5, 0.9]),
+            "overall.mean": mean,
+            "overall.quantiles": np.stack([mean * 0.6, mean, np.minimum(1, mean * 1.3)]),
+            "overall.counts": np.full((n, n), 1200),
+            "by_mask.initialization.counts": np.zeros((n, n), dtype=int),
+            "by_mask.emergent.counts": np.zeros((n, n), dtype=int),
+            "turning_point.null_mean": np.full((n, n), 0.07),
+            "turning_point.step": turn,
+            "turning_point.step_low": turn * 0.6,
+            "turning_point.step_high": turn * 1.5,
+            "turning_point.level": 0.95,
+            "turning_point.p_shuffled": 0.001,
+            "turning_point.explained_by_blocks": 0.7,
+            "turning_point.explained_by_lag": 0.4,
+        },
+        "dimensionality": {
+            "rate": dimensions,
+            "rate_by_mask.initialization": dimensions * 0.4,
+            "rate_by_mask.emergent": dimensions * 0.6,
+            "null_rate": np.minimum(1, dimensions * 1.3),
+        },
+        "ngrams": {
+            "curves.kl_unigram": 5.2 * np.exp(-6 * unit) + 0.05,
+            "curves.kl_bigram": kl_bigram,
+            "curves.kl_bigram_corrected": kl_bigram - 0.04,
+            "curves.kl_bigram_each": 6.4 * np.exp(-2.9 * unit) + 0.9 + 0.4 * unit,
+            "curves.loss": 3.84 + 3.8 * np.exp(-3.6 * unit**1.4),
+            "entropies.uniform": 7.62,
+            "entropies.unigram": 6.39,
+            "entropies.bigram": 4.18,
+            "entropies.bigram_corrected": 3.99,
+        },
+        "induction": {"gap": 2.55 / (1 + np.exp(-(unit - 0.82) * 22))},
+    }
+    contexts = table.contexts
+    evaluated = evaluation.Evaluated(summary, len(table.norms), n, 128)
+    known = [] if contexts is None else [Vocabulary(contexts.vocabulary)]
+    return Made(arrays, steps=np.asarray(steps), others=[evaluated, *known])
+
+
+def contexts_of(table: Features) -> dict[str, np.ndarray]:
+    names = ("feature", "tokens", "activations", "document", "position")
+    return {} if table.contexts is None else {f"contexts.{one}": getattr(table.contexts, one) for one in names}
+
+
+def tables_of(found: Made, parts: Iterable[Part] = PARTS) -> list[FigureTable]:
+    """The figures of the page."""
+    return [table for part in parts for table in part.tables(found.results)]
 
 
 def page_data(n_features: int = 2048, steps: list[int] | None = None, **options: int) -> PageData:
@@ -271,7 +348,7 @@ def page_data(n_features: int = 2048, steps: list[int] | None = None, **options:
             "that, induction does not form in so short a training.",
             "One seed. Emergence and lifetime rest on a threshold of 0.3 that we chose.",
         ],
-        figures=figures(steps, table),
+        tables=tables_of(made(steps, table)),
         features=table,
     )
 
@@ -303,15 +380,7 @@ def task_result(name: str, n_features: int, steps: list[int], *, n: int = 12, se
         curves[f"{measure}_low"], curves[f"{measure}_high"] = curves[measure] - 0.1, curves[measure] + 0.15
     curves["active"] = 0.2 * curves["k"]
     right = np.where(above, 0.85, 0.5) + rng.normal(0, 0.01, K)
-    return TaskResult(
-        name=name,
-        note="a made-up task",
-        metric="logit-difference",
-        n_prompts=200,
-        accuracy=right,
-        clean=np.where(above, 2.5, 0.05),
-        corrupted=np.where(above, -2.1, 0.05),
-        above_chance=above,
+    circuit = Circuit(
         features=chosen,
         emergence=born,
         attribution=attribution,
@@ -319,26 +388,59 @@ def task_result(name: str, n_features: int, steps: list[int], *, n: int = 12, se
         relative_effect=np.abs(attribution) / np.abs(attribution).sum(axis=1, keepdims=True),
         relative_norm=norms / norms.sum(axis=1, keepdims=True),
         dominant=np.where(above, chosen[attribution.argmax(axis=0)], -1),
-        fidelity={"integrated_gradients": 0.934, "attribution_patching": 0.9},
-        n_exact=100,
-        completeness_error=0.0171,
-        curves=curves,
     )
+    return with_accuracy(TaskResult(_record(name, steps), circuit, curves), right, above)
 
 
-def with_tasks(data: PageData) -> PageData:
-    """The page with two tasks, one of them at chance."""
-    steps = list(data.steps)
-    n_features = 1000 if data.features is None else len(data.features.norms)
-    done = task_result("induction", n_features, steps)
-    none = np.zeros((0, len(steps)))
-    empty = np.zeros(0, dtype=int)
-    chance = dataclasses.replace(
-        done, name="sva-across-rc", accuracy=np.full(len(steps), 0.5), above_chance=np.zeros(len(steps), dtype=bool),
-        features=empty, emergence=empty, attribution=none, share=none, relative_effect=none, relative_norm=none,
-        dominant=np.full(len(steps), -1), curves={},
-    )  # fmt: skip
-    return dataclasses.replace(data, tasks=[done, chance])
+def _record(name: str, steps: list[int]) -> dict[str, Any]:
+    above = np.arange(len(steps)) >= len(steps) // 2
+
+    def by_step(values: np.ndarray) -> dict[str, float]:
+        return {f"step{step}": float(value) for step, value in zip(steps, values, strict=True)}
+
+    return {
+        "task": name,
+        "note": "a made-up task",
+        "n_prompts": 200,
+        "settings": {"metric": "logit-difference"},
+        "figures": {
+            "logit_difference": by_step(np.where(above, 2.5, 0.05)),
+            "corrupted_metric": by_step(np.where(above, -2.1, 0.05)),
+            "rank_correlation_with_exact": {"integrated_gradients": 0.934, "attribution_patching": 0.9},
+            "n_exact": 100,
+            "ig_completeness_error": 0.0171,
+            "disrupt_top50": 0.8,
+            "disrupt_random50": 0.02,
+            "by_ablation": {"resample": {"k_for_80_percent": {"step10": 12, "step100": 30}}},
+        },
+    }
+
+
+def with_accuracy(task: TaskResult, accuracy: np.ndarray, above: np.ndarray) -> TaskResult:
+    """The task with other accuracies, above chance at other snapshots."""
+    names = list(task.figures["corrupted_metric"])
+    figures = {
+        **task.figures,
+        "clean_accuracy": {name: float(value) for name, value in zip(names, accuracy, strict=True)},
+        "above_chance": [name for name, known in zip(names, above, strict=True) if known],
+    }
+    return dataclasses.replace(task, record={**task.record, "figures": figures})
+
+
+def tasks(n_features: int, steps: list[int]) -> list[TaskResult]:
+    """Two tasks, one of them at chance."""
+    done, n = task_result("induction", n_features, steps), len(steps)
+    none, empty = np.zeros((0, n)), np.zeros(0, dtype=int)
+    circuit = Circuit(empty, empty, none, none, none, none, np.full(n, -1))
+    chance = TaskResult(_record("sva-across-rc", steps), circuit, {})
+    return [done, with_accuracy(chance, np.full(n, 0.5), np.zeros(n, dtype=bool))]
+
+
+def with_tasks(data: PageData, shown: list[TaskResult]) -> PageData:
+    """The page with the sections of tasks."""
+    assert data.features is not None
+    parts = [task_figures.part(task) for task in shown]
+    return dataclasses.replace(data, tables=[*data.tables, *tables_of(made(list(data.steps), data.features), parts)])
 
 
 def main() -> None:

@@ -2,11 +2,75 @@
 
 from __future__ import annotations
 
+import dataclasses
+import types as kinds_of_types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from crosscoder.report.results import Results
+from crosscoder.evolution.analyses import analyses
+from crosscoder.evolution.comparison_figures import Comparisons
+from crosscoder.evolution.stability import Stability
+from crosscoder.explain.figures import Explanations
+from crosscoder.figures.results import Results
+from crosscoder.figures.table import FigureTable
+from crosscoder.report.assemble import page_of, parts
+from crosscoder.sweep.figures import Sweep
+
+
+@dataclass(frozen=True)
+class Made:
+    """Arrays of analyses by name, to be changed by a test, and the results that they make."""
+
+    arrays: dict[str, dict[str, Any]]
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Columns of "explanations" and "sweep"."""
+    comparisons: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of another run -> the arrays of `Stability`."""
+    steps: np.ndarray = field(default_factory=lambda: STEPS)
+    others: Iterable[object] = ()
+
+    @property
+    def results(self) -> Results:
+        found: list[object] = [
+            filled(one.result, self.arrays[one.name]) for one in analyses() if one.name in self.arrays
+        ]
+        if self.comparisons:
+            by_run = {name: filled(Stability, arrays) for name, arrays in self.comparisons.items()}
+            found.append(Comparisons(by_run))
+        tables = {"explanations": Explanations, "sweep": Sweep}
+        found += [tables[name](dict(columns)) for name, columns in self.tables.items()]
+        return Results(self.steps, [*found, *self.others])
+
+    @property
+    def figures(self) -> dict[str, FigureTable]:
+        """All figures of the page, by key."""
+        return {table.key: table for table in page_of(self.results, parts()).tables}
+
+
+def filled(kind: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
+    """A result from its arrays, names joined by points; what a test did not give is NaN, 0, empty or has no key."""
+    hints = typing.get_type_hints(kind)
+    return kind(**{one.name: _filled(hints[one.name], arrays, prefix + one.name) for one in dataclasses.fields(kind)})
+
+
+def _filled(hint: Any, arrays: Mapping[str, Any], name: str) -> Any:
+    if typing.get_origin(hint) in (typing.Union, kinds_of_types.UnionType):
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return filled(hint, arrays, f"{name}.")
+    if isinstance(origin := typing.get_origin(hint), type) and issubclass(origin, Mapping):
+        keys = dict.fromkeys(one[len(name) + 1 :].split(".")[0] for one in arrays if one.startswith(f"{name}."))
+        return {key: _filled(typing.get_args(hint)[1], arrays, f"{name}.{key}") for key in keys}
+    if name in arrays:
+        value = np.asarray(arrays[name])
+        return hint(value.item()) if hint in (bool, int, float, str) else value
+    empty: dict[Any, Any] = {float: np.nan, int: 0, bool: False, str: ""}
+    return empty.get(hint, np.zeros((0,)))
+
 
 STEPS = np.array([0, 1, 8, 64, 512, 1000])
 MEASURES = ("entropy", "context")
@@ -17,14 +81,25 @@ def correlation(n: int, value: float, p: float) -> dict[str, np.ndarray]:
     return {name: np.array(number) for name, number in names.items()}
 
 
+def rng_free(n: int, K: int) -> np.ndarray:
+    """(n, K) relative norms, without drawing from the generator of the others."""
+    return 0.5 + 0.5 * np.cos(np.arange(n * K).reshape(n, K)) ** 2
+
+
 def life(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     K = len(STEPS)
     kind = rng.choice(2, n, p=[0.4, 0.6])
     emergence = np.where(kind == 0, 0, rng.integers(1, K, n))
     births = np.bincount(emergence[kind == 1], minlength=K)
     return {
+        "norms": np.full((n, K), 2.0),
+        "cycles.threshold": 0.3,
+        "cycles.steps": STEPS,
         "cycles.kind": kind,
         "cycles.emergence": emergence,
+        "cycles.relative": rng_free(n, K),
+        "cycles.revived": np.arange(n) % 7 == 0,
+        "cycles.deaths": births // 2,
         "cycles.sharedness": rng.random(n),
         "cycles.births": births,
         "cycles.lifetime": rng.random(n),
@@ -41,6 +116,23 @@ def life(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         "sweep.same_emergence": np.array([0.9, 1, 0.8]),
         "sweep.reference": np.array(0.3),
     }
+
+
+def rotation(cosines: np.ndarray) -> dict[str, Any]:
+    K = len(STEPS)
+    mean = np.exp(-np.abs(np.subtract.outer(np.arange(K), np.arange(K))) / 3.0)
+    counts = np.full((K, K), 12)
+    return {
+        "to_final": cosines,
+        "to_previous": cosines,
+        "levels": np.array([0.1, 0.5, 0.9]),
+        "overall.mean": mean,
+        "overall.quantiles": np.stack([mean * 0.6, mean, np.minimum(1, mean * 1.3)]),
+        "overall.counts": counts,
+        **{f"by_mask.{kind}.{name}": value for kind in ("initialization", "emergent")
+           for name, value in (("mean", mean), ("counts", counts))},
+        "turning_point.null_mean": np.full((K, K), 0.07),
+    }  # fmt: skip
 
 
 def types(n: int, emergence: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -122,7 +214,7 @@ def comparison(emergence: np.ndarray, rng: np.random.Generator) -> dict[str, np.
     }
 
 
-def results(n: int = 60, seed: int = 0, compared: tuple[str, ...] = ("seed1", "seed2")) -> Results:
+def results(n: int = 60, seed: int = 0, compared: tuple[str, ...] = ("seed1", "seed2")) -> Made:
     """Results of every analysis that makes figures, of `n` features, and comparisons with the runs `compared`."""
     rng = np.random.default_rng(seed)
     lives = life(n, rng)
@@ -163,7 +255,7 @@ def results(n: int = 60, seed: int = 0, compared: tuple[str, ...] = ("seed1", "s
             for kind, height in (("initialization", 0.5), ("emergent", 0.7))
             for name, height in (("rate_within", height), ("null_within", height + 0.2))
         },
-        "rotation": {"to_final": cosines, "to_previous": cosines},
+        "rotation": rotation(cosines),
         "types": types(n, lives["cycles.emergence"], rng),
         "complexity": {
             "entropy.here": np.where(rng.random(n) < 0.1, np.nan, rng.random(n) * 5),
@@ -179,4 +271,4 @@ def results(n: int = 60, seed: int = 0, compared: tuple[str, ...] = ("seed1", "s
     }
     tables = {"explanations": explanations(n, rng), "sweep": sweep()}
     comparisons = {name: comparison(lives["cycles.emergence"], rng) for name in compared}
-    return Results(STEPS, arrays, tables, comparisons)
+    return Made(arrays, tables, comparisons)

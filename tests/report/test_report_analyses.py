@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import page_synthetic
 import pytest
 import results_synthetic
 from matplotlib.figure import Figure
+from results_synthetic import Made
 
+from crosscoder.evolution.analyses import analyses
 from crosscoder.figures.spec import Bars, Heat, Lines, Listing, Scatter
 from crosscoder.figures.table import MOST_POINTS, FigureTable, drawn
-from crosscoder.report.analysis_tables import MAKERS, analysis_tables
+from crosscoder.report.assemble import page_of, parts
 from crosscoder.report.data import PageData, StepMark
 from crosscoder.report.draw import draw
 from crosscoder.report.figures import save_figures
 from crosscoder.report.page import write_page
-from crosscoder.report.results import Results
-from crosscoder.report.sections import SECTIONS, STABILITY, TYPES
-from crosscoder.report.tables import figure_tables
 
 Visit = Callable[..., Any]
+SECTIONS = list(dict.fromkeys(part.section for part in parts()))
+STABILITY, TYPES = "Stability across runs", "Feature types"
+MADE_ELSEWHERE = {"norms", "explained_variance", "l0"}
+"""Figures of results that are not made up here (see page_synthetic.py), beside those of whole analyses."""
 
 
 @pytest.fixture(scope="module")
-def results() -> Results:
+def results() -> Made:
     return results_synthetic.results()
 
 
 @pytest.fixture(scope="module")
-def tables(results: Results) -> dict[str, FigureTable]:
-    return {table.key: table for table in analysis_tables(results)}
+def tables(results: Made) -> dict[str, FigureTable]:
+    return results.figures
 
 
-def page_of(tables: dict[str, FigureTable]) -> PageData:
+def page_with(tables: dict[str, FigureTable]) -> PageData:
     return PageData(
         "Analyses",
         [],
@@ -68,22 +70,25 @@ def columns_of(table: FigureTable) -> set[str]:
 
 
 def test_every_maker_has_a_figure_with_the_columns_it_names(tables: dict[str, FigureTable]) -> None:
-    assert len(tables) == len(MAKERS)
+    known = results_synthetic.results().arrays
+    missing = [one.page for one in analyses() if one.page is not None and one.name not in known]
+    made = sum(len(part.figures) for part in parts()) - sum(len(part.figures) for part in missing)
+    assert len(tables) == made - len(MADE_ELSEWHERE) and not MADE_ELSEWHERE & tables.keys()
     for table in tables.values():
-        assert table.group in SECTIONS
+        assert table.section in SECTIONS
         assert columns_of(table) <= set(table.columns), table.key
         assert len({len(column) for column in table.columns.values()}) == 1, table.key
 
 
 def test_what_was_not_run_has_no_figure() -> None:
-    assert analysis_tables(Results(results_synthetic.STEPS, {})) == []
-    alone = Results(results_synthetic.STEPS, {"life": results_synthetic.results().arrays["life"]})
-    assert [table.key for table in analysis_tables(alone)] == [
-        "sharedness", "rates", "births_by_threshold", "thresholds",
+    assert Made({}).figures == {}
+    alone = Made({"life": results_synthetic.results().arrays["life"]})
+    assert list(alone.figures) == [
+        "emergence", "lifetimes", "turnover", "sharedness", "rates", "births_by_threshold", "thresholds",
     ]  # fmt: skip
 
 
-def test_numbers_are_those_of_the_results(results: Results, tables: dict[str, FigureTable]) -> None:
+def test_numbers_are_those_of_the_results(results: Made, tables: dict[str, FigureTable]) -> None:
     kind = results.arrays["life"]["cycles.kind"]
     types = results.arrays["types"]["features.type"]
     assert tables["types"].columns["emergent"] == np.bincount(types[kind == 1], minlength=6).tolist()
@@ -106,7 +111,7 @@ def test_numbers_are_those_of_the_results(results: Results, tables: dict[str, Fi
     assert all(value is None for value, scope in zip(frontier["sae"], frontier["scope"], strict=True) if scope == "all")
 
 
-def test_types_are_compared_two_by_two(results: Results, tables: dict[str, FigureTable]) -> None:
+def test_types_are_compared_two_by_two(results: Made, tables: dict[str, FigureTable]) -> None:
     table = tables["type_pairs"]
     assert table.columns["types"] == [
         "single-token, induction", "previous-token, induction", "single-token, previous-token",
@@ -114,11 +119,10 @@ def test_types_are_compared_two_by_two(results: Results, tables: dict[str, Figur
     assert table.columns["p, Holm"] == [0.003, 0.04, 0.3] and table.columns["p"] == [0.001, 0.02, 0.3]
     assert table.columns["delta"] == [-0.7, -0.4, -0.1] and "looking at 3 pairs" in table.caption
     nothing = {name: array[:0] for name, array in results.arrays["types"].items() if name.startswith("emergent.pair")}
-    alone = Results(results.steps, {"types": {**results.arrays["types"], **nothing}})
-    assert "type_pairs" not in {table.key for table in analysis_tables(alone)}
+    assert "type_pairs" not in Made({"types": {**results.arrays["types"], **nothing}}).figures
 
 
-def test_disagreements_have_the_numbers_of_their_pairs(results: Results, tables: dict[str, FigureTable]) -> None:
+def test_disagreements_have_the_numbers_of_their_pairs(results: Made, tables: dict[str, FigureTable]) -> None:
     columns, probes = tables["disagreements"].columns, results.arrays["probes"]
     assert columns["feature"] == [6, 0, 3] and columns["what"] == ["hidden", "hidden", "hollow"]
     assert columns["step"] == results.steps[[1, 3, 4]].tolist()
@@ -127,19 +131,16 @@ def test_disagreements_have_the_numbers_of_their_pairs(results: Results, tables:
     assert tables["latent_scaling"].columns["shrunk"] == scaling["shrunk"].sum(axis=0).tolist()
 
 
-def test_births_have_a_band(results: Results, tables: dict[str, FigureTable]) -> None:
+def test_births_have_a_band(results: Made, tables: dict[str, FigureTable]) -> None:
     columns, births = tables["rates"].columns, results.arrays["life"]["cycles.births"]
     assert columns["births, low"][0] is None, "there is no step before"
     assert columns["births, low"][2] == pytest.approx(0.9 * births[2] / np.log10(9 / 2), rel=1e-5)
     for low, value, high in list(zip(*(columns[f"births{end}"] for end in (", low", "", ", high")), strict=True))[1:]:
         assert low <= value <= high
     assert "90% interval of the births" in tables["rates"].caption
-    lives = {name: array for name, array in results.arrays["life"].items() if not name.startswith("interval.")}
-    bare = {table.key: table for table in analysis_tables(Results(results.steps, {"life": lives}))}["rates"]
-    assert "births, low" not in bare.columns and "interval" not in bare.caption
 
 
-def test_kinds_by_themselves_have_their_null(results: Results, tables: dict[str, FigureTable]) -> None:
+def test_kinds_by_themselves_have_their_null(results: Made, tables: dict[str, FigureTable]) -> None:
     table, found = tables["kind_dimensionality"], results.arrays["kind_dimensionality"]
     assert isinstance(table.spec, Lines) and [panel.title for panel in table.spec.panels] == [
         "initialization", "emergent",
@@ -149,7 +150,7 @@ def test_kinds_by_themselves_have_their_null(results: Results, tables: dict[str,
         np.testing.assert_allclose(table.columns[f"{kind}, null"], found[f"null_within.{kind}"], rtol=1e-5)
 
 
-def test_comparisons_have_the_numbers_of_each_run(results: Results, tables: dict[str, FigureTable]) -> None:
+def test_comparisons_have_the_numbers_of_each_run(results: Made, tables: dict[str, FigureTable]) -> None:
     found, kind = results.comparisons["seed2"], results.arrays["life"]["cycles.kind"]
     taking = np.isfinite(found["matching.nearest"])
     emergence = results.arrays["life"]["cycles.emergence"]
@@ -181,10 +182,7 @@ def test_comparisons_have_the_numbers_of_each_run(results: Results, tables: dict
 
 def test_a_run_may_have_the_name_of_a_column() -> None:
     names = ("snapshot", "other_step")
-    plain, odd = (
-        {table.key: table for table in analysis_tables(results_synthetic.results(compared=compared))}
-        for compared in (("seed1", "seed2"), names)
-    )
+    plain, odd = (results_synthetic.results(compared=compared).figures for compared in (("seed1", "seed2"), names))
     for old, new in zip(("seed1", "seed2"), names, strict=True):
         for column in ("share", "pairs"):
             values = plain["matched_emergence"].columns[f"{column}, {old}"]
@@ -193,25 +191,24 @@ def test_a_run_may_have_the_name_of_a_column() -> None:
         assert odd["matched_emergence"].columns[column] == plain["matched_emergence"].columns[column]
 
 
-def test_a_kind_without_a_null_has_none_drawn(results: Results) -> None:
+def test_a_kind_without_a_null_has_none_drawn(results: Made) -> None:
     found, kind = results.comparisons["seed1"], results.arrays["life"]["cycles.kind"]
     found = {**found, "nearest_null": np.where(kind == 0, np.nan, found["nearest_null"])}
-    alone = Results(results.steps, results.arrays, comparisons={"seed1": found})
-    [columns] = [table.columns for table in analysis_tables(alone) if table.key == "matched_cosines"]
+    columns = Made(results.arrays, comparisons={"seed1": found}).figures["matched_cosines"].columns
     null = {kind: [value for value, of in zip(columns["null"], columns["kind"], strict=True) if of == kind]
             for kind in ("initialization", "emergent")}  # fmt: skip
     assert set(null["initialization"]) == {None} and sum(null["emergent"]) == pytest.approx(1)
     assert None not in columns["matched"]
 
 
-def test_a_comparison_without_features_has_no_figure(results: Results) -> None:
+def test_a_comparison_without_features_has_no_figure(results: Made) -> None:
     nobody = {
         **results.comparisons["seed1"],
         "matching.nearest": np.full(60, np.nan),
         "emergence_pairs": np.zeros((6, 6), dtype=np.int64),
     }
-    alone = Results(results.steps, results.arrays, comparisons={"seed1": nobody})
-    assert {table.key for table in analysis_tables(alone) if table.group == STABILITY} == {"matched_by_emergence"}
+    alone = Made(results.arrays, comparisons={"seed1": nobody})
+    assert {table.key for table in alone.figures.values() if table.section == STABILITY} == {"matched_by_emergence"}
 
 
 def test_at_most_so_many_features_are_drawn_and_the_figure_says_so() -> None:
@@ -220,18 +217,20 @@ def test_at_most_so_many_features_are_drawn_and_the_figure_says_so() -> None:
     many, sentence = drawn(np.arange(98_304))
     assert len(set(many.tolist())) == MOST_POINTS and many.max() > 90_000
     assert sentence.startswith("2,000 of 98,304 features are drawn, chosen at random")
-    table = {table.key: table for table in analysis_tables(results_synthetic.results(5000))}["complexity"]
+    table = results_synthetic.results(5000).figures["complexity"]
     assert len(table.columns["feature"]) == MOST_POINTS and "2,000 of" in table.caption
 
 
 def test_sections_come_in_the_order_of_the_story(tables: dict[str, FigureTable]) -> None:
-    shuffled = dataclasses.replace(page_of(tables), tables=list(tables.values())[::-1])
-    groups = [table.group for table in figure_tables(shuffled)]
-    assert [name for name in SECTIONS if name in groups] == list(dict.fromkeys(groups))
+    results = results_synthetic.results().results
+    groups = [table.section for table in page_of(results, parts()).tables]
+    assert list(dict.fromkeys(groups)) == [name for name in SECTIONS if name in groups]
+    assert len(list(groupby(groups))) == len(set(groups)), "a section is one piece"
+    assert groups.index("Complexity") < groups.index("Honesty of the norm") and tables["explanations"].section in groups
 
 
 def test_svg_and_csv(tables: dict[str, FigureTable], tmp_path: Path) -> None:
-    written = save_figures(page_of(tables), tmp_path)
+    written = save_figures(page_with(tables), tmp_path)
     assert {path.stem for path in written} == set(tables)
     header = (tmp_path / "frontier.csv").read_text().splitlines()[0]
     assert header == "scope,frontier,l0,crosscoder,sae,chain"
@@ -251,7 +250,7 @@ def test_svg_lines_of_several_runs_are_told_apart(tables: dict[str, FigureTable]
             assert legend["seed1"] != legend["seed2"], key
             drawn = [line.get_marker() for line in axes.lines if len(line.get_xdata())]
             assert drawn.count(legend["seed1"]) == drawn.count(legend["seed2"]) == len(drawn) / 2 > 0, key
-    one = {table.key: table for table in analysis_tables(results_synthetic.results(compared=("seed1",)))}
+    one = results_synthetic.results(compared=("seed1",)).figures
     for table in (one["matched_share"], tables["frontier"]):  # each line has a series of its own
         for axes in drawing(table).axes:
             drawn = [line for line in axes.lines if np.isfinite(line.get_ydata()).any()]
@@ -266,7 +265,7 @@ def test_svg_heat_maps_show_every_measure(tables: dict[str, FigureTable]) -> Non
         values = [np.nan if value is None else value for value in tables["matched_emergence"].columns[name]]
         np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan).ravel(), values)
         assert axes.images[0].colorbar.ax.get_ylabel() == name
-    cosines = {table.key: table for table in figure_tables(page_synthetic.page_data(200, per_feature=0))}["cosines"]
+    cosines = tables["cosines"]
     assert isinstance(cosines.spec, Heat)
     assert [axes.images[0].colorbar.ax.get_ylabel() for axes in drawing(cosines).axes if axes.images] == [
         measure.label for measure in cosines.spec.measures
@@ -275,13 +274,13 @@ def test_svg_heat_maps_show_every_measure(tables: dict[str, FigureTable]) -> Non
 
 @pytest.mark.browser
 def test_in_the_browser(visit: Visit, tables: dict[str, FigureTable], tmp_path: Path) -> None:
-    write_page(page_of(tables), tmp_path / "page.html")
+    write_page(page_with(tables), tmp_path / "page.html")
     with visit(tmp_path / "page.html", wait=False) as page:
         for table in tables.values():
             what = "li" if isinstance(table.spec, Listing) else "svg.cc-plot"
             assert page.locator(f"#plot-{table.key} {what}").count() >= 1, table.key
         assert page.locator(".group > h2").all_inner_texts() == [name for name in SECTIONS if any(
-            table.group == name for table in tables.values())]  # fmt: skip
+            table.section == name for table in tables.values())]  # fmt: skip
         assert page.inner_text(".section-lead") == "Types were told."
         marks = page.locator("#plot-rates .step-mark")
         assert marks.count() == 1 and page.text_content("#plot-rates .step-label") == "warm-up ends"

@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import results_synthetic
 
 from crosscoder.common.statistics import correlate
-from crosscoder.report.assemble import _corrected
-from crosscoder.report.findings import Finding, findings, leads
-from crosscoder.report.results import Results
-from crosscoder.report.sections import (
-    COMPLEXITY,
-    CROSSCODER,
-    DIMENSIONALITY,
-    HONESTY,
-    NGRAMS,
-    ROTATION,
-    STABILITY,
-    STRENGTH,
-    TYPES,
-)
+from crosscoder.config import StudySettings
+from crosscoder.report.assemble import findings, parts
+from crosscoder.report.evaluation import PART, Evaluated
+
+STRENGTH, ROTATION, DIMENSIONALITY = "Strength and life", "Rotation", "Dimensionality"
+NGRAMS, TYPES, COMPLEXITY = "N-gram phase", "Feature types", "Complexity"
+HONESTY, STABILITY, CROSSCODER = "Honesty of the norm", "Stability across runs", PART.section
+
+
+class Finding(NamedTuple):
+    """A sentence, and the section of the page that it stands in."""
+
+    section: str
+    sentence: str
+
 
 STEPS = np.array([0, 1, 10, 100])
 
 
 def results(**changes: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     summary: dict[str, Any] = {
-        "bigram_entropy": 4.0,
         "explained_variance": {"overall": 0.945, "by_snapshot": {"a": 0.9, "b": 0.99}},
         "l0": {"mean": 20.04},
         "n_heldout_tokens": 5_000,
-        "n_features": 2048,
         "dead_fraction": 0.013,
-        "features_by_kind": {"initialization": 1000, "emergent": 900, "dead": 27, "other": 121},
     }
     arrays: dict[str, dict[str, Any]] = {
         "ngrams": {
             "curves.loss": np.array([7.6, 6.0, 4.2, 3.9]),
             "curves.n_predictions": np.array(4_900),
+            "entropies.bigram": np.array(4.0),
             "entropies.bigram_corrected": np.array(3.8),
         },
         "life": {
+            "cycles.kind": np.repeat([0, 1, 2, 3], [1000, 900, 27, 121]),
+            "cycles.steps": STEPS,
+            "interval.n_by_kind_low": np.array([990, 850, 0, 0]),
+            "interval.n_by_kind_high": np.array([1010, 950, 0, 0]),
+            "interval.births_low": np.array([0, 1, 650, 2]),
+            "interval.births_high": np.array([0, 1, 760, 2]),
+            "interval.level": np.array(0.9),
             "cycles.births": np.array([0, 100, 700, 100]),
             "cycles.lifetime": np.array([1.0, 0.7, 0.2, 0.1]),
             "cycles.emergence": np.array([0, 1, 2, 3]),
@@ -66,7 +73,7 @@ def results(**changes: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
             }.items()
         },
         "induction": {"gap": np.array([0.0, 0.0, 0.2, 2.5])},
-        "dimensionality": {"rate": np.array([0.5, 0.2, 0.3, 0.6])},
+        "dimensionality": {"rate": np.array([0.5, 0.2, 0.3, 0.6]), "null_rate": np.array([0.9, 0.8, 0.8, 0.7])},
     }
     for name, value in changes.items():
         analysis, key = name.split("__")
@@ -74,8 +81,22 @@ def results(**changes: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     return summary, arrays
 
 
-def found_in(summary: dict[str, Any], arrays: dict[str, dict[str, Any]], **tables: Any) -> list[Finding]:
-    return findings(summary, Results(STEPS, arrays, tables))
+def found_in(
+    summary: dict[str, Any],
+    arrays: dict[str, dict[str, Any]],
+    comparisons: dict[str, dict[str, Any]] | None = None,
+    others: Iterable[object] = (),
+    **tables: Any,
+) -> list[Finding]:
+    others = [Evaluated(summary, 2048, 4, 8), *others]
+    made = results_synthetic.Made(arrays, tables, comparisons or {}, STEPS, others)
+    told = findings(made.results, parts())
+    return [Finding(section, sentence) for section, sentences in told.items() for sentence in sentences]
+
+
+def leads(found: list[Finding]) -> dict[str, str]:
+    sections = dict.fromkeys(one.section for one in found)
+    return {name: " ".join(one.sentence for one in found if one.section == name) for name in sections}
 
 
 def sentences(summary: dict[str, Any], arrays: dict[str, dict[str, Any]], **tables: Any) -> list[str]:
@@ -93,7 +114,7 @@ def test_sentences_with_the_numbers() -> None:
         and "90.0% to 99.0%" in crosscoder
         and "20.0 of its 2,048" in crosscoder
     )
-    assert "1,000 features are there at step 0 and 900 emerge" in births and "step 10 to step 10" in births
+    assert births.startswith("1,000 features are there at step 0 (90% interval") and "step 10 to step 10" in births
     assert "Of the 1 born early enough to be present at 60% of the snapshots, 1 are" in births
     assert "between steps 1 and 10" in turning and "0.80 on the same side and 0.10 across" in turning
     assert "p = 0.004 against shuffled snapshots, 0.001 against random directions" in turning
@@ -102,10 +123,11 @@ def test_sentences_with_the_numbers() -> None:
 
 
 def test_each_section_begins_with_its_sentences() -> None:
-    found = found_in(*results())
-    begun = leads(found)
+    summary, arrays = results()
+    made = results_synthetic.Made(arrays, steps=STEPS, others=[Evaluated(summary, 2048, 4, 8)])
+    begun = findings(made.results, parts())
     assert list(begun) == [STRENGTH, ROTATION, DIMENSIONALITY, NGRAMS, CROSSCODER]
-    assert begun[NGRAMS] == f"{found[3].sentence} {found[4].sentence}"
+    assert begun[NGRAMS] == sentences(summary, arrays)[3:5]
 
 
 def test_what_was_not_found_is_said() -> None:
@@ -117,7 +139,7 @@ def test_what_was_not_found_is_said() -> None:
     )
     births, turning, _, model, induction, _ = sentences(summary, arrays)
     assert "still above the 4.00" in model
-    assert births.endswith("emerge during training.")
+    assert births.endswith("emerge during training (90% interval over features: 850 to 950).")
     assert "No turning point is shown" in turning and "p = 0.4 against shuffled" in turning
     assert "Induction does not form" in induction
 
@@ -126,7 +148,7 @@ def test_other_analyses_have_sentences_where_they_were_run() -> None:
     summary, arrays = results()
     more = results_synthetic.results()
     arrays |= {name: dict(more.arrays[name]) for name in ("types", "complexity", "probes", "latent_scaling")}
-    found = {one.section: one.sentence for one in found_in(summary, arrays, sweep=results_synthetic.sweep())}
+    found = leads(found_in(summary, arrays, sweep=results_synthetic.sweep()))
     assert "Kruskal–Wallis p = 0.001), median steps: " in found[TYPES]
     assert found[COMPLEXITY].startswith("Emergent features that emerge later are more complex: rank correlation")
     assert "has the median 0.60 (0.05 with another feature's norms); 2.5% of the norms near 0" in found[HONESTY]
@@ -135,7 +157,7 @@ def test_other_analyses_have_sentences_where_they_were_run() -> None:
     arrays["types"]["emergent.p"] = np.array(0.3)
     arrays["complexity"]["emergent.context.spearman_p"] = np.array(0.3)
     arrays["probes"]["honesty.correlation_median"] = np.array(0.1)
-    found = {one.section: one.sentence for one in found_in(summary, arrays)}
+    found = leads(found_in(summary, arrays))
     assert found[TYPES].endswith(
         "no difference in when types emerge is shown (Kruskal–Wallis p = 0.3): no order is told."
     )
@@ -146,14 +168,10 @@ def test_births_have_their_interval_and_their_null() -> None:
     summary, arrays = results()
     null = {"observed": 0.9, "null_mean": 0.5, "null_low": 0.4, "null_high": 0.6, "p": 0.01}
     arrays["life"] |= {f"null.contiguous.{name}": np.array(value) for name, value in null.items()}
-    arrays["life"] |= {"interval.n_by_kind_low": np.array([990, 850, 0, 0]), "interval.level": np.array(0.9)}
-    arrays["life"] |= {"interval.n_by_kind_high": np.array([1010, 950, 0, 0])}
     births, order, *_ = sentences(summary, arrays)
     assert "1,000 features are there at step 0 (90% interval over features: 990 to 1,010)" in births
     assert "900 emerge during training (90% interval over features: 850 to 950)" in births
-    assert "most at step 10: 700." in births
-    arrays["life"] |= {f"interval.births_{end}": np.array([0, 1, n, 2]) for end, n in (("low", 650), ("high", 760))}
-    assert "most at step 10: 700 (650 to 760)." in sentences(summary, arrays)[0]
+    assert "most at step 10: 700 (650 to 760)." in births
     assert order.startswith("90% of the features live without a gap, more than where the snapshots are shuffled (50%")
 
 
@@ -195,21 +213,9 @@ def test_where_a_drift_explains_as_much_there_is_no_sharp_turn(drift: float, sha
 
 def test_induction_says_what_it_was_measured_on() -> None:
     summary, arrays = results()
-    found = {one.section: one.sentence for one in findings(summary, Results(STEPS, arrays, induction_length=50))}
-    assert found[NGRAMS].endswith("measured on 64 sequences of 50 random tokens said twice.")
-
-
-def test_bigram_distance_is_corrected_where_the_bias_is_known() -> None:
-    ngrams = {
-        "curves.kl_bigram": np.array([1.0, 0.5]),
-        "curves.coverage": np.array(0.995),
-        "entropies.bigram_plugin": np.array(3.9),
-        "entropies.bigram_corrected": np.array(4.0),
-    }
-    np.testing.assert_allclose(_corrected(ngrams), [0.9, 0.4])
-    assert _corrected(ngrams | {"curves.coverage": np.array(0.7)}) is None, "the rows are not those of the entropies"
-    saved = np.array([0.8, 0.3])
-    assert _corrected(ngrams | {"curves.kl_bigram_corrected": saved}) is saved
+    settings = StudySettings(induction_length=70)
+    found = {one.section: one.sentence for one in found_in(summary, arrays, others=[settings])}
+    assert found[NGRAMS].endswith("measured on 64 sequences of 70 random tokens said twice.")
 
 
 def test_explanations_have_a_sentence() -> None:
@@ -249,11 +255,7 @@ def test_each_comparison_has_a_sentence() -> None:
     arrays["life"]["cycles.kind"] = made.arrays["life"]["cycles.kind"]
 
     def told(found: dict[str, Any]) -> str:
-        [sentence] = [
-            one.sentence
-            for one in findings(summary, Results(STEPS, arrays, comparisons={"seed1": found}))
-            if one.section == STABILITY
-        ]
+        [sentence] = [one.sentence for one in found_in(summary, arrays, {"seed1": found}) if one.section == STABILITY]
         return sentence
 
     found = dict(made.comparisons["seed1"])

@@ -13,21 +13,24 @@ import page_synthetic
 import pytest
 from playwright.sync_api import expect
 
-from crosscoder.errors import DataError
-from crosscoder.report.behaviour import TASK_FIGURES
+from crosscoder.attribution.figures import sentence
+from crosscoder.attribution.finished import TaskResult
 from crosscoder.report.data import PageData
 from crosscoder.report.figures import save_figures
-from crosscoder.report.findings import task_finding
-from crosscoder.report.page import render, write_page
-from crosscoder.report.tables import figure_tables
+from crosscoder.report.page import write_page
 
 Visit = Callable[..., Any]
-KEYS = [f"{kind}--induction" for kind in TASK_FIGURES]
+KEYS = [f"{kind}--induction" for kind in ("ability", "circuit", "dominance", "ablation", "carriers")]
 
 
 @pytest.fixture(scope="module")
-def data() -> PageData:
-    return page_synthetic.with_tasks(page_synthetic.page_data(300, per_feature=2))
+def tasks() -> list[TaskResult]:
+    return page_synthetic.tasks(300, page_synthetic.SHORT_STEPS)
+
+
+@pytest.fixture(scope="module")
+def data(tasks: list[TaskResult]) -> PageData:
+    return page_synthetic.with_tasks(page_synthetic.page_data(300, per_feature=2), tasks)
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +41,23 @@ def page_path(data: PageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(data: PageData, key: str) -> dict[str, list[Any]]:
-    return dict(next(table.columns for table in figure_tables(data) if table.key == key))
+    return dict(next(table.columns for table in data.tables if table.key == key))
 
 
-def test_tables_hold_the_numbers(data: PageData) -> None:
-    task = data.tasks[0]
-    keys = [figure.key for figure in figure_tables(data) if "--" in figure.key]
+def test_tables_hold_the_numbers(data: PageData, tasks: list[TaskResult]) -> None:
+    task = tasks[0]
+    keys = [figure.key for figure in data.tables if "--" in figure.key]
     assert keys == [*KEYS, "ability--sva-across-rc"], "a task at chance has nothing but its accuracy"
-    caption = next(figure.caption for figure in figure_tables(data) if figure.key == "circuit--induction")
+    caption = next(figure.caption for figure in data.tables if figure.key == "circuit--induction")
     assert "the 100 strongest alone: integrated gradients 0.93, attribution patching 0.90." in caption
     assert caption.endswith("Completeness error of integrated gradients: 1.71%.")
     circuit = table(data, "circuit--induction")
-    n, K = task.attribution.shape
-    assert circuit["feature"] == np.repeat(task.features, K).tolist()
+    n, K = task.circuit.attribution.shape
+    assert circuit["feature"] == np.repeat(task.circuit.features, K).tolist()
     known = np.tile(task.above_chance, n)
     assert [value is None for value in circuit["share"]] == (~known).tolist()
     np.testing.assert_allclose(
-        np.array(circuit["attribution"], dtype=float)[known], task.attribution.ravel()[known], rtol=1e-5
+        np.array(circuit["attribution"], dtype=float)[known], task.circuit.attribution.ravel()[known], rtol=1e-5
     )
     dominance = table(data, "dominance--induction")
     series = [name for name in dominance if name.startswith(("feature", "other"))]
@@ -83,7 +86,9 @@ def test_every_figure_of_a_task_is_drawn(visit: Visit, page_path: Path) -> None:
         assert "drop_low" in page.inner_text("#data-dialog thead")
 
 
-def test_the_heat_map_shows_another_measure_and_opens_features(visit: Visit, data: PageData, page_path: Path) -> None:
+def test_the_heat_map_shows_another_measure_and_opens_features(
+    visit: Visit, data: PageData, tasks: list[TaskResult], page_path: Path
+) -> None:
     with visit(page_path) as page:
         cells = "#plot-circuit--induction svg.cc-plot [aria-label='cell'] rect"
         assert page.locator(cells).count() == 12 * len(data.steps)
@@ -91,16 +96,18 @@ def test_the_heat_map_shows_another_measure_and_opens_features(visit: Visit, dat
         page.select_option("#measure-circuit--induction", label="attribution")
         after = page.locator(cells).evaluate_all("cells => cells.map((cell) => cell.getAttribute('fill'))")
         assert before != after
-        task = data.tasks[0]
+        task = tasks[0]
         cell = page.locator(cells).nth(5 * len(data.steps) + len(data.steps) - 1)
         cell.hover()
         tip = page.locator("#plot-circuit--induction [aria-label='tip']").text_content()
-        assert f"feature {task.features[5]}" in tip and "RelIE" in tip
+        assert f"feature {task.circuit.features[5]}" in tip and "RelIE" in tip
         cell.click()
-        expect(page).to_have_url(re.compile(rf"#feature={task.features[5]}$"))
+        expect(page).to_have_url(re.compile(rf"#feature={task.circuit.features[5]}$"))
 
 
-def test_ablation_curves_follow_the_controls(visit: Visit, data: PageData, page_path: Path) -> None:
+def test_ablation_curves_follow_the_controls(
+    visit: Visit, data: PageData, tasks: list[TaskResult], page_path: Path
+) -> None:
     with visit(page_path) as page:
         plot = "#plot-ablation--induction"
         lines = f"{plot} svg.cc-plot [aria-label='line'] path"
@@ -113,14 +120,16 @@ def test_ablation_curves_follow_the_controls(visit: Visit, data: PageData, page_
         assert "faithfulness" in page.locator(f"{plot} svg.cc-plot").first.text_content()
         page.select_option("#k-ablation--induction", label="10")
         assert "of 10 features" in page.inner_text(plot)
-        first = int(np.flatnonzero(data.tasks[0].above_chance)[0])
+        first = int(np.flatnonzero(tasks[0].above_chance)[0])
         page.select_option("#snapshot-ablation--induction", label=f"{data.steps[first]:,}")
         assert f"at step {data.steps[first]:,}" in page.inner_text(plot)
         page.click("#axis-linear")  # redrawn: the choices stay
         assert page.input_value("#k-ablation--induction") == "10" and "of 10 features" in page.inner_text(plot)
 
 
-def test_carriers_lead_to_their_features(visit: Visit, data: PageData, page_path: Path) -> None:
+def test_carriers_lead_to_their_features(
+    visit: Visit, data: PageData, tasks: list[TaskResult], page_path: Path
+) -> None:
     with visit(page_path) as page:
         first = page.locator("#plot-carriers--induction a.carrier").first
         feature = table(data, "carriers--induction")["feature"][0]
@@ -140,45 +149,23 @@ def test_svg_and_csv(data: PageData, tmp_path: Path) -> None:
     assert (tmp_path / "ablation--induction.csv").read_text().startswith("snapshot,ablation,set,k,")
 
 
-def test_one_snapshot_above_chance_and_no_features(data: PageData, tmp_path: Path, visit: Visit) -> None:
-    task = data.tasks[0]
-    last = len(data.steps) - 1
-    only = np.arange(last + 1) == last
-    kept = task.curves["snapshot"] == last
+@pytest.mark.slow
+def test_one_snapshot_above_chance_and_no_contexts(tasks: list[TaskResult], tmp_path: Path, visit: Visit) -> None:
+    task, K = tasks[0], len(page_synthetic.SHORT_STEPS)
+    only = np.arange(K) == K - 1
+    kept = task.curves["snapshot"] == K - 1
     one = dataclasses.replace(
-        task, above_chance=only, dominant=np.where(only, task.dominant, -1),
+        page_synthetic.with_accuracy(task, task.accuracy, only),
+        circuit=dataclasses.replace(task.circuit, dominant=np.where(only, task.circuit.dominant, -1)),
         curves={name: values[kept] for name, values in task.curves.items()},
-    )  # fmt: skip
-    data = dataclasses.replace(data, tasks=[one])
-    assert len(save_figures(data, tmp_path)) > 5
-    write_page(data, tmp_path / "page.html")
-    with visit(tmp_path / "page.html") as page:
-        assert page.locator("#plot-dominance--induction [aria-label='bar'] rect").count() >= 1
-    alone = dataclasses.replace(data, features=None, figures=dataclasses.replace(data.figures, norm_examples=None))
-    write_page(alone, tmp_path / "alone.html")
-    with visit(tmp_path / "alone.html", wait=False) as page:
-        assert page.locator("#plot-carriers--induction li").count() == 12
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"accuracy": np.zeros(3)}, r"tasks\['induction'\].accuracy has shape \(3,\)"),
-        ({"share": np.zeros((12, 2))}, "share has shape"),
-        ({"name": "a b"}, "name must be of letters"),
-        ({"features": np.arange(12) + 295}, "features must lie in"),
-        ({"attribution": np.full((12, 14), np.nan)}, "attribution holds NaN"),
-        ({"curves": {}}, "curves is empty"),
-    ],
-)
-def test_what_does_not_fit_is_named(data: PageData, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        render(dataclasses.replace(data, tasks=[dataclasses.replace(data.tasks[0], **change)]))
-
-
-def test_two_tasks_of_one_name(data: PageData) -> None:
-    with pytest.raises(DataError, match="two tasks have one name"):
-        render(dataclasses.replace(data, tasks=[data.tasks[0]] * 2))
+    )
+    for name, per_feature in (("page.html", 2), ("alone.html", 0)):
+        data = page_synthetic.with_tasks(page_synthetic.page_data(300, per_feature=per_feature), [one])
+        assert len(save_figures(data, tmp_path / name.split(".")[0])) > 5
+        write_page(data, tmp_path / name)
+        with visit(tmp_path / name) as page:
+            assert page.locator("#plot-dominance--induction [aria-label='bar'] rect").count() >= 1
+            assert page.locator("#plot-carriers--induction li").count() == 12
 
 
 def test_findings_follow_the_figures() -> None:
@@ -189,11 +176,15 @@ def test_findings_follow_the_figures() -> None:
         "disrupt_random50": 0.02,
         "by_ablation": {"resample": {"k_for_80_percent": {"step10": 12, "step100": 30}}},
     }
-    sentence = task_finding({"task": "induction", "figures": figures})
-    assert "at 2 of 3 snapshots, from step10 on (90% right at step100)" in sentence
-    assert "costs 80% of the metric, 50 random ones matched in rate and norm 2%" in sentence
-    assert "12 to 30 features keep 80%" in sentence
-    chance = task_finding({"task": "ioi", "figures": {**figures, "above_chance": []}})
+
+    def told(name: str, **changes: Any) -> str:
+        record = {"task": name, "figures": {**figures, **changes}}
+        return sentence(dataclasses.replace(page_synthetic.tasks(300, [0, 10, 100])[0], record=record))
+
+    found = told("induction")
+    assert "at 2 of 3 snapshots, from step10 on (90% right at step100)" in found
+    assert "costs 80% of the metric, 50 random ones matched in rate and norm 2%" in found
+    assert "12 to 30 features keep 80%" in found
+    chance = told("ioi", above_chance=[])
     assert chance.startswith("The model does not do ioi at any snapshot: accuracy 50% to 90%")
-    few = task_finding({"task": "ioi", "figures": {**figures, "disrupt_top50": None}})
-    assert few.endswith("fewer than 50 features take part.")
+    assert told("ioi", disrupt_top50=None).endswith("fewer than 50 features take part.")

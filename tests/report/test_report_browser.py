@@ -14,9 +14,10 @@ import page_synthetic
 import pytest
 from playwright.sync_api import expect
 
+from crosscoder.figures.spec import Lines
+from crosscoder.figures.table import FigureTable
 from crosscoder.report.data import Contexts, PageData
 from crosscoder.report.page import write_page
-from crosscoder.report.tables import FIGURE_KEYS
 
 pytestmark = pytest.mark.browser
 
@@ -84,7 +85,7 @@ def test_overview_shows_everything(visit: Visit, small_page: Path) -> None:
         assert page.inner_text("h1") == "Features of a small language model through its training"
         assert page.locator(".findings li").count() == 5
         assert page.locator(".facts > div").count() == 10
-        for key in FIGURE_KEYS:
+        for key in page_synthetic.FIGURE_KEYS:
             assert page.locator(f"#plot-{key} svg.cc-plot").count() >= 1, key
             assert page.inner_text(f"#figure-{key} .badge") in ("paper", "ours", "paper + ours", "standard")
         page.click(".settings summary")
@@ -487,6 +488,17 @@ HOSTILE = [
 ]
 
 
+def hostile(table: FigureTable) -> FigureTable:
+    """With markup in its caption and in a label."""
+    table = dataclasses.replace(table, caption=HOSTILE[2])
+    if table.key != "loss":
+        return table
+    assert isinstance(table.spec, Lines)
+    [panel] = table.spec.panels
+    spec = dataclasses.replace(table.spec, panels=[dataclasses.replace(panel, rules={HOSTILE[0]: 3.0})])
+    return dataclasses.replace(table, spec=spec)
+
+
 def test_hostile_text_is_shown_as_text(visit: Visit, tmp_path: Path) -> None:
     data = page_synthetic.page_data(20, per_feature=0)
     assert data.features is not None
@@ -506,7 +518,7 @@ def test_hostile_text_is_shown_as_text(visit: Visit, tmp_path: Path) -> None:
         kind_names=("initialization", "<b>emergent</b>", "dead", "other"),
         neighbour_note=HOSTILE[2],
     )
-    figures = dataclasses.replace(data.figures, captions={"l0": HOSTILE[2]}, entropies={HOSTILE[0]: 3.0})
+    tables = [hostile(table) for table in data.tables]
     data = dataclasses.replace(
         data,
         title=HOSTILE[0],
@@ -515,7 +527,7 @@ def test_hostile_text_is_shown_as_text(visit: Visit, tmp_path: Path) -> None:
         notes=[HOSTILE[1]],
         settings={HOSTILE[0]: {HOSTILE[2]: HOSTILE[1]}},
         features=features,
-        figures=figures,
+        tables=tables,
     )
     path = tmp_path / "page.html"
     write_page(data, path)

@@ -13,12 +13,14 @@ from explain.planted_run import make_run
 from crosscoder import Crosscoder, weights
 from crosscoder.common.tables import write_table
 from crosscoder.config import StudySettings
+from crosscoder.evolution.comparison_figures import Comparisons
 from crosscoder.evolution.comparisons import finished_comparisons, save_comparison
 from crosscoder.evolution.stability import Stability, compare_dictionaries
 from crosscoder.evolution.study import Study
 from crosscoder.files import read_json, write_json
 from crosscoder.report.finished import finished
 from crosscoder.runs import Run
+from crosscoder.sweep.figures import Sweep
 
 
 @pytest.fixture
@@ -72,10 +74,10 @@ def test_a_stale_comparison_is_named_with_its_path(study: Study, tmp_path: Path)
     shutil.copytree(study.run.path, tmp_path / "elsewhere" / "seed1")
     other = changed(Run(tmp_path / "elsewhere" / "seed1"))
     save_comparison(found(1), study, other, {})
-    comparisons, tables, notes = finished(study)
-    assert list(comparisons) == ["seed1"] and tables == {} and notes == []
-    comparisons, _, [note] = finished(changed(study.run))
-    assert comparisons == {}
+    [comparisons], notes = finished(study)
+    assert isinstance(comparisons, Comparisons) and list(comparisons.by_run) == ["seed1"] and notes == []
+    [comparisons], [note] = finished(changed(study.run))
+    assert comparisons == Comparisons({})
     assert note.endswith(f"crosscoder compare {study.run.path} {other.run.path.resolve()}.")
     assert "The comparison with seed1 is of an earlier crosscoder" in note
 
@@ -85,11 +87,11 @@ def test_a_sweep_of_other_activations_is_left_out(study: Study) -> None:
     write_table(folder / "results.parquet", {"method": ["sae"], "l0_last": [3.0]})
     shared = {"store": study.store.identity, "snapshots": study.store.snapshot_names}
     write_json(folder / "settings.json", shared)
-    _, tables, notes = finished(study)
-    assert tables == {"sweep": {"method": ["sae"], "l0_last": [3.0]}} and notes == []
-    assert finished(changed(study.run))[1] == tables, "its crosscoders are its own"
+    [_, sweep], notes = finished(study)
+    assert sweep == Sweep({"method": ["sae"], "l0_last": [3.0]}) and notes == []
+    assert finished(changed(study.run))[0][1:] == [sweep], "its crosscoders are its own"
     for other in ({"store": 1}, {"snapshots": ["step0"]}):
         write_json(folder / "settings.json", {**shared, **other})
-        _, tables, [note] = finished(study)
-        assert tables == {} and "The sweep beside other dictionaries is of other activations" in note
+        found, [note] = finished(study)
+        assert found == [Comparisons({})] and "The sweep beside other dictionaries is of other activations" in note
         assert f"crosscoder sweep {study.run.path}" in note

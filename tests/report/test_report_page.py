@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import page_synthetic
 import pytest
+from results_synthetic import Made
 
 from crosscoder.errors import DataError, StorageError
-from crosscoder.report.data import Contexts, Cosines, Features, Figures, PageData
+from crosscoder.figures.table import FigureTable
+from crosscoder.report.data import Contexts, Features, PageData
 from crosscoder.report.page import render, write_page
-from crosscoder.report.tables import FIGURE_KEYS, figure_tables
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)>&lt;\"'\u2028"
 
@@ -88,23 +89,31 @@ def test_only_title_and_sentences() -> None:
     assert "features" not in overview
 
 
-def test_figures_appear_only_with_their_numbers() -> None:
-    figures = Figures(l0=np.array([1.0, np.nan]), births=np.array([1, 2]), deaths=np.array([0, 1]))
-    tables = figure_tables(PageData(title="t", sentences=[], steps=[0, 10], figures=figures))
-    assert [table.key for table in tables] == ["turnover", "l0"]
-    assert tables[1].columns == {"snapshot": [0, 1], "step": [0, 10], "l0": [1.0, None]}
+def made(data: PageData) -> Made:
+    return page_synthetic.made(list(data.steps), features_of(data))
+
+
+def tables_of(found: Made) -> dict[str, FigureTable]:
+    return {table.key: table for table in page_synthetic.tables_of(found)}
+
+
+def test_figures_appear_only_with_their_numbers(data: PageData) -> None:
+    found = made(data)
+    only = Made({"induction": found.arrays["induction"]}, steps=found.steps)
+    [table] = page_synthetic.tables_of(only)
+    assert table.key == "induction" and list(table.columns) == ["snapshot", "step", "gap"]
+    np.testing.assert_allclose(table.columns["gap"], found.arrays["induction"]["gap"], rtol=1e-5)
 
 
 def test_all_figures_are_there_in_the_order_of_the_page(data: PageData) -> None:
-    tables = figure_tables(data)
-    assert tuple(table.key for table in tables) == FIGURE_KEYS
-    for table in tables:
+    assert tuple(table.key for table in data.tables) == page_synthetic.FIGURE_KEYS
+    for table in data.tables:
         assert len({len(column) for column in table.columns.values()}) == 1
 
 
 def test_histograms_count_every_living_feature(data: PageData) -> None:
     assert data.features is not None
-    tables = {table.key: table for table in figure_tables(data)}
+    tables = {table.key: table for table in data.tables}
     alive = np.asarray(data.features.max_norm) > 0
 
     def counts(key: str) -> int:
@@ -117,22 +126,14 @@ def test_histograms_count_every_living_feature(data: PageData) -> None:
 
 def test_lifetimes_count_the_features_that_come_back(data: PageData) -> None:
     assert data.features is not None
-    assert "come back" not in {table.key: table for table in figure_tables(data)}["lifetimes"].columns
     lifetime, alive = np.asarray(data.features.lifetime), np.asarray(data.features.max_norm) > 0
-    back = (np.arange(len(lifetime)) % 7 == 0) & (lifetime > 0)
-    table = {one.key: one for one in figure_tables(with_features(data, revived=back))}["lifetimes"]
+    back = (np.arange(len(lifetime)) % 5 == 0) & (lifetime > 0)
+    found = made(data)
+    found.arrays["life"]["cycles.revived"] = back
+    table = tables_of(found)["lifetimes"]
     counted = np.bincount(np.rint(lifetime[back & alive] * len(data.steps)).astype(int), minlength=len(data.steps) + 1)
     assert table.columns["come back"] == counted.tolist() and counted.sum() > 0
     assert f" {counted.sum():,} of these {alive.sum():,} features disappear and come back." in table.caption
-    with pytest.raises(DataError, match="features.revived has dtype float64, expected booleans"):
-        render(with_features(data, revived=back.astype(np.float64)))
-
-
-def test_captions_can_be_replaced_and_examples_chosen(data: PageData) -> None:
-    figures = dataclasses.replace(data.figures, captions={"l0": "Mine."}, norm_examples=[3, 5])
-    tables = {table.key: table for table in figure_tables(changed(data, figures=figures))}
-    assert tables["l0"].caption == "Mine."
-    assert set(tables["norms"].columns["feature"]) <= {None, 3, 5}
 
 
 def test_contexts_are_left_out_to_fit_and_the_page_says_so() -> None:
@@ -181,6 +182,12 @@ def without_contexts_but_bytes(data: PageData) -> PageData:
     return with_features(data, contexts=Contexts(nothing[:, 0], nothing, nothing * 1.0, vocabulary))
 
 
+def with_column(data: PageData, column: list[float]) -> PageData:
+    """The figure of L0 with other values."""
+    *others, l0 = data.tables
+    return changed(data, tables=[*others, dataclasses.replace(l0, columns={**l0.columns, "l0": column})])
+
+
 # what the message must say -> data that does not fit together (60 features, 14 snapshots)
 BROKEN: dict[str, Callable[[PageData], PageData]] = {
     "steps must increase": lambda data: changed(data, steps=[0, 5, 5]),
@@ -205,13 +212,9 @@ BROKEN: dict[str, Callable[[PageData], PageData]] = {
     "contexts.document must lie": lambda data: with_contexts(data, documents=["only one"]),
     "stronger than": lambda data: with_contexts(data, activations=contexts_of(data).activations * 2),
     "contexts.vocabulary": without_contexts_but_bytes,
-    "figures.l0 has shape": lambda data: changed(data, figures=Figures(l0=np.zeros(3))),
-    "figures.kl_bigram holds infinity": lambda data: changed(data, figures=Figures(kl_bigram=np.full(14, np.inf))),
-    "births and figures.deaths": lambda data: changed(data, figures=Figures(births=np.zeros(14, dtype=int))),
-    "figures.cosines.mean": lambda data: changed(data, figures=Figures(cosines=Cosines(np.ones((3, 3))))),
-    "figures.captions has the key 'nope'": lambda data: changed(data, figures=Figures(captions={"nope": ""})),
-    "figures.entropies": lambda data: changed(data, figures=Figures(entropies={"x": float("nan")})),
-    "figures.norm_examples": lambda data: changed(data, figures=Figures(norm_examples=[60])),
+    "columns of the figure 'l0' have different": lambda data: with_column(data, [1.0]),
+    "column 'l0' of the figure 'l0' holds NaN or infinity": lambda data: with_column(data, [np.inf] * 14),
+    "two figures have one key": lambda data: changed(data, tables=[*data.tables, data.tables[0]]),
 }
 
 
@@ -223,14 +226,12 @@ def test_what_does_not_fit_together_is_named(data: PageData, message: str) -> No
 
 
 def test_a_split_without_a_turn_is_named_so(data: PageData) -> None:
-    turning = data.figures.turning_point
-    assert turning is not None
+    def of(drift: float) -> dict[str, FigureTable]:
+        found = made(data)
+        found.arrays["rotation"]["turning_point.explained_by_lag"] = drift
+        return tables_of(found)
 
-    def of(sharp: bool) -> dict[str, Any]:
-        figures = dataclasses.replace(data.figures, turning_point=dataclasses.replace(turning, sharp=sharp))
-        return {table.key: table for table in figure_tables(dataclasses.replace(data, figures=figures))}
-
-    turns, splits = of(True), of(False)
+    turns, splits = of(0.4), of(0.8)
     assert turns["cosines"].extra["turning"]["name"] == "turning point"
     assert splits["cosines"].extra["turning"]["name"].startswith("best split")
     assert turns["loss"].extra["marks"][0]["label"] == "directions turn"
@@ -238,14 +239,19 @@ def test_a_split_without_a_turn_is_named_so(data: PageData) -> None:
     for key in ("cosines", "loss"):
         assert "turning point" in turns[key].caption and "turning point" not in splits[key].caption
         assert "no sharp turn" in splits[key].caption
+    assert "the two phases" in turns["loss"].title and "the two phases" not in splits["loss"].title
+
+
+def test_without_a_split_nothing_is_marked(data: PageData) -> None:
+    found = made(data)
+    found.arrays["rotation"]["turning_point.step"] = np.nan
+    tables = tables_of(found)
+    assert tables["cosines"].extra == {"turning": None} and "White, broken" not in tables["cosines"].caption
+    assert tables["loss"].extra == {} and "phase of statistics" not in tables["loss"].caption
 
 
 def test_the_bigram_distance_stands_beside_its_corrected_one(data: PageData) -> None:
-    kl = data.figures.kl_bigram
-    assert kl is not None
-    [table] = [table for table in figure_tables(data) if table.key == "kl"]
-    assert "bigram, corrected" not in table.columns and "Corrected" not in table.caption
-    figures = dataclasses.replace(data.figures, kl_bigram_corrected=kl - 0.04)
-    [table] = [table for table in figure_tables(dataclasses.replace(data, figures=figures)) if table.key == "kl"]
-    np.testing.assert_allclose(table.columns["bigram, corrected"], kl - 0.04, rtol=1e-5)
+    table, curves = tables_of(made(data))["kl"], made(data).arrays["ngrams"]
+    for column, name in (("bigram", "kl_bigram"), ("bigram, corrected", "kl_bigram_corrected")):
+        np.testing.assert_allclose(table.columns[column], curves[f"curves.{name}"], rtol=1e-5)
     assert "Miller–Madow" in table.caption

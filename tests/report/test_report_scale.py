@@ -15,6 +15,7 @@ from crosscoder.report.data import PageData
 from crosscoder.report.page import write_page
 
 N_FEATURES = 98_304
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,12 @@ from importlib import resources
 import numpy as np
 import pytest
 
+from crosscoder.common import svg
 from crosscoder.common.byte_text import byte_level_text
 from crosscoder.report.blocks import Blocks
 from crosscoder.report.contexts import sort_contexts, top_tokens
 from crosscoder.report.data import Contexts
+from crosscoder.report.draw import KIND_COLOURS
 from crosscoder.report.quantise import linear_codes, linear_values
 
 VENDOR = resources.files("crosscoder.report") / "assets" / "vendor"
@@ -99,3 +101,15 @@ def test_contexts_are_sorted_renumbered_and_scaled() -> None:
     assert out.document.tolist() == [-1, 0, 0]
     assert out.position.tolist() == [-1, -1, -1]
     assert top_tokens(out, 8).tolist() == [-1, -1, 2, -1, -1, -1, -1, 0]
+
+
+def test_svg_and_page_have_one_palette() -> None:
+    assets = resources.files("crosscoder.report") / "assets"
+    light = (assets / "base.css").read_text().split("}")[0]
+    page = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", light))
+    assert [page[f"c{index}"] for index in range(1, 6)] == list(svg.COLOURS)
+    assert (page["ink"], page["muted"], page["c-dead"]) == (svg.INK, svg.MUTED, svg.GREY)
+    kinds = re.search(r"KIND_COLOURS = \{ (.*?) \}", (assets / "plots.js").read_text())
+    assert kinds is not None
+    named = dict(re.findall(r'(\w+): "var\(--([\w-]+)\)"', kinds[1]))
+    assert {name: page[colour] for name, colour in named.items()} == KIND_COLOURS

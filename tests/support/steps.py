@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from support.crosscoders import NAMES, RANKED, double, relative_error
 from torch import Tensor
 
 from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
-from crosscoder.train.engines.base import StepSettings
+from crosscoder.backends.base import StepSettings, StepStatistics
+from crosscoder.backends.closed_form import DensePass, Gradients
+from crosscoder.penalty import LossSettings
 
 LAMBDA, LAMBDA_P = 0.3, 0.05
 SHAPE = (64, 3, 20, 101)
@@ -30,6 +33,22 @@ def gradients(model: Crosscoder, x: Tensor, **options: Any) -> dict[str, Tensor]
     loss.total.backward()
     found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
     return {"loss": loss.total.detach().double(), **{name: gradient.double() for name, gradient in found.items()}}
+
+
+@dataclass(frozen=True)
+class StepResult(StepStatistics):
+    """What the closed form gives for one batch."""
+
+    gradients: Gradients = None  # type: ignore[assignment]
+
+
+def loss_and_gradients(model: Crosscoder, x: Tensor, **options: Any) -> StepResult:
+    """The closed form on all features at once: the same loss as `model.loss`, and its gradient in every parameter."""
+    weights = model.weights()
+    dense = DensePass(weights, weights.input(x), LossSettings(**{"sparsity_coefficient": LAMBDA, **options}))
+    ((_, gradients),) = dense.gradients()
+    figures = (dense.loss, dense.residual_BKD, dense.open_K, dense.fired_F, dense.smallest_score)
+    return StepResult(*figures, gradients=gradients)
 
 
 def batches(shape: tuple[int, int, int, int], n: int) -> list[Tensor]:

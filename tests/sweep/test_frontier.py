@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crosscoder.errors import DataError
-from crosscoder.sweep import tables
+from crosscoder.sweep import result_tables as tables
 from crosscoder.sweep.frontier import Frontier, compare
 
 

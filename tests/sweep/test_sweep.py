@@ -21,7 +21,9 @@ from support.command_line import error, run
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig
 from crosscoder.config import CrosscoderOptions
 from crosscoder.errors import ConfigError, NonFiniteError
-from crosscoder.sweep import methods, study
+from crosscoder.files import write_json
+from crosscoder.sweep import methods
+from crosscoder.sweep import sweep as study
 from crosscoder.sweep.budget import FIRST_FACTOR, budget_of, chain_steps
 from crosscoder.sweep.measure import continuity
 from crosscoder.sweep.methods import parts_of, train_config
@@ -271,7 +273,7 @@ def test_the_figure_has_a_line_a_frontier_and_the_same_bytes_each_time(swept: Pa
     from matplotlib.figure import Figure
 
     from crosscoder.common.svg import draw_svg
-    from crosscoder.sweep.figure import draw_frontier
+    from crosscoder.sweep.frontier_svg import draw_frontier
 
     table = pyarrow.parquet.read_table(swept / "sweep" / "results.parquet").to_pydict()
     figure = Figure()
@@ -324,6 +326,7 @@ def test_a_point_that_fails_does_not_stop_the_others(
     assert table["method"] == ["crosscoder", "chain"]
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights and figures in the end, and no left-overs. SWEEP_KILLS=20 tries more moments."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -395,7 +398,7 @@ def test_settings_are_compared_by_name(tmp_path: Path) -> None:
     study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(), settings, points)
     (tmp_path / "s").mkdir()
     sweep = study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(), settings, points)
-    (tmp_path / "s" / "settings.json").write_text(json.dumps(sweep.settings))
+    write_json(tmp_path / "s" / "settings.json", sweep.settings)
     other = dataclasses.replace(settings, sparsity_coefficient=9.0, lr=9.0, seed=9)
     study.Sweep(tmp_path / "s", store, store, CrosscoderOptions(), other, points)  # these are the points'
     with pytest.raises(ConfigError, match=r"crosscoder.penalty, train.batch_size"):

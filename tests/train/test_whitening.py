@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from support.steps import loss_and_gradients
 
 from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
-from crosscoder.step import loss_and_gradients
 from crosscoder.train.whitening import matched_encoder, whiten, whitening_mix
 
 B, K, D, F = 200, 5, 12, 30

@@ -6,12 +6,13 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from crosscoder import _core
 from crosscoder.errors import DataError
-from crosscoder.files import explained_write_errors, make_folder
+from crosscoder.files import explained_write_errors, make_folder, open_lock
 
 
 @contextlib.contextmanager
@@ -23,8 +24,11 @@ def claim(path: Path) -> Iterator[bool]:
     """
     make_folder(path.parent)
     temporary = temporary_file(path)
-    with explained_write_errors(path):
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with explained_write_errors(path), contextlib.suppress(FileNotFoundError):
+        found = temporary.lstat()
+        if stat.S_ISLNK(found.st_mode) or found.st_nlink > 1:  # of a killed merge: another store's file
+            temporary.unlink()
+    descriptor = open_lock(temporary)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -41,7 +41,9 @@ class Dealer:
         return Dealer(self.window_rows, self.world_size, self.next_window, list(self.loose), held)
 
     def step(self, rows: Sequence[int]) -> list[list[Piece]]:
-        """Deal `rows[r]` rows to each rank r; at most `remaining` in all."""
+        """Deal `rows[r]` rows to each rank r: in all at least one, or an epoch would never end, at most `remaining`."""
+        if not 0 < sum(rows) <= self.remaining or min(rows) < 0:
+            raise ValueError(f"a step of {list(rows)} rows cannot be dealt from {self.remaining}")
         self.remaining -= sum(rows)
         return [self._draw(rank, count) for rank, count in enumerate(rows)]
 

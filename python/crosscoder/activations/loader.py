@@ -49,9 +49,14 @@ class _Window:
 class ActivationLoader(Source):
     """Iterates float32 batches (B, K, D): one pass over it is one epoch, each epoch in a fresh order.
 
-    Activations come multiplied by `scale` (K,), by default the store's own s_K. The last N mod B tokens of an epoch
-    are left out, others each time, unless `drop_last` is off. `state_dict` and `load_state_dict` go on in the middle
-    of an epoch. With `world_size` ranks, each takes its own B tokens of every step, and all together every token once.
+    Activations come multiplied by `scale` (K,), by default the store's own s_K. Unless `drop_last` is off,
+    an epoch leaves out its last N mod B tokens, which differ from epoch to epoch. `state_dict` and `load_state_dict`
+    go on in the middle of an epoch. With `world_size` ranks, each takes its own B tokens of every step, and all
+    together every token once.
+
+    The memory of a batch belongs to the tensor that is yielded: it returns to the loader's pool (on a GPU: to torch's)
+    when the last reference to the tensor is gone, and nobody frees it by hand. Until a batch is yielded, the C++
+    threads that fill it hold plain addresses, and the loader keeps its buffer alive for them.
 
     `wait_seconds` and `waits` count how long, and for how many batches, the caller had to wait for data (the first
     batch of a pass apart).
@@ -105,7 +110,7 @@ class ActivationLoader(Source):
             world_size=world_size,
         )
         self.scale_K = store.scales() if scale is None else scale
-        self._pool = _core.BufferPool(batch_size * self._row_bytes)
+        self._pool: _core.BufferPool
         self._prefetcher: _core.Prefetcher | None = None
 
     def _geometry(self, batch_size: int, memory_bytes: int) -> tuple[int, int]:
@@ -135,7 +140,8 @@ class ActivationLoader(Source):
 
     def _on_host(self, plan: Dealer) -> Iterator[Tensor]:
         """The batches of this rank from here to the end of the epoch, on the CPU."""
-        if self._prefetcher is None:
+        if self._prefetcher is None or not self._prefetcher.is_of_this_process():
+            self._pool = _core.BufferPool(self.batch_size * self._row_bytes)
             self._prefetcher = _core.Prefetcher(
                 store=self.store.identity,
                 width=self.store.d_model,
@@ -147,21 +153,22 @@ class ActivationLoader(Source):
                 direct=self.direct,
                 n_threads=self.n_threads,
             )
-        reading = _Reading(self, self._prefetcher, plan)
+        prefetcher = self._prefetcher
+        reading = _Reading(self, prefetcher, plan)
         try:
             first = True
             while (batch := reading.next()) is not None:
-                ready = all(self._prefetcher.is_done(ticket) for ticket in batch.tickets)
+                ready = all(prefetcher.is_done(ticket) for ticket in batch.tickets)
                 began = time.perf_counter()
                 for ticket in batch.tickets:
-                    self._prefetcher.wait(ticket)
+                    prefetcher.wait(ticket)
                 if not (ready or first):
                     self.waits += 1
                     self.wait_seconds += time.perf_counter() - began
                 first = False
                 yield self._tensor(batch)
         finally:
-            self._prefetcher.drain()
+            prefetcher.drain()
 
     def _on_device(self, plan: Dealer) -> Iterator[Tensor]:
         """The same on a CUDA device: the next batch is copied while the caller works on this one."""

@@ -6,6 +6,8 @@ number of runs from all over the collection, whose rows are shuffled together.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -77,6 +79,7 @@ class Source:
             dtype=np.int64,
         )
         """(R, 3): shard, first row and rows of each run."""
+        self._pass, self._process = threading.Lock(), os.getpid()
         self._begin_epoch(0)
 
     def __len__(self) -> int:
@@ -85,15 +88,29 @@ class Source:
         return whole if self.drop_last or rest == 0 else whole + 1
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The batches left of this epoch."""
-        batches = self._batches(self.dealer.copy())
+        """The batches left of this epoch.
+
+        Raises `ConfigError` when the first is asked for while another pass over this source is on.
+        """
+        if self._process != os.getpid():  # a forked child: the parent's pass is not its own
+            self._pass, self._process = threading.Lock(), os.getpid()
+        mine = self._pass
+        if not mine.acquire(blocking=False):
+            raise ConfigError(
+                "there is a pass over these activations already, and two would take each other's batches; end it "
+                "first (close its iterator), or give each thread a loader of its own"
+            )
         try:
-            for x_BKD in batches:
-                self.dealer.step(self.shares(self.dealer))
-                yield x_BKD
+            batches = self._batches(self.dealer.copy())
+            try:
+                for x_BKD in batches:
+                    self.dealer.step(self.shares(self.dealer))
+                    yield x_BKD
+            finally:
+                batches.close()  # type: ignore[attr-defined]
+            self._begin_epoch(self.epoch + 1)
         finally:
-            batches.close()  # type: ignore[attr-defined]
-        self._begin_epoch(self.epoch + 1)
+            mine.release()
 
     def _batches(self, plan: Dealer) -> Iterator[Tensor]:
         """A generator of this rank's batches, from `plan` to the end of the epoch."""

@@ -205,7 +205,7 @@ class ActivationStore:
     def skipped(self) -> dict[str, str]:
         """Name -> reason of the snapshots that collection skipped."""
         paths = {name: self._skip_path(k) for k, name in enumerate(self.snapshot_names)}
-        return {name: str(read_json(path)["reason"]) for name, path in paths.items() if path.exists()}
+        return {name: str(read_json(path, reason=str)["reason"]) for name, path in paths.items() if path.exists()}
 
     # ------------------------------------------------------------------------------------------- reading
 
@@ -326,7 +326,12 @@ class ActivationStore:
 
     def read(self, shard: int, rows: slice | np.ndarray = slice(None)) -> Tensor:
         """Raw activations (n, K, D) float32 of some rows of a shard."""
-        index = np.ascontiguousarray(np.arange(self.shard_rows[shard], dtype=np.int64)[rows])
+        T = self.shard_rows[shard]
+        self.segment(shard, 0)  # a manifest may promise more rows than memory could hold the numbers of
+        if isinstance(rows, slice):
+            index = np.arange(*rows.indices(T), dtype=np.int64)
+        else:
+            index = np.ascontiguousarray(np.arange(T, dtype=np.int64)[rows])
         out = np.empty((len(index), self.n_snapshots, self.d_model), dtype=np.float32)
         self.gather(shard, index, out, np.ones(self.n_snapshots))
         return torch.from_numpy(out)

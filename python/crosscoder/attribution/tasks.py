@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from crosscoder.attribution import agreement
-from crosscoder.attribution.induction import induction, induction_in_text
-from crosscoder.attribution.ioi import ioi
+from crosscoder.attribution.prompts import agreement
+from crosscoder.attribution.prompts.induction import induction, induction_in_text
+from crosscoder.attribution.prompts.ioi import ioi
 from crosscoder.attribution.task import MINIMUM_PAIRS, Example, Task, text_encoder
 from crosscoder.config import AttributionSettings
 from crosscoder.errors import ConfigError, DataError

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 
 @lru_cache(maxsize=1)
@@ -29,3 +32,15 @@ def byte_level_text(piece: str) -> str:
     except KeyError:
         return piece
     return data.decode("utf-8", errors="backslashreplace")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The text of every token, as it stands in a document."""
+
+    texts: Sequence[str]
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Vocabulary:
+        """Of a `transformers` tokenizer with a byte-level alphabet."""
+        return cls([byte_level_text(piece) for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])

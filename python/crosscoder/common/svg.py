@@ -13,14 +13,17 @@ from crosscoder.errors import MissingDependencyError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# The colours of the page's light theme (report/assets/base.css); a test holds the two together.
 COLOURS = ("#0072b2", "#bf4d0a", "#00795f", "#a8457f", "#8a6a00")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
 MUTED = "#5b5f68"
-_INK, _GRID = "#1b1d22", "#e4e2dc"
+INK, GREY, _GRID = "#1b1d22", "#83868c", "#e4e2dc"
+bend, unbend = np.log1p, np.expm1
+"""Where a step stands on an axis of log(1 + step), on which step 0 has its place, and back."""
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
-    "text.color": _INK,
+    "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.linewidth": 0.6,
@@ -76,10 +79,10 @@ def step_label(step: float) -> str:
 def log_steps(axes: Axes, steps: Sequence[int]) -> None:
     """A log(1 + step) axis: step 0 has its place, and the axis is that of the page."""
     # matplotlib tries limits below step -1 while it lays out: keep those finite
-    axes.set_xscale("function", functions=(lambda x: np.log1p(np.maximum(x, -0.99)), np.expm1))
-    first, last = np.log1p(steps[0]), np.log1p(steps[-1])
+    axes.set_xscale("function", functions=(lambda x: bend(np.maximum(x, -0.99)), unbend))
+    first, last = bend(steps[0]), bend(steps[-1])
     margin = 0.03 * max(last - first, 1.0)
-    axes.set_xlim(np.expm1(first - margin), np.expm1(last + margin))
+    axes.set_xlim(unbend(first - margin), unbend(last + margin))
     ticks = [tick for tick in (0, 1, 10, 100, 1_000, 10_000, 100_000, 1_000_000) if steps[0] <= tick <= steps[-1]]
     ticks = ticks if len(ticks) > 1 else [steps[0], steps[-1]]
     axes.set_xticks(ticks, [step_label(tick) for tick in ticks])

@@ -121,6 +121,16 @@ class TurningPoint:
     spacing: str
     """How snapshots were weighted."""
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the snapshots fall in two parts more clearly than in shuffled order (p of at most 0.05)."""
+        return bool(np.isfinite(self.step)) and self.p_shuffled <= 0.05
+
+    @property
+    def is_sharp(self) -> bool:
+        """Whether such a split is a turn: a steady drift explains less of the cosines than it does."""
+        return self.is_split and self.explained_by_blocks > self.explained_by_lag
+
 
 @torch.no_grad()
 def decoder_cosines(

@@ -28,6 +28,7 @@ from crosscoder.common.arrays import flatten, layout, load_arrays, restore, save
 from crosscoder.config import StudySettings
 from crosscoder.configfile import read_config, write_config
 from crosscoder.evolution.partial import Partial
+from crosscoder.figures.results import Part
 from crosscoder.files import read_json, write_json
 from crosscoder.model import Crosscoder
 from crosscoder.runs import Run
@@ -61,12 +62,10 @@ class Analysis(Generic[R]):
     """The analyses whose results it reads."""
     summary: Callable[[R, Sequence[str]], dict[str, Any]] = _no_figures
     """From the result and the names of the snapshots: its part of `summary.json`."""
-    section: str = ""
-    """The section of the page that its figures and sentences stand in."""
-    figures: tuple[Callable[[Any], Any], ...] = ()
-    """Each from all results to a figure, or None where they lack what it shows."""
-    sentences: tuple[Callable[[Any], str], ...] = ()
-    """Each from all results to what was found in words, or "" where nothing was."""
+    page: Part | None = None
+    """What its result adds to the page."""
+    required: bool = False
+    """Whether no page is made without it. Of another analysis that was not run, or not since, the page has nothing."""
 
 
 class Study:

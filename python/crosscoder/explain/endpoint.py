@@ -1,5 +1,8 @@
 """One request to a language model over HTTP: the OpenAI-compatible form and Anthropic's own.
 
+What a server sends is not trusted: it has one deadline for everything, a bound on its length, and what of it is shown
+has no control characters and no part of the key.
+
 The standard library does it: the `openai` client would be 71 MB and half a second of import for one POST, and what
 matters here (which failures are worth another try, for how long, and that the key goes nowhere else) is ours anyway.
 """
@@ -9,20 +12,24 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import http.client
+import itertools
 import json
 import math
 import os
+import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
-from crosscoder.errors import ConfigError, CrosscoderError
+from crosscoder.errors import ConfigError, CrosscoderError, printable
 
 Api = Literal["auto", "openai", "anthropic"]
+_T = TypeVar("_T")
 
 KEY_VARIABLE = "CROSSCODER_API_KEY"
 VENDOR_KEYS = {"api.openai.com": "OPENAI_API_KEY", "api.anthropic.com": "ANTHROPIC_API_KEY"}
@@ -35,7 +42,11 @@ _OF_THE_PROMPT = (400, 413, 422)
 _MOST_BYTES = 8 << 20
 _SHOWN = 300
 _SECRET = 8
-"""Characters from which on a key is a secret; local servers take "none" or "x"."""
+"""Characters from which on a key is a secret; local servers take "none" or "x". Also the shortest piece of one that is
+taken out of answers."""
+_SHOWN_PIECE = 5
+"""The shortest piece of a key that is taken out of messages."""
+_MOST_ERROR_BYTES = 1 << 16
 
 
 class EndpointError(CrosscoderError):
@@ -84,10 +95,6 @@ class Endpoint:
         if self.anthropic:
             base = base if base.endswith("/v1") else f"{base}/v1"
         self.url = f"{base}/{'messages' if self.anthropic else 'chat/completions'}"
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-        if self.host in _LOCAL:  # a proxy of the environment cannot reach this machine's own
-            handlers.append(urllib.request.ProxyHandler({}))
-        self._opener = urllib.request.build_opener(*handlers)
 
     @property
     def unsafe(self) -> bool:
@@ -97,12 +104,10 @@ class Endpoint:
     def ask(self, prompt: str) -> Reply:
         """The model's answer. Raises `TransientError`, `PromptRefusedError` or `EndpointError` (no use going on); no
         message of theirs has the key in it."""
+        exchange = _Exchange(self.timeout)
         request = urllib.request.Request(self.url, self._body(prompt), self._headers(), method="POST")
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                data = _read(response, time.monotonic() + self.timeout)
-        except urllib.error.HTTPError as error:
-            raise self._explain(error) from None
+            status, headers, data = exchange.within_time(lambda: self._send(request, exchange))
         except TimeoutError:
             raise TransientError(f"no answer within {self.timeout:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -112,11 +117,28 @@ class Endpoint:
             raise TransientError(
                 f"no connection to {self.host}: {self._clean(cause) or type(cause).__name__}"
             ) from None
+        if status >= 300:
+            raise self._explain(status, headers, data)
         try:
             return self._reply(json.loads(data))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             shown = self._clean(data.decode(errors="replace"))
             raise TransientError(f"an answer of another form: {shown or '(empty)'}") from None
+
+    def _send(self, request: urllib.request.Request, exchange: _Exchange) -> tuple[int, Any, bytes]:
+        """Status, headers and body of the answer."""
+        handlers = [_NoRedirect(), *exchange.handlers()]
+        if self.host in _LOCAL:  # a proxy of the environment cannot reach this machine's own
+            handlers.append(urllib.request.ProxyHandler({}))
+        opener = urllib.request.build_opener(*handlers)
+        try:
+            with opener.open(request, timeout=self.timeout) as response:
+                return response.status, response.headers, _read(response)
+        except urllib.error.HTTPError as error:
+            body = b""
+            with error, contextlib.suppress(OSError, http.client.HTTPException):
+                body = error.read(_MOST_ERROR_BYTES)
+            return error.code, error.headers, body
 
     def _body(self, prompt: str) -> bytes:
         # OpenAI's newer models refuse max_tokens, servers of open models do not know its successor.
@@ -147,31 +169,43 @@ class Endpoint:
         tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         return Reply(self._without_key(content or ""), *tokens, cut=choice.get("finish_reason") == "length")
 
-    def _explain(self, error: urllib.error.HTTPError) -> EndpointError:
-        message = f"HTTP {error.code}"
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            said = self._clean(_message(error.read(1 << 16)))
-            message += f": {said}" if said else ""
-        if error.code in _RETRIED or error.code >= 500:
-            return TransientError(message, _seconds(error.headers.get("Retry-After")))
-        if error.code in _OF_THE_PROMPT:
+    def _explain(self, status: int, headers: Any, body: bytes) -> EndpointError:
+        said = self._clean(_message(body))
+        message = f"HTTP {status}" + (f": {said}" if said else "")
+        if status in _RETRIED or status >= 500:
+            return TransientError(message, _seconds(headers.get("Retry-After")))
+        if status in _OF_THE_PROMPT:
             return PromptRefusedError(message)
-        if 300 <= error.code < 400:
+        if 300 <= status < 400:
             return EndpointError(f"{self.host} answers with another address ({message}); give --endpoint that one")
         remedies = {
             401: f"is the key in {_variables(self.host)} right?",
             403: f"is the key in {_variables(self.host)} right?",
             404: f"are --endpoint ({self.url} was asked) and --model right?",
         }
-        remedy = remedies.get(error.code)
+        remedy = remedies.get(status)
         return EndpointError(f"{self.host} refuses: {message}" + (f"; {remedy}" if remedy else ""))
 
     def _clean(self, text: object) -> str:
-        """On one line, short, and without the key: servers like to repeat it."""
-        return self._without_key(" ".join(str(text).split()))[:_SHOWN]
+        """On one line, short, printable, and without any part of the key: servers like to repeat it."""
+        line = " ".join(str(text)[:_MOST_ERROR_BYTES].split())
+        return printable(self._without_key(line[: 4 * _SHOWN], _SHOWN_PIECE))[:_SHOWN]
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key and len(self._key) >= _SECRET else text
+    def _without_key(self, text: str, piece: int = _SECRET) -> str:
+        """`text` with [key] for whatever it has in common with the key, from `piece` characters on."""
+        key = self._key or ""
+        if len(key) < _SECRET:
+            return text
+        pieces = {key[i : i + piece] for i in range(len(key) - piece + 1)}
+        hidden = [False] * len(text)
+        for i in range(len(text) - piece + 1):
+            if text[i : i + piece] in pieces:
+                hidden[i : i + piece] = [True] * piece
+        shown = (
+            "[key]" if dark else "".join(text[i] for i, _ in run)
+            for dark, run in itertools.groupby(enumerate(hidden), key=lambda entry: entry[1])
+        )
+        return "".join(shown)
 
 
 def read_key(url: str, environment: Mapping[str, str] | None = None) -> str | None:
@@ -221,16 +255,94 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _read(response: Any, deadline: float) -> bytes:
-    """The body, all within the deadline: the socket's own timeout begins anew with every byte."""
+class _Exchange:
+    """One request and its answer, under one deadline, whatever a server does to keep the connection alive.
+
+    A socket's own timeout begins anew with every byte, and the names of hosts are looked up without any. So the work
+    is done in a thread; when the time is over the connection is shut down, which ends the thread.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._over = False
+
+    def within_time(self, work: Callable[[], _T]) -> _T:
+        """What `work` returns or raises; `TimeoutError` when the time is over first."""
+        done: list[tuple[_T | None, BaseException | None]] = []
+
+        def run() -> None:
+            try:
+                done.append((work(), None))
+            except BaseException as error:
+                done.append((None, error))
+
+        thread = threading.Thread(target=run, name="request", daemon=True)
+        thread.start()
+        try:
+            thread.join(max(0.0, self._end - time.monotonic()))
+        finally:
+            self._end_all()
+        if not done:
+            raise TimeoutError
+        value, error = done[0]
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+    def handlers(self) -> list[urllib.request.BaseHandler]:
+        """For urllib: connections that this exchange can end."""
+        watch = self._watch
+
+        class Plain(http.client.HTTPConnection):
+            def connect(self) -> None:
+                self._create_connection = watch
+                super().connect()
+
+        class Encrypted(http.client.HTTPSConnection):
+            def connect(self) -> None:
+                self._create_connection = watch
+                super().connect()
+
+        class PlainHandler(urllib.request.HTTPHandler):
+            def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Plain, req)
+
+        class EncryptedHandler(urllib.request.HTTPSHandler):
+            def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Encrypted, req)
+
+        return [PlainHandler(), EncryptedHandler()]
+
+    def _watch(self, *arguments: Any, **options: Any) -> socket.socket:
+        connected = socket.create_connection(*arguments, **options)
+        with self._lock:
+            if self._over:
+                connected.close()
+                raise TimeoutError
+            # A second descriptor of the same connection: the first moves into the encryption's socket.
+            self._sockets.append(connected.dup())
+        return connected
+
+    def _end_all(self) -> None:
+        with self._lock:
+            self._over = True
+            for connection in self._sockets:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
+            self._sockets.clear()
+
+
+def _read(response: Any) -> bytes:
+    """The body, of a bounded length."""
     body = b""
     length = int(response.headers.get("Content-Length") or -1)
     while len(body) != length and (part := response.read1(1 << 16)):
         body += part
         if len(body) > _MOST_BYTES:
             raise http.client.HTTPException(f"an answer of more than {_MOST_BYTES >> 20} MiB")
-        if time.monotonic() > deadline:
-            raise TimeoutError
     if len(body) < length:
         raise http.client.HTTPException(f"the connection was cut after {len(body)} of {length} bytes")
     return body

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosscoder.common.byte_text import byte_level_text
-from crosscoder.explain.contexts import FeatureContexts
+from crosscoder.explain.passages import FeatureContexts
 
 HALF = 5
 """Passages of each of the two kinds."""

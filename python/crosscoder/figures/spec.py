@@ -14,6 +14,8 @@ Format = Literal["number", "count", "percent", "text"]
 """How values are written: 0.123, 1,234, 12 %, as they are."""
 STEP = "step"
 """The column of training steps: on it the page's log or linear axis is drawn."""
+SNAPSHOTS = "snapshot (training step)"
+"""Label of an axis of snapshots."""
 
 
 @dataclass(frozen=True)

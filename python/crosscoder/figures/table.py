@@ -20,7 +20,6 @@ class FigureTable:
     """One figure: what it shows, whose definition it uses, its numbers as columns of equal length, how to draw them."""
 
     key: str
-    group: str
     title: str
     definition: str
     """"paper", "ours", "both" (some series are the paper's, some ours) or "standard" (neither)."""
@@ -32,6 +31,8 @@ class FigureTable:
     """Reference lines and the like, by name."""
     wide: bool = False
     """Whether it takes the whole width of the page."""
+    section: str = ""
+    """The heading that it stands under; whoever collects figures sets it (see `results.Part`)."""
 
 
 def plain_column(values: Any) -> Column:
@@ -49,3 +50,13 @@ def drawn(candidates: Any, most: int = MOST_POINTS) -> tuple[np.ndarray, str]:
         return rows, f"All {len(rows):,} features are drawn."
     chosen = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
     return chosen, f"{most:,} of {len(rows):,} features are drawn, chosen at random; numbers in words are over all."
+
+
+BINS = 20
+"""Bars of a histogram over [0, 1]."""
+
+
+def histogram(values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Middles of `BINS` equal bars over [0, 1], and how many of the known values each holds (ends are clipped)."""
+    edges, known = np.linspace(0, 1, BINS + 1), np.asarray(values)
+    return (edges[:-1] + edges[1:]) / 2, np.histogram(known[np.isfinite(known)].clip(0, 1), edges)[0]

@@ -1,6 +1,6 @@
 """What a page shows: plain dataclasses of numbers and text, filled by whoever computed them.
 
-Letters: K snapshots, F features, N contexts, L tokens in a context, n neighbours, Q quantiles.
+Letters: K snapshots, F features, N contexts, L tokens in a context, n neighbours.
 Everything optional may be left out: the page shows what is there. Nothing here is computed, only checked.
 """
 
@@ -13,92 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crosscoder.figures.results import Fact
 from crosscoder.figures.table import FigureTable
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One tile of the summary, for example ("Explained variance", "0.941", "mean over tokens ...")."""
-
-    label: str
-    value: str
-    """The value as it is to be read, with its unit."""
-    explanation: str
-    """One line: what was computed, on what."""
-
-
-@dataclass(frozen=True)
-class TurningPoint:
-    """The best split of the snapshots by decoder directions: a training step and, if estimated, its interval."""
-
-    step: float
-    low: float | None = None
-    high: float | None = None
-    level: float | None = None
-    """Coverage of the interval, for example 0.95."""
-    sharp: bool = True
-    """Whether it is a turning point; otherwise only where a split would be (see `turning.is_sharp`)."""
-
-
-@dataclass(frozen=True)
-class Cosines:
-    """Cosine between a feature's decoder directions at two snapshots, summarised over features."""
-
-    mean: FloatArray
-    """(K, K), in [-1, 1]; NaN where no feature is alive at both ends."""
-    quantiles: FloatArray | None = None
-    """(Q, K, K)."""
-    levels: Sequence[float] = ()
-    """Q levels of the quantiles, for example (0.1, 0.5, 0.9)."""
-    n_features: IntArray | None = None
-    """(K, K): how many features each cell summarises."""
-    null: FloatArray | None = None
-    """(K, K): the spread of a mean cosine of random directions, shown in the tooltip."""
-    by_kind: Mapping[str, FloatArray] = field(default_factory=dict)
-    """Kind -> (K, K) mean over its features."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Curves over snapshots. Every (K,) array may hold NaN where a value is missing."""
-
-    explained_variance: FloatArray | None = None
-    """(K,) the paper's definition: mean over tokens of 1 - |x - x^|² / |x - mean|²."""
-    explained_variance_total: FloatArray | None = None
-    """(K,) 1 - sum of squared errors / sum of squares (ours)."""
-    l0: FloatArray | None = None
-    """(K,) mean number of active features a token."""
-    cosines: Cosines | None = None
-    turning_point: TurningPoint | None = None
-    births: IntArray | None = None
-    """(K,) features that become present at this snapshot."""
-    deaths: IntArray | None = None
-    """(K,) features that are no longer present from this snapshot on."""
-    dimensionality: FloatArray | None = None
-    """(K,) total feature dimensionality / D, in [0, 1]."""
-    dimensionality_by_kind: Mapping[str, FloatArray] = field(default_factory=dict)
-    """Kind -> (K,) its features' part of that."""
-    kl_unigram: FloatArray | None = None
-    """(K,) nats: KL(unigram ‖ mean prediction)."""
-    kl_bigram: FloatArray | None = None
-    """(K,) nats: mean over current tokens u of KL(p(·|u) ‖ mean prediction after u)."""
-    kl_bigram_corrected: FloatArray | None = None
-    """(K,) nats: `kl_bigram` less the estimated sampling bias of the counts."""
-    kl_bigram_row: FloatArray | None = None
-    """(K,) nats: mean KL of each single prediction to the bigram row."""
-    model_loss: FloatArray | None = None
-    """(K,) nats a token: the language model's loss on the evaluation text."""
-    entropies: Mapping[str, float] = field(default_factory=dict)
-    """Horizontal lines in the loss figure: label -> nats, such as {"uniform, ln V": 7.62, "unigram": 6.4}."""
-    induction_gap: FloatArray | None = None
-    """(K,) nats: loss on the first copy minus loss on the second of repeated random tokens."""
-    norm_examples: Sequence[int] | None = None
-    """Feature ids drawn in the figure of decoder norms; chosen from the data where None."""
-    captions: Mapping[str, str] = field(default_factory=dict)
-    """Figure key -> sentences that replace the default caption (keys: `tables.FIGURE_KEYS`)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +31,7 @@ class Contexts:
     activations: FloatArray
     """(N, L) >= 0, in the unit of `Features.max_activation`; ignored where tokens is -1."""
     vocabulary: Sequence[str]
-    """Text of each token as it stands in a document, leading space included (see `text.byte_level_text`)."""
+    """Text of each token as it stands in a document, leading space included (see `byte_text.Vocabulary`)."""
     document: IntArray | None = None
     """(N,) index into `documents`, or -1."""
     documents: Sequence[str] = ()
@@ -151,51 +70,7 @@ class Features:
     """Which cosine it is: shown above the neighbours."""
     presence_threshold: float | None = None
     """tau: a feature is present where its relative norm is above it; drawn in figures."""
-    revived: NDArray[np.bool_] | None = None
-    """(F,) whether it is present, then absent, then present again."""
     contexts: Contexts | None = None
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """What a task's attribution study found. Snapshots at chance hold 0 in the arrays of the n features."""
-
-    name: str
-    note: str
-    """What the task is, in a sentence without its full stop."""
-    metric: str
-    """"logit-difference" or "probability-difference"."""
-    n_prompts: int
-    accuracy: FloatArray
-    """(K,) share of prompts answered right."""
-    clean: FloatArray
-    """(K,) mean metric on the clean prompts."""
-    corrupted: FloatArray
-    """(K,) mean metric on the corrupted prompts."""
-    above_chance: NDArray[np.bool_]
-    """(K,)"""
-    features: IntArray
-    """(n,) the circuit, in order of emergence; empty where the task is at chance everywhere."""
-    emergence: IntArray
-    """(n,) index of the snapshot of birth, -1 where there is none."""
-    attribution: FloatArray
-    """(n, K) mean attribution by integrated gradients."""
-    share: FloatArray
-    """(n, K) share of the positive attribution of all features."""
-    relative_effect: FloatArray
-    """(n, K) RelIE."""
-    relative_norm: FloatArray
-    """(n, K) decoder norm over its sum over the snapshots."""
-    dominant: IntArray
-    """(K,) the feature with the largest attribution, -1 at chance."""
-    fidelity: Mapping[str, float] = field(default_factory=dict)
-    """Method -> rank correlation of its attributions with exact ablation."""
-    n_exact: int = 0
-    """Features that `fidelity` is over."""
-    completeness_error: float | None = None
-    """Of integrated gradients, a share."""
-    curves: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """Columns of the ablation curves, a row a (snapshot, ablation, set, k); "snapshot" is an index."""
 
 
 @dataclass(frozen=True)
@@ -221,14 +96,12 @@ class PageData:
     """Nested mappings of plain values."""
     notes: Sequence[str] = ()
     """Caveats, each a sentence or two."""
-    figures: Figures = field(default_factory=Figures)
     features: Features | None = None
     tables: Sequence[FigureTable] = ()
-    """More figures, ready made (see `analysis_tables`)."""
+    """The figures, in the order of the page: those of one section one after the other."""
     leads: Mapping[str, str] = field(default_factory=dict)
     """Section of the page -> the sentence that it begins with."""
     marks: Sequence[StepMark] = ()
     """Drawn in every figure over training steps."""
-    tasks: Sequence[TaskResult] = ()
     subtitle: str = ""
     """One line under the title: the model, the text, the date."""

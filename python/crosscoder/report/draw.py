@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crosscoder.common.svg import COLOURS, DASHES, MUTED, band_ticks, floats, log_steps, step_label
+from crosscoder.common.svg import (
+    COLOURS,
+    DASHES,
+    GREY,
+    INK,
+    MUTED,
+    band_ticks,
+    bend,
+    floats,
+    log_steps,
+    step_label,
+    unbend,
+)
 from crosscoder.figures.spec import STEP, Axis, Bars, Format, Heat, Lines, Listing, Measure, Panel, Scatter, Series
 from crosscoder.figures.table import FigureTable
 
@@ -16,13 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis as DrawnAxis
     from matplotlib.figure import Figure
 
-KIND_COLOURS = {
-    "initialization": "#0072b2",
-    "emergent": "#bf4d0a",
-    "dead": "#83868c",
-    "other": "#00795f",
-    "all": "#1b1d22",
-}
+KIND_COLOURS = {"initialization": COLOURS[0], "emergent": COLOURS[1], "dead": GREY, "other": COLOURS[2], "all": INK}
 HEATS_ACROSS = 3
 """Heat maps side by side in one figure."""
 MARKERS = "os^Dv<>pPX"
@@ -206,7 +212,7 @@ def _bars(figure: Figure, table: FigureTable, spec: Bars, marks: Sequence[Mark])
 
 def _between(steps: Sequence[float], step: float) -> float:
     """Where a step lies on an axis of equally wide snapshots, by log(1 + step) between two."""
-    return float(np.interp(np.log1p(step), np.log1p(steps), range(len(steps))))
+    return float(np.interp(bend(step), bend(steps), range(len(steps))))
 
 
 # ---------------------------------------------------------------------------------------------- scatter
@@ -218,7 +224,7 @@ def _scatter(figure: Figure, table: FigureTable, spec: Scatter, marks: Sequence[
     if spec.jitter:
         rng = np.random.default_rng(0)
         spread = 0.25 * rng.uniform(-1, 1, (2, len(x)))
-        x = np.expm1(np.log1p(x) + 0.4 * spread[0]) if spec.x == STEP else x + spread[0]
+        x = unbend(bend(x) + 0.4 * spread[0]) if spec.x == STEP else x + spread[0]
         if np.all(y[np.isfinite(y)] % 1 == 0):
             y = y * np.exp(spread[1]) if spec.y_axis.scale == "log" else y + spread[1]
     group = np.array(table.columns[spec.group], dtype=object) if spec.group else np.full(len(x), "", dtype=object)

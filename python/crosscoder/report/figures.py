@@ -7,11 +7,9 @@ from pathlib import Path
 from crosscoder.common.svg import draw_svg
 from crosscoder.common.tables import csv_text
 from crosscoder.files import write_bytes, write_text
-from crosscoder.report.behaviour import kind_of
-from crosscoder.report.behaviour_figures import DRAW_OWN
 from crosscoder.report.data import PageData
 from crosscoder.report.draw import draw
-from crosscoder.report.tables import figure_tables
+from crosscoder.report.draw_ablation import DRAW_OWN
 from crosscoder.report.validate import check
 
 
@@ -24,10 +22,10 @@ def save_figures(data: PageData, folder: Path) -> list[Path]:
     check(data)
     marks = [{"step": mark.step, "label": mark.label} for mark in data.marks]
     written = []
-    for table in figure_tables(data):
+    for table in data.tables:
         path = folder / f"{table.key}.svg"
         if table.spec is None:
-            image = draw_svg(table.title, DRAW_OWN[kind_of(table.key)], table)
+            image = draw_svg(table.title, DRAW_OWN[table.key.split("--")[0]], table)
         else:
             image = draw_svg(table.title, draw, table, marks)
         write_bytes(path, image)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from crosscoder.common.arrays import Arrays, flatten
 from crosscoder.common.tables import read_table
+from crosscoder.evolution.comparison_figures import Comparisons
 from crosscoder.evolution.comparisons import finished_comparisons
 from crosscoder.evolution.study import Study
-from crosscoder.explain.study import finished_explanations
+from crosscoder.explain.explanation_study import finished_explanations
+from crosscoder.explain.figures import Explanations
 from crosscoder.files import read_json
-from crosscoder.sweep.study import SETTINGS_FILE
+from crosscoder.sweep.figures import Sweep
+from crosscoder.sweep.sweep import SETTINGS_FILE
 
 
-def finished(study: Study) -> tuple[dict[str, Arrays], dict[str, dict[str, Any]], list[str]]:
-    """Comparisons (name -> arrays), tables ("explanations", "sweep" -> columns), and notes on what is left out."""
-    run, tables, notes = study.run, {}, []
+def finished(study: Study) -> tuple[list[object], list[str]]:
+    """Comparisons, explanations and a sweep, where there are such; and notes on what is left out."""
+    run, found, notes = study.run, list[object](), []
     comparisons, stale = finished_comparisons(study)
+    found.append(Comparisons(comparisons))
     for name, path in stale.items():
         notes.append(
             f"The comparison with {name} is of an earlier crosscoder or analysis and is left out here; run again: "
@@ -32,20 +36,21 @@ def finished(study: Study) -> tuple[dict[str, Arrays], dict[str, dict[str, Any]]
                 f"other numbers, and are left out here; run again: crosscoder explain {run.path} --help."
             )
         else:
-            tables["explanations"] = explanations
+            found.append(Explanations(_plain(explanations)))
     results = run.path / "sweep" / "results.parquet"
     if results.exists():
         if _is_of_store(study):
-            tables["sweep"] = read_table(results, "run crosscoder sweep again")
+            found.append(Sweep(_plain(read_table(results, "run crosscoder sweep again"))))
         else:
             notes.append(
                 "The sweep beside other dictionaries is of other activations than the run's and is left out here; "
                 f"delete {results.parent} and run again: crosscoder sweep {run.path} --help."
             )
-    plain = {
-        name: {key: np.asarray(column).tolist() for key, column in table.items()} for name, table in tables.items()
-    }
-    return {name: flatten(found) for name, found in comparisons.items()}, plain, notes
+    return found, notes
+
+
+def _plain(table: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {name: np.asarray(column).tolist() for name, column in table.items()}
 
 
 def _is_of_store(study: Study) -> bool:

@@ -25,7 +25,6 @@ from crosscoder.files import write_bytes
 from crosscoder.report.blocks import Blocks
 from crosscoder.report.contexts import write_contexts
 from crosscoder.report.data import Features, PageData
-from crosscoder.report.tables import figure_tables
 from crosscoder.report.validate import check
 
 MAX_BYTES = 60_000_000
@@ -170,7 +169,7 @@ def render(data: PageData, max_bytes: int = MAX_BYTES) -> bytes:
         "figures": [
             {
                 "key": table.key,
-                "group": table.group,
+                "group": table.section,
                 "title": table.title,
                 "definition": table.definition,
                 "caption": table.caption,
@@ -179,7 +178,7 @@ def render(data: PageData, max_bytes: int = MAX_BYTES) -> bytes:
                 "extra": table.extra,
                 "wide": table.wide,
             }
-            for table in figure_tables(data)
+            for table in data.tables
         ],
     }
     if data.features is not None:

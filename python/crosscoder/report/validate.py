@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from crosscoder.errors import DataError
-from crosscoder.report.data import Contexts, Features, Figures, PageData, TaskResult
-
-_CURVES = (
-    "explained_variance",
-    "explained_variance_total",
-    "l0",
-    "births",
-    "deaths",
-    "dimensionality",
-    "kl_unigram",
-    "kl_bigram",
-    "kl_bigram_corrected",
-    "kl_bigram_row",
-    "model_loss",
-    "induction_gap",
-)
+from crosscoder.figures.table import FigureTable
+from crosscoder.report.data import Contexts, Features, PageData
 
 
 def _shape(name: str, array: Any, shape: tuple[int | None, ...], meaning: str) -> None:
@@ -58,44 +44,12 @@ def _texts(name: str, values: Sequence[str]) -> None:
         raise DataError(f"page: {name} must be a list of strings")
 
 
-def _check_figures(figures: Figures, n_snapshots: int, n_features: int | None) -> None:
-    from crosscoder.report.tables import FIGURE_KEYS
-
-    for name in _CURVES:
-        curve = getattr(figures, name)
-        if curve is not None:
-            _kind(f"figures.{name}", curve, "iuf", "numbers")
-            _shape(f"figures.{name}", curve, (n_snapshots,), f"({n_snapshots},), one value a snapshot")
-            if np.isinf(np.asarray(curve, dtype=np.float64)).any():
-                raise DataError(f"page: figures.{name} holds infinity")
-    for kind, curve in figures.dimensionality_by_kind.items():
-        name = f"figures.dimensionality_by_kind[{kind!r}]"
-        _shape(name, curve, (n_snapshots,), f"({n_snapshots},), one value a snapshot")
-    if (figures.births is None) != (figures.deaths is None):
-        raise DataError("page: figures.births and figures.deaths must be given together")
-    cosines = figures.cosines
-    if cosines is not None:
-        square = (n_snapshots, n_snapshots)
-        for name in ("mean", "n_features", "null"):
-            matrix = getattr(cosines, name)
-            if matrix is not None:
-                _shape(f"figures.cosines.{name}", matrix, square, f"{square}")
-        for kind, matrix in cosines.by_kind.items():
-            _shape(f"figures.cosines.by_kind[{kind!r}]", matrix, square, f"{square}")
-        n_levels = len(cosines.levels)
-        if cosines.quantiles is not None or n_levels:
-            quantiles = () if cosines.quantiles is None else cosines.quantiles
-            _shape("figures.cosines.quantiles", quantiles, (n_levels, *square), f"{(n_levels, *square)}")
-    for label, value in figures.entropies.items():
-        if not np.isfinite(value):
-            raise DataError(f"page: figures.entropies[{label!r}] is {value}, expected a finite number of nats")
-    for key in figures.captions:
-        if key not in FIGURE_KEYS:
-            raise DataError(f"page: figures.captions has the key {key!r}, known keys are {', '.join(FIGURE_KEYS)}")
-    if figures.norm_examples is not None:
-        if n_features is None:
-            raise DataError("page: figures.norm_examples is given without features")
-        _range("figures.norm_examples", figures.norm_examples, 0, n_features - 1)
+def _check_table(table: FigureTable) -> None:
+    if len({len(column) for column in table.columns.values()}) != 1:
+        raise DataError(f"page: the columns of the figure {table.key!r} have different lengths")
+    for name, column in table.columns.items():
+        if any(isinstance(value, float) and not math.isfinite(value) for value in column):
+            raise DataError(f"page: the column {name!r} of the figure {table.key!r} holds NaN or infinity")
 
 
 def _check_contexts(contexts: Contexts, n_features: int) -> None:
@@ -156,9 +110,6 @@ def _check_features(features: Features, n_snapshots: int) -> None:
     _range("features.kind", features.kind, 0, len(features.kind_names) - 1)
     _range("features.emergence", features.emergence, -1, n_snapshots - 1)
     _range("features.peak", features.peak, 0, n_snapshots - 1)
-    if features.revived is not None:
-        _kind("features.revived", features.revived, "b", "booleans")
-        _shape("features.revived", features.revived, (n_features,), one_each)
     if (features.neighbours is None) != (features.neighbour_cosines is None):
         raise DataError("page: features.neighbours and features.neighbour_cosines must be given together")
     if features.neighbours is not None:
@@ -177,24 +128,6 @@ def _check_features(features: Features, n_snapshots: int) -> None:
         _check_maximum(features.contexts, features.max_activation)
 
 
-def _check_task(task: TaskResult, n_snapshots: int, n_features: int | None) -> None:
-    name, K, n = f"tasks[{task.name!r}]", n_snapshots, np.size(task.features)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", task.name):
-        raise DataError(f"page: {name}: a task's name must be of letters, digits, '-', '_' and '.'")
-    for field in ("accuracy", "clean", "corrupted", "above_chance", "dominant"):
-        _shape(f"{name}.{field}", getattr(task, field), (K,), f"({K},), one value a snapshot")
-    for field in ("attribution", "share", "relative_effect", "relative_norm"):
-        _shape(f"{name}.{field}", getattr(task, field), (n, K), f"({n}, {K})")
-        _range(f"{name}.{field}", getattr(task, field), -np.inf, np.inf)
-    _shape(f"{name}.emergence", task.emergence, (n,), f"({n},), one value a feature")
-    if n and n_features is not None:
-        _range(f"{name}.features", task.features, 0, n_features - 1)
-    if n and "snapshot" not in task.curves:
-        raise DataError(f"page: {name}.curves is empty although the task has features")
-    if n:
-        _range(f"{name}.curves['snapshot']", task.curves["snapshot"], 0, K - 1)
-
-
 def check(data: PageData) -> None:
     """Raise `DataError` with one line naming the field where `data` does not fit together."""
     _texts("sentences", data.sentences)
@@ -204,16 +137,9 @@ def check(data: PageData) -> None:
         raise DataError("page: steps must be a list of at least one integer")
     if steps[0] < 0 or (np.diff(steps) <= 0).any():
         raise DataError("page: steps must increase strictly from 0 or more")
-    n_snapshots = steps.size
-    n_features = None
     if data.features is not None:
-        _check_features(data.features, n_snapshots)
-        n_features = np.shape(data.features.norms)[0]
-    _check_figures(data.figures, n_snapshots, n_features)
+        _check_features(data.features, steps.size)
     for table in data.tables:
-        if len({len(column) for column in table.columns.values()}) != 1:
-            raise DataError(f"page: the columns of the figure {table.key!r} have different lengths")
-    for task in data.tasks:
-        _check_task(task, n_snapshots, n_features)
-    if len({task.name for task in data.tasks}) < len(data.tasks):
-        raise DataError("page: two tasks have one name")
+        _check_table(table)
+    if len({table.key for table in data.tables}) < len(data.tables):
+        raise DataError("page: two figures have one key")

@@ -9,6 +9,8 @@ from typing import Literal
 Method = Literal["crosscoder", "sae", "chain"]
 Baseline = Literal["sae", "chain"]
 METHODS: tuple[Method, ...] = ("crosscoder", "sae", "chain")
+LABELS = {"crosscoder": "crosscoder", "sae": "SAE on the last snapshot", "chain": "chain of SAEs"}
+"""What figures call them."""
 
 
 @dataclass(frozen=True)

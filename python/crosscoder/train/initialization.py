@@ -15,6 +15,8 @@ from torch import Tensor
 
 from crosscoder.config import TrainConfig
 from crosscoder.errors import DataError
+from crosscoder.gate import Gate
+from crosscoder.kernels.encode.reference import open_features
 from crosscoder.model import Crosscoder
 
 SMALLEST_NORM = 0.02
@@ -26,7 +28,7 @@ TILE = 8192
 
 def initialize(model: Crosscoder, x_BKD: Tensor, config: TrainConfig) -> None:
     """The start that `config` asks for, from a sample `x_BKD` (scaled activations) of a few hundred tokens."""
-    if config.start == "calibrated" and not model.config.selects_by_rank:
+    if config.start == "calibrated" and Gate.of(model.config).learned:
         calibrate(model, x_BKD, config.start_l0)
     else:
         search_decoder_norm(model, x_BKD)
@@ -44,16 +46,16 @@ def search_decoder_norm(model: Crosscoder, x_BKD: Tensor) -> float:
     norms = [SMALLEST_NORM * RATIO**i for i in range(CANDIDATES)]
     # Squared error of x^ = a r, summed over the snapshots, up to a constant: K a^2 |r|^2 - 2 a <r, sum_k x_k>.
     reconstruction_CBD = torch.zeros(CANDIDATES, *sum_BD.shape, dtype=x_BKD.dtype, device=x_BKD.device)
-    ranked = model.config.selects_by_rank
+    gate = Gate.of(model.config)
     for features, directions_TD, u_BT in _projections(model, sum_BD):
-        if ranked:  # which features are kept does not depend on a
+        if gate.ranked:  # which features are kept does not depend on a
             break
         theta_T = model.threshold[features].to(u_BT.dtype)
         for i, norm in enumerate(norms):
-            open_BT = (norm * u_BT > theta_T) if model.config.gate == "shared" else (norm**2 * u_BT > theta_T)
+            open_BT = (norm**2 if gate.by_snapshot else norm) * u_BT > theta_T  # h = n u
             reconstruction_CBD[i] += torch.where(open_BT, u_BT, 0.0) @ directions_TD
-    if ranked:
-        reconstruction_CBD += _ranked_reconstruction(model, sum_BD)
+    if gate.ranked:
+        reconstruction_CBD += _ranked_reconstruction(model, sum_BD, gate)
     a_C = torch.tensor(norms, dtype=x_BKD.dtype, device=x_BKD.device) ** 2
     squares_C = reconstruction_CBD.square().sum(dim=(1, 2))
     errors_C = x_BKD.shape[1] * a_C**2 * squares_C - 2 * a_C * (reconstruction_CBD * sum_BD).sum(dim=(1, 2))
@@ -87,7 +89,7 @@ def calibrate(model: Crosscoder, x_BKD: Tensor, l0: float) -> float:
         raise DataError("a calibrated start needs activations that differ between tokens; these look constant")
     norm = math.sqrt(a)
     _set_norm(model, norm)
-    unit = norm if model.config.gate == "shared" else a
+    unit = a if Gate.of(model.config).by_snapshot else norm
     model.log_threshold.copy_((unit * torch.cat(quantiles)).log())
     return norm
 
@@ -101,10 +103,11 @@ def _projections(model: Crosscoder, sum_BD: Tensor) -> Iterator[tuple[slice, Ten
         yield features, directions_TD, sum_BD @ directions_TD.T
 
 
-def _ranked_reconstruction(model: Crosscoder, sum_BD: Tensor) -> Tensor:
+def _ranked_reconstruction(model: Crosscoder, sum_BD: Tensor, gate: Gate) -> Tensor:
     parts = list(_projections(model, sum_BD))
     u_BF = torch.cat([u for _, _, u in parts], dim=1)
-    open_BF, _ = model.ranked_gates(u_BF, torch.ones(u_BF.shape[1], 1, dtype=u_BF.dtype, device=u_BF.device))
+    ones_F = u_BF.new_ones(u_BF.shape[1])  # all norms are equal
+    open_BF, _ = open_features(u_BF, ones_F[:, None], ones_F, gate)
     kept_BF = torch.where(open_BF, u_BF, 0.0)
     reconstruction: Tensor = sum(
         (kept_BF[:, features] @ directions for features, directions, _ in parts), torch.zeros_like(sum_BD)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crosscoder.backends.adam_state import AdamState
 from crosscoder.model import Crosscoder
-from crosscoder.train.state import AdamState
 from crosscoder.train.whitening import matched_encoder
 
 LAST_SHARE_OF_STEPS = 0.7

@@ -76,6 +76,7 @@ def train(
     finished = _finished(folder, record)
     if finished is not None:
         begin()
+        _drop_checkpoints(folder / "training" / "checkpoints")  # a kill just after the export leaves them
         return finished
     loader = _source(store, train_config)
     model = Crosscoder(config, seed=train_config.seed)
@@ -92,11 +93,15 @@ def train(
     with new_folder(folder / "crosscoder") as temporary:
         weights.save(config, final.unmixed_state(), temporary)
         write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer)})
-    for path in checkpoint.existing(folder / "training" / "checkpoints"):
-        remove_folder(path)
-    for left_over in (folder / "training" / "checkpoints").glob(".tmp-*"):  # of a kill while one was removed
-        shutil.rmtree(left_over, ignore_errors=True)
+    _drop_checkpoints(folder / "training" / "checkpoints")
     return final
+
+
+def _drop_checkpoints(folder: Path) -> None:
+    for path in checkpoint.existing(folder):
+        remove_folder(path)
+    for left_over in folder.glob(".tmp-*"):  # of a kill while one was removed
+        shutil.rmtree(left_over, ignore_errors=True)
 
 
 def training_seconds(folder: Path) -> float:

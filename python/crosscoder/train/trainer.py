@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crosscoder.backends.base import StepSettings, StepStatistics
 from crosscoder.config import TrainConfig
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.metrics import batch_explained_variance
@@ -16,7 +17,6 @@ from crosscoder.model import Crosscoder
 from crosscoder.train import checkpoint
 from crosscoder.train.checkpoint import TrainerState
 from crosscoder.train.engines import make_engine
-from crosscoder.train.engines.base import StepSettings, StepStatistics
 from crosscoder.train.joining import LAST_JOINING, N_BATCHES, JoiningSample, join_features
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
@@ -37,6 +37,7 @@ class Trainer:
 
     def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
         model.require_trainable(config.preactivation_coefficient)
+        model.backend(config.backend, config.candidates)  # refused before anything is changed
         self.model = model
         self.config = config
         self.step_number = 0
@@ -72,7 +73,6 @@ class Trainer:
         self.model.train()
         if self.step_number == 0 and self.config.whitening == "snapshots" and not self.model.is_mixed:
             whiten(self.model, x_BKD)
-            self.engine.parameters_changed()
         factor = lr_factor(self.config, self.step_number)
         lr = self.config.lr * factor
         result = self.engine.step(
@@ -134,7 +134,7 @@ class Trainer:
                 self._join(config.joining_cosine)
         if reviving and steps_left == 0:
             self.engine.settle()
-            revived = revive(
+            self.n_revived += revive(
                 self.model,
                 self.state,
                 result.residual_BKD,
@@ -143,9 +143,6 @@ class Trainer:
                 self.step_number,
                 torch.Generator().manual_seed(self._seed(_REVIVAL)),
             )
-            if revived:
-                self.n_revived += revived
-                self.engine.parameters_changed()
 
     def _join(self, cosine: float) -> None:
         given_up = join_features(self.model, self.joining_sample.take(self.model.config.n_features), cosine)
@@ -156,7 +153,6 @@ class Trainer:
             self.firing.average_F[given_up] = 0
             self.silent_tokens_F[given_up] = self.config.dead_after_tokens
             self.n_joined += len(given_up)
-            self.engine.parameters_changed()
 
     def _metrics(self, x_BKD: Tensor, result: StepStatistics, factor: float) -> dict[str, Tensor | float]:
         n_tokens = max(1, len(x_BKD))
@@ -237,7 +233,6 @@ class Trainer:
         self.step_number, self.firing.n_steps = numbers["step"], numbers["firing_steps"]
         self.n_revived, self.n_joined = numbers["revived"], numbers["joined"]
         self._recent = []
-        self.engine.parameters_changed()
 
     def save(self, folder: Path | str, extra: dict[str, Any] | None = None) -> None:
         """Write everything that the next step depends on into `folder`, atomically.

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crosscoder.model import Crosscoder, mixed
+from crosscoder.model import Crosscoder
+from crosscoder.parameters import mixed
 
 RIDGE = 0.01
 """Added to the covariance, as a share of its mean eigenvalue: directions below it are noise."""

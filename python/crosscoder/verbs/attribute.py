@@ -38,7 +38,7 @@ class AttributeConfig:
 
 def run(config: AttributeConfig) -> int:
     """Study each task, write the main figures to `summary.json`, and make the page again where there is one."""
-    from crosscoder.attribution.study import AttributionStudy
+    from crosscoder.attribution.attribution_study import AttributionStudy
     from crosscoder.errors import ConfigError
     from crosscoder.files import remove_folder
     from crosscoder.runs import Run

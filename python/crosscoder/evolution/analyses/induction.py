@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosscoder.evolution.induction import induction_gap
+from crosscoder.config import StudySettings
+from crosscoder.evolution.analyses.ngrams import SECTION
+from crosscoder.evolution.induction import N_SEQUENCES, induction_gap
 from crosscoder.evolution.study import Analysis, Study
 from crosscoder.evolution.summary import by_snapshot
+from crosscoder.figures.results import Fact, Part, Results
+from crosscoder.figures.spec import Axis, Lines, Panel, Series
+from crosscoder.figures.table import FigureTable, plain_column
 from crosscoder.progress import Progress
 
 
@@ -43,13 +48,53 @@ def summary(induction: InductionResult, revisions: Sequence[str]) -> dict[str, A
     }
 
 
+def curve(results: Results) -> FigureTable | None:
+    """The gap over training."""
+    found = results.of(InductionResult)
+    return None if found is None else FigureTable(
+        "induction",
+        "Induction",
+        "standard",
+        "Random tokens repeated twice: loss on the first copy minus loss on the second. Above 0, the model "
+        "copies from its context.",
+        results.by_snapshot | {"gap": plain_column(found.gap)},
+        Lines([Panel(Axis("loss difference, nats", zero=True), [Series("gap", "gap", colour="gap")])]),
+    )  # fmt: skip
+
+
+def forming(results: Results) -> str:
+    """Whether and when induction forms."""
+    found, settings, steps_K = results.of(InductionResult), results.of(StudySettings), results.steps
+    if found is None:
+        return ""
+    rise = int(np.argmax(np.diff(found.gap)))
+    measured = "" if settings is None else (
+        f"; measured on {N_SEQUENCES} sequences of {settings.induction_length} random tokens said twice"
+    )  # fmt: skip
+    start, end = found.gap[0], found.gap[-1]
+    if end < 0.1:
+        return f"Induction does not form (gap {end:.2f} nats at the end, {start:.2f} at the start{measured})."
+    return (
+        f"Induction forms: repeated random tokens are {end:.2f} nats cheaper at the end ({start:.2f} at the "
+        f"start), the steepest rise lies between steps {steps_K[rise]:,} and {steps_K[rise + 1]:,}{measured}."
+    )
+
+
+def facts(results: Results) -> list[Fact]:
+    """The gap at the end."""
+    found = results.of(InductionResult)
+    gap = None if found is None else f"{found.gap[-1]:.2f} nats"
+    return [] if gap is None else [Fact("Induction gap", gap, "last snapshot; random tokens, repeated")]
+
+
 INDUCTION = Analysis(
     "induction",
     version=1,
-    section="N-gram phase",
     definition="loss on random tokens minus loss on their repetition",
     result=InductionResult,
     compute=compute,
     summary=summary,
     settings=("induction_length", "seed"),
+    page=Part(SECTION, (curve,), (forming,), facts),
+    required=True,
 )

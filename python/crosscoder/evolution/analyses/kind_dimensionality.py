@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from crosscoder.evolution.analyses.life import LIFE
+from crosscoder.evolution.analyses.dimensionality import SECTION
+from crosscoder.evolution.analyses.life import LIFE, shown_kinds
 from crosscoder.evolution.dimensionality import KindDimensionality, kind_dimensionality
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.evolution.study import Analysis, Study
 from crosscoder.evolution.summary import by_snapshot
+from crosscoder.figures.results import Part, Results
+from crosscoder.figures.spec import Axis, Lines, Panel, Series
+from crosscoder.figures.table import FigureTable, plain_column
 
 
 def compute(study: Study) -> KindDimensionality:
@@ -23,10 +27,47 @@ def summary(found: KindDimensionality, revisions: Sequence[str]) -> dict[str, An
     return {"kind_dimensionality_by_snapshot": curves}
 
 
+def curves(results: Results) -> FigureTable | None:
+    """Each kind's features as if there were no others, beside random directions."""
+    found, kinds = results.of(KindDimensionality), shown_kinds(results)
+    if found is None or not kinds:
+        return None
+    columns, panels = results.by_snapshot, []
+    for kind in kinds:
+        columns[kind] = plain_column(found.rate_within[kind])
+        columns[f"{kind}, null"] = plain_column(found.null_within[kind])
+        series = [Series(kind, kind, colour=kind), Series(f"{kind}, null", "random directions", colour="all")]
+        panels.append(Panel(Axis("share of D", "percent", domain=(0, 1)), series, kind))
+    return FigureTable(
+        "kind_dimensionality",
+        "Dimensionality of each kind by itself",
+        "ours",
+        "The same sum over one kind's features, the denominators over this kind's features too: how many dimensions it "
+        "would fill if there were no other. Dashed: what random directions with the same norms would take up; under "
+        "it, features share directions more than chance has it.",
+        columns,
+        Lines(panels),
+        wide=True,
+    )
+
+
+def at_the_end(results: Results) -> str:
+    """What each kind fills at the last snapshot, beside random directions."""
+    found, parts = results.of(KindDimensionality), list[str]()
+    for kind in {} if found is None else shown_kinds(results):
+        assert found is not None
+        own, null = found.rate_within[kind][-1], found.null_within[kind][-1]
+        parts.append(
+            f"the {kind} features {own:.0%} ({null:.0%})" if parts else
+            f"the {kind} features would fill {own:.0%} of the width at the last snapshot (random directions: "
+            f"{null:.0%})"
+        )  # fmt: skip
+    return f"By themselves {', '.join(parts)}." if parts else ""
+
+
 KIND_DIMENSIONALITY = Analysis(
     "kind_dimensionality",
     version=1,
-    section="Dimensionality",
     definition="feature dimensionality of each kind's features as if there were no others, and expected of random "
     "directions with the same norms (ours)",
     result=KindDimensionality,
@@ -34,4 +75,5 @@ KIND_DIMENSIONALITY = Analysis(
     summary=summary,
     settings=("seed",),
     needs=(LIFE,),
+    page=Part(SECTION, (curves,), (at_the_end,)),
 )

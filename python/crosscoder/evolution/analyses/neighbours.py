@@ -25,4 +25,5 @@ NEIGHBOURS = Analysis(
     compute=compute,
     settings=("neighbours",),
     needs=(EXAMPLES,),
+    required=True,
 )

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from crosscoder.evolution.analyses.rotation import RotationResult, phases
 from crosscoder.evolution.ngrams import (
     EntropyLines,
     NgramCurves,
@@ -17,6 +20,9 @@ from crosscoder.evolution.ngrams import (
 )
 from crosscoder.evolution.study import Analysis, Study
 from crosscoder.evolution.summary import by_snapshot
+from crosscoder.figures.results import Fact, Part, Results
+from crosscoder.figures.spec import Axis, Lines, Panel, Series
+from crosscoder.figures.table import FigureTable, plain_column
 from crosscoder.progress import Progress
 
 
@@ -53,12 +59,111 @@ def summary(ngrams: NgramsResult, revisions: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def loss(results: Results) -> FigureTable | None:
+    """The language model's loss beside the entropies, and the two phases."""
+    found = results.of(NgramsResult)
+    if found is None:
+        return None
+    lines = {
+        "uniform (ln V)": found.entropies.uniform,
+        "unigram": found.entropies.unigram,
+        "bigram (Kneser–Ney)": found.entropies.bigram,
+        "bigram (counts, corrected)": found.entropies.bigram_corrected,
+    }
+    rules = {label: float(f"{value:.6g}") for label, value in lines.items()}
+    rotation = results.of(RotationResult)
+    sharp = rotation is not None and rotation.turning_point.is_sharp
+    parted, marks = phases(results)
+    return FigureTable(
+        "loss",
+        "Loss and the n-gram levels" + (" and the two phases" if sharp else ""),
+        "paper",
+        "Mean cross-entropy of the language model on the evaluation text, at each snapshot (solid). Dashed: entropies "
+        "of n-gram models, the levels that a model with only those statistics reaches."
+        + (f" The paper tells a phase of statistics from one of features: {parted}" if parted else ""),
+        results.by_snapshot | {"loss": plain_column(found.curves.loss)},
+        Lines([Panel(Axis("nats a token"), [Series("loss", "model")], rules=rules)]),
+        {"marks": marks} if marks else {},
+        wide=True,
+    )
+
+
+def distances(results: Results) -> FigureTable | None:
+    """Distances of the predictions from n-gram statistics."""
+    found = results.of(NgramsResult)
+    if found is None:
+        return None
+    curves = {
+        "unigram": found.curves.kl_unigram,
+        "bigram": found.curves.kl_bigram,
+        "bigram, corrected": found.curves.kl_bigram_corrected,
+        "per prediction": found.curves.kl_bigram_each,
+    }
+    return FigureTable(
+        "kl",
+        "Distance to n-gram statistics",
+        "both",
+        "Unigram: KL divergence from the text's token frequencies to the model's mean prediction. Bigram: from the "
+        "text's bigram rows to the mean prediction after each token. Corrected (ours): the same less the first-order "
+        "estimate (Miller–Madow) of what the finite counts add to it; on sparse counts still too high. Per prediction: "
+        "from the bigram row to each single prediction, averaged. The paper shows such curves; the formulas are ours, "
+        "since it gives none.",
+        results.by_snapshot | {name: plain_column(curve_K) for name, curve_K in curves.items()},
+        Lines([Panel(Axis("KL divergence, nats", zero=True), [Series(name, name) for name in curves])]),
+    )
+
+
+def passing(results: Results) -> str:
+    """When the model's loss passes under the bigram entropy."""
+    found = results.of(NgramsResult)
+    if found is None:
+        return ""
+    loss_K, bigram, lower = found.curves.loss, found.entropies.bigram, found.entropies.bigram_corrected
+    start = (
+        f"The language model's loss on {found.curves.n_predictions:,} held-out tokens falls from {loss_K[0]:.2f} to "
+        f"{loss_K[-1]:.2f} nats a token"
+    )
+    passes = _passes(loss_K, bigram, results.steps)
+    if passes is None:
+        return (
+            f"{start}, still above the {bigram:.2f} of a bigram model there: it has not left the phase of plain "
+            "statistics."
+        )
+    below = _passes(loss_K, lower, results.steps)
+    also = f"{below} under" if below is not None else "at no snapshot under"
+    return (
+        f"{start}; {passes} it passes under the {bigram:.2f} of a bigram model on the same tokens, {also} the "
+        f"{lower:.2f} that the counts' bigram entropy is with its sampling bias removed to first order. It is one text "
+        "and one training: no interval is known."
+    )
+
+
+def _passes(loss_K: np.ndarray, level: float, steps_K: np.ndarray) -> str | None:
+    """Where the loss is below a level for the first time, in words; None if nowhere."""
+    below = np.flatnonzero(loss_K < level)
+    if not len(below):
+        return None
+    return f"between steps {steps_K[below[0] - 1]:,} and {steps_K[below[0]]:,}" if below[0] else "at the first snapshot"
+
+
+def facts(results: Results) -> list[Fact]:
+    """Loss and entropy."""
+    found = results.of(NgramsResult)
+    return [] if found is None else [
+        Fact("Model loss", f"{found.curves.loss[-1]:.2f} nats", "the last snapshot's, a token, on held-out documents"),
+        Fact("Bigram entropy", f"{found.entropies.bigram:.2f} nats", "Kneser–Ney bigram model, same tokens"),
+    ]  # fmt: skip
+
+
+SECTION = "N-gram phase"
+
 NGRAMS = Analysis(
     "ngrams",
     version=1,
-    section="N-gram phase",
     definition="KL of the snapshots' predictions from unigram and bigram statistics (the paper's), loss and entropies",
     result=NgramsResult,
     compute=compute,
     summary=summary,
+    page=Part(SECTION, (loss, distances), (passing,), facts),
+    required=True,
 )

@@ -3,7 +3,8 @@ const Axis = (() => {
   const listeners = new Set();
   let mode = "log";
 
-  const position = (step) => (mode === "log" ? Math.log1p(step) : step);
+  const [bend, unbend] = [Math.log1p, Math.expm1];
+  const position = (step) => (mode === "log" ? bend(step) : step);
 
   function ticksFor(first, last, width) {
     if (mode === "linear") return d3.ticks(first, last, Math.max(2, Math.min(7, Math.floor(width / 80))));
@@ -14,7 +15,7 @@ const Axis = (() => {
   // Between powers of ten a zoomed log axis needs ticks of its own: round steps, evenly spread over the width.
   function zoomedTicks([first, last], width) {
     const most = Math.max(2, Math.min(7, Math.floor(width / 80)));
-    if (mode === "linear" || Math.log1p(last) - Math.log1p(Math.max(first, 0)) < 1.5) return d3.ticks(first, last, most);
+    if (mode === "linear" || bend(last) - bend(Math.max(first, 0)) < 1.5) return d3.ticks(first, last, most);
     return roundTicks(first, last, most, [0]);
   }
   // 1, 2, 5, 10, ... between first and last, or the powers of ten alone where those are too many
@@ -53,7 +54,7 @@ const Axis = (() => {
     for (const listener of listeners) listener();
   }
   return {
-    scale, marks, roundTicks, spread, set, show,
+    bend, unbend, scale, marks, roundTicks, spread, set, show,
     toggle: () => set(mode === "log" ? "linear" : "log"),
     onChange: (listener) => listeners.add(listener),
     get mode() {

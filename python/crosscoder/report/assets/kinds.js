@@ -71,14 +71,14 @@ const Kinds = (() => {
     return drawing;
   }
 
-  // Where a step that is no snapshot falls on a band axis (between two centres, by log(1 + step)).
+  // Where a step between snapshots falls on a band axis.
   function bandPlace(step, scale) {
     const centre = (index) => scale.apply(index) + scale.bandwidth / 2;
     const { steps } = Store;
     const after = steps.findIndex((other) => other >= step);
     if (after <= 0) return centre(after < 0 ? steps.length - 1 : 0);
-    const [low, high] = [Math.log1p(steps[after - 1]), Math.log1p(steps[after])];
-    return centre(after - 1) + ((Math.log1p(step) - low) / (high - low)) * (centre(after) - centre(after - 1));
+    const [low, high] = [Axis.bend(steps[after - 1]), Axis.bend(steps[after])];
+    return centre(after - 1) + ((Axis.bend(step) - low) / (high - low)) * (centre(after) - centre(after - 1));
   }
   const bandCentre = (_, scale, snapshot) => scale.apply(snapshot) + scale.bandwidth / 2;
 
@@ -225,7 +225,7 @@ const Kinds = (() => {
     const bySteps = spec.x === "step";
     const rows = Plots.rows(figure.columns).filter((row) => known(row, spec.x, spec.y));
     const whole = rows.every((row) => Number.isInteger(row[spec.y]));
-    const at = (row, index) => (!spec.jitter ? row[spec.x] : bySteps ? Math.max(0, Math.expm1(Math.log1p(row[spec.x]) + 0.1 * noise(index, 0))) : row[spec.x] + 0.25 * noise(index, 0));
+    const at = (row, index) => (!spec.jitter ? row[spec.x] : bySteps ? Math.max(0, Axis.unbend(Axis.bend(row[spec.x]) + 0.1 * noise(index, 0))) : row[spec.x] + 0.25 * noise(index, 0));
     const up = (row, index) => {
       if (!spec.jitter || !whole) return row[spec.y];
       return spec.y_axis.scale === "log" ? row[spec.y] * Math.exp(0.2 * noise(index, 1)) : row[spec.y] + 0.3 * noise(index, 1);

@@ -5,8 +5,8 @@ const Zoom = (() => {
   const LEAST = 12; // pixels of a drag that mean something
 
   const isBand = (scale) => scale.bandwidth !== undefined;
-  // Position in [0, 1] along a log, symlog or linear scale, and back.
-  const BENT = { log: [Math.log, Math.exp], symlog: [Math.log1p, Math.expm1] };
+  // Position in [0, 1] along a scale, and back.
+  const BENT = { log: [Math.log, Math.exp], symlog: [Axis.bend, Axis.unbend] };
   const bent = (scale) => BENT[scale.type] ?? [(value) => value, (value) => value];
 
   // The part [from, to] in pixels of a scale's range.

@@ -1,24 +1,14 @@
-"""The ways to compute a training step: dense torch, C++ on a CPU, Triton on a GPU."""
+"""The training step around a backend's part: one engine, and what is added where the host runs ahead of the device."""
 
 from __future__ import annotations
 
 from crosscoder.config import TrainConfig
-from crosscoder.kernels import choose_backend
 from crosscoder.model import Crosscoder
-from crosscoder.train.engines.base import Engine
+from crosscoder.train.engines.asynchronous import AsynchronousEngine
+from crosscoder.train.engines.engine import Engine
 
 
 def make_engine(model: Crosscoder, config: TrainConfig) -> Engine:
-    """The engine that `config.backend` names for `model`. Raises `ConfigError` if it does not fit."""
-    match choose_backend(config.backend, model.W_enc):
-        case "native":
-            from crosscoder.train.engines.native import NativeEngine
-
-            return NativeEngine(model, config)
-        case "triton":
-            from crosscoder.train.engines.triton import TritonEngine
-
-            return TritonEngine(model, config)
-    from crosscoder.train.engines.reference import ReferenceEngine
-
-    return ReferenceEngine(model, config)
+    """The engine for `model` and the backend that `config` names. Raises `ConfigError` if that does not fit."""
+    backend = model.backend(config.backend, config.candidates)
+    return (AsynchronousEngine if backend.asynchronous else Engine)(model, config)

@@ -1,1 +1,0 @@
-"""residual, W_dec -> the reconstruction loss's gradient for the N pairs of a code."""

@@ -1,0 +1,59 @@
+"""What computes: one protocol (`base.py`), three backends, and the choice between them.
+
+`README.md` says what is held against what. `crosscoder.registry.register` adds a backend of your own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crosscoder.errors import ConfigError
+from crosscoder.registry import AUTO, automatic_names, check_name, load
+
+if TYPE_CHECKING:
+    from crosscoder.backends.base import Backend
+    from crosscoder.parameters import Weights
+
+
+def choose(name: str, weights: Weights, candidates: str = "exact") -> str:
+    """The name of the backend that computes with `weights`: the one check that every call and the trainer go through.
+
+    "auto" is native on a CPU and triton on a CUDA device for float32 and bfloat16 weights (after what was registered as
+    automatic), and the reference for other dtypes; where Triton is wanted and cannot be used it says so. Raises
+    `ConfigError` with the reason and the remedy: an unknown backend, one that does not fit the weights, candidates
+    that it does not have.
+    """
+    check_name(name)
+    if name == AUTO:
+        name = _automatic(weights)
+    else:
+        reason = load(name).fits(weights)
+        if reason is not None:
+            raise ConfigError(f'backend "{name}" {reason}; use "auto"')
+    known: tuple[str, ...] = load(name).candidates
+    if candidates not in known:
+        if candidates not in ("exact", "int8"):
+            raise ConfigError(f"candidates must be one of exact, int8, not {candidates!r}")
+        raise ConfigError(
+            f'backend "{name}" has no candidates "{candidates}", only {", ".join(known)}; '
+            f'leave candidates at "exact", or use backend "native" (float32 or bfloat16 weights on a CPU)'
+        )
+    return name
+
+
+def make(name: str) -> Backend:
+    """A new backend, which keeps what it derives from one crosscoder's weights."""
+    backend: Backend = load(name)()
+    return backend
+
+
+def _automatic(weights: Weights) -> str:
+    reasons = {name: load(name).fits(weights) for name in automatic_names()}
+    for name, reason in reasons.items():
+        if reason is None:
+            return name
+    if weights.W_enc.device.type == "cuda" and str(weights.W_enc.dtype) in ("torch.float32", "torch.bfloat16"):
+        from crosscoder.progress import warn
+
+        warn(f'backend "triton" {reasons["triton"]}; going on in dense torch, which is slower and needs more memory')
+    return "reference"

@@ -1,0 +1,438 @@
+"""Triton on a GPU: one bf16 product, then only the pairs that are on (kernels/*/triton.py).
+
+Letters: B tokens, K snapshots, D width of one activation, F features, N pairs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from crosscoder.backends.adam_state import AdamState
+from crosscoder.backends.base import (
+    Backend,
+    Room,
+    SparsePass,
+    StepSettings,
+    StepStatistics,
+    Training,
+    Update,
+    differentiable,
+)
+from crosscoder.backends.closed_form import Gradients
+from crosscoder.code import SparseCode
+from crosscoder.config import TrainConfig
+from crosscoder.gate import Gate
+from crosscoder.kernels.decode.triton import decode, residual_and_dots
+from crosscoder.kernels.device import LANES, Slices, power_of_two
+from crosscoder.kernels.encode.triton import SCALE, EncoderWeights, encode, find_candidates, list_pairs
+from crosscoder.kernels.threshold.reference import sample_tokens
+from crosscoder.kernels.threshold.triton import threshold_gradient
+from crosscoder.kernels.transpose.reference import FeatureOrder
+from crosscoder.kernels.transpose.triton import transpose
+from crosscoder.kernels.update.triton import (
+    ADAM,
+    GRADIENT,
+    NORMS,
+    PAIRS,
+    AdamScalars,
+    PairGradients,
+    adam_vector,
+    gradients_of_pairs,
+    limit_rows,
+    row_layout,
+    row_statistics,
+    update_rows,
+)
+from crosscoder.parameters import Weights
+from crosscoder.penalty import LossSettings, LossTerms, Penalty
+from crosscoder.sharding import ONE_PROCESS, Sharding
+
+DENSE_ABOVE = 0.04
+"""Share of the B x F pairs above which dense products win. From the bytes and FLOPs in kernels/update/README.md on an
+H100 (five reads of a row of K D float32 numbers a pair, against six float32 products), not measured."""
+DENSE_TILE_BYTES = 64 * 2**20
+"""Of one (B, features of the tile) float32 matrix."""
+INFERENCE_TOKENS = 2048
+"""Batch size that rows are cut for where nobody trains."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the gradients of W_enc and W_dec are made of."""
+
+    code: SparseCode
+    order: FeatureOrder
+    pairs: PairGradients
+    read_BKD: Tensor
+    residual_BKD: Tensor
+    x_sum_KD: Tensor | None
+
+
+class DerivedRows:
+    """What is derived from W_enc and W_dec: sums of W_enc^4 and W_dec^2 by slices of a row, and W_enc in bf16."""
+
+    def __init__(self, weights: Weights, slices: Slices) -> None:
+        F, K, _ = weights.W_enc.shape
+        self.slices, self.shape, self.dtype = slices, weights.W_enc.shape, weights.W_enc.dtype
+        self.device = weights.W_enc.device
+        self.fourth = torch.empty(F, K, slices.count, device=self.device)
+        self.squares = torch.empty_like(self.fourth)
+        in_bf16 = self.dtype == torch.bfloat16
+        self.shadow = None if in_bf16 else torch.empty(self.shape, dtype=torch.bfloat16, device=self.device)
+        self._seen: tuple[int, ...] | None = None
+
+    def fit(self, weights: Weights, slices: Slices | None) -> bool:
+        """Are they of such weights, and cut so (None: in any way)?"""
+        W = weights.W_enc
+        same = (W.shape, W.dtype, W.device) == (self.shape, self.dtype, self.device)
+        return same and slices in (None, self.slices)
+
+    def refresh(self, weights: Weights) -> None:
+        """Bring everything up to date, if the weights changed since the last time."""
+        state = weights.state()
+        if state is not None and state == self._seen:
+            return
+        F, K, D = self.shape
+        row_statistics[(F, K * self.slices.count)](
+            W_enc_ptr=weights.W_enc, W_dec_ptr=weights.W_dec, shadow_ptr=self.bf16(weights), fourth_ptr=self.fourth,
+            squares_ptr=self.squares, K=K, D=D, n_parts=self.slices.count, SHADOW=self.shadow is not None,
+            BLOCK=self.slices.width, num_warps=self.slices.warps,
+        )  # fmt: skip
+        self._seen = state
+
+    def current(self, weights: Weights) -> None:
+        """The kernels have changed weights and rows together."""
+        self._seen = weights.state()
+
+    def bf16(self, weights: Weights) -> Tensor:
+        """W_enc in bf16."""
+        return weights.W_enc if self.shadow is None else self.shadow
+
+    def encoder(self, weights: Weights, gate: Gate) -> EncoderWeights:
+        """What encoding needs."""
+        norms_FK = self.squares.sum(dim=2).sqrt() * weights.snapshot_scale.float()
+        w_norms_F = self.fourth.sum(dim=(1, 2)).sqrt().sqrt() / SCALE.value
+        bias_F = weights.b_enc.detach().float()
+        return EncoderWeights(
+            weights.W_enc, self.bf16(weights), w_norms_F, bias_F, norms_FK, norms_FK.amax(dim=1), weights.theta(gate)
+        )
+
+
+class TritonBackend(Backend):
+    """Keeps sums of the rows' powers and W_enc in bf16."""
+
+    name = "triton"
+    asynchronous = True
+
+    def __init__(self) -> None:
+        self._rows: DerivedRows | None = None
+
+    @classmethod
+    def fits(cls, weights: Weights) -> str | None:
+        """float32 or bfloat16 on a CUDA device, or anywhere in Triton's interpreter."""
+        W = weights.W_enc
+        if W.dtype not in (torch.float32, torch.bfloat16):
+            return f"needs float32 or bfloat16 weights, not {W.dtype}"
+        if W.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return (
+                f"needs weights on a CUDA device, not on {W.device} (or TRITON_INTERPRET=1 in the environment from the "
+                "start, to try its kernels slowly on a CPU)"
+            )
+        return None
+
+    def rows(self, weights: Weights, slices: Slices | None = None) -> DerivedRows:
+        """What is derived from the weights, up to date."""
+        if self._rows is None or not self._rows.fit(weights, slices):
+            cut = slices or row_layout(INFERENCE_TOKENS, weights.config.d_model, 4)
+            self._rows = DerivedRows(weights, cut)
+        self._rows.refresh(weights)
+        return self._rows
+
+    @torch.no_grad()
+    def encode(self, weights: Weights, x_BKD: Tensor, candidates: str = "exact") -> SparseCode:
+        """The code of a batch (B, K, D)."""
+        gate = weights.gate
+        return encode(weights.encoder_input(x_BKD), self.rows(weights).encoder(weights, gate), gate)
+
+    @torch.no_grad()
+    def decode(self, weights: Weights, code: SparseCode) -> Tensor:
+        """The reconstruction (B, K, D) float32."""
+        return decode(code, weights.W_dec, weights.b_dec)
+
+    def loss(self, weights: Weights, x_BKD: Tensor, settings: LossSettings) -> LossTerms:
+        """From the sparse code; the host waits for the number of its pairs."""
+        return differentiable(self, weights, x_BKD, settings)
+
+    @torch.no_grad()
+    def sparse_pass(
+        self, weights: Weights, x_BKD: Tensor, settings: LossSettings, *, sharding: Sharding = ONE_PROCESS
+    ) -> SparsePass:
+        """Loss and gradients of a batch."""
+        everything = lambda count: max(1, int(count))  # noqa: E731 - a function of one line
+        batch = sparse_pass(weights, x_BKD.contiguous(), self.rows(weights), settings, everything, sharding=sharding)
+        assert batch is not None
+        return batch
+
+    @torch.no_grad()
+    def gradients(self, weights: Weights, batch: SparsePass) -> tuple[Tensor, Tensor]:
+        """dW_enc and dW_dec, float32."""
+        dW_enc_FKD, dW_dec_FKD = weights.W_enc.detach().new_empty(2, *weights.W_enc.shape, dtype=torch.float32)
+        _launch_rows(GRADIENT, weights, self.rows(weights), batch.parts, (dW_enc_FKD, dW_dec_FKD))
+        return dW_enc_FKD, dW_dec_FKD
+
+    def training(self, weights: Weights, config: TrainConfig, state: AdamState) -> Training:
+        """Sparse steps, dense ones in torch, for which the host does not wait."""
+        return TritonTraining(self, config, state)
+
+
+def sparse_pass(
+    weights: Weights,
+    x_BKD: Tensor,
+    rows: DerivedRows,
+    settings: LossSettings,
+    room: Room,
+    *,
+    sharding: Sharding = ONE_PROCESS,
+) -> SparsePass | None:
+    """Loss and gradients of a batch (B, K, D), contiguous; None where `room` says so."""
+    config, penalty = weights.config, Penalty.of(weights.config)
+    preactivation = settings.preactivation_coefficient
+    gate = Gate.for_loss(config, training=weights.training, above=preactivation > 0)
+    read_BKD = weights.encoder_input(x_BKD)
+    encoder = rows.encoder(weights, gate)
+    candidates = find_candidates(read_BKD, encoder, gate)
+    capacity = room(candidates.count)
+    if capacity is None:
+        return None
+    encoded = list_pairs(read_BKD, encoder, gate, candidates, capacity)
+    code, order = encoded.code, transpose(encoded.code)
+    decoded = residual_and_dots(code, weights.W_dec, weights.b_dec, x_BKD, closed=gate.window > 0, sharding=sharding)
+    B, K, _ = x_BKD.shape
+    terms = max(1, B * K)
+    x_sum_KD = read_BKD.sum(dim=0, dtype=torch.float32) if preactivation else None
+    score_sums_F = None if x_sum_KD is None else weights.score_sums(x_sum_KD, B)
+    pairs = gradients_of_pairs(
+        code, order, decoded.dots_NPK, encoder.norms_FK, encoder.theta_F, score_sums_F, penalty, gate, settings
+    )
+    reconstruction = decoded.square_sum / terms
+    sparsity = settings.sparsity_coefficient * penalty.total(pairs.p_F)
+    missing = reconstruction.new_zeros(())
+    if pairs.gap_F is not None:
+        missing = (preactivation / terms) * pairs.gap_F.sum()
+    loss = LossTerms(reconstruction + sparsity + missing, reconstruction, sparsity, missing)
+    dlog_threshold_F = pairs.dlog_threshold_F
+    if gate.learned and not gate.window and B:
+        dlog_threshold_F = dlog_threshold_F + _threshold_gradient(
+            weights, read_BKD, decoded.residual_BKD, encoder, pairs, penalty, gate, settings
+        )
+    return SparsePass(
+        StepStatistics(loss, decoded.residual_BKD, decoded.open_K, pairs.fired_F.long(), encoded.smallest_score),
+        Parts(code, order, pairs, read_BKD, decoded.residual_BKD, x_sum_KD),
+        db_enc_F=pairs.db_enc_F,
+        db_dec_KD=decoded.residual_BKD.sum(dim=0) * (2 / terms),
+        dlog_threshold_F=dlog_threshold_F,
+    )
+
+
+def _threshold_gradient(
+    weights: Weights,
+    read_BKD: Tensor,
+    residual_BKD: Tensor,
+    encoder: EncoderWeights,
+    pairs: PairGradients,
+    penalty: Penalty,
+    gate: Gate,
+    settings: LossSettings,
+) -> Tensor:
+    """dlog_theta (F,) for a window whose pairs are not in the code."""
+    config = weights.config
+    B, K, _ = read_BKD.shape
+    tokens, factor = None, 1.0
+    if config.threshold_mode == "sampled":
+        tokens, factor = sample_tokens(B, config.threshold_sample, settings.generator)
+        if read_BKD.is_cuda:
+            tokens = tokens.pin_memory().to(read_BKD.device, non_blocking=True)
+    weight_F = settings.sparsity_coefficient * penalty.total_slope(pairs.p_F) / (B * K)
+    gradient_F = threshold_gradient(
+        read_BKD, residual_BKD, weights.W_enc, weights.W_dec, encoder.b_enc_F, encoder.norms_FK, encoder.theta_F,
+        weight_F, penalty=penalty, scale=2 / (B * K), window=config.threshold_window, gate=gate, tokens=tokens,
+    )  # fmt: skip
+    return gradient_F * factor
+
+
+class TritonTraining:
+    """A step's update on the device; nothing here waits for it."""
+
+    def __init__(self, backend: TritonBackend, config: TrainConfig, state: AdamState) -> None:
+        self.dense_above = DENSE_ABOVE
+        self.state = state
+        self._backend = backend
+        self._batch_size = config.batch_size
+        self._rows: DerivedRows
+        """Of the step under way."""
+
+    def input(self, weights: Weights, x_BKD: Tensor) -> Tensor:
+        """On the weights' device, in its own dtype up to float32."""
+        weights.check(x_BKD)
+        if x_BKD.dtype == torch.float64:
+            x_BKD = x_BKD.float()
+        return x_BKD.to(weights.W_enc.device, non_blocking=True).contiguous()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Nothing."""
+        return iter(())
+
+    def tile(self, n_tokens: int) -> int:
+        return max(1, DENSE_TILE_BYTES // (4 * max(1, n_tokens)))
+
+    def sparse_pass(
+        self, weights: Weights, x_BKD: Tensor, settings: StepSettings, max_density: float, room: Room | None
+    ) -> SparsePass | None:
+        assert room is not None, "the host runs ahead: it is the engine that knows how many pairs fit"
+        # As wide as for float32 activations: the cut must not change with the batch.
+        self._rows = self._backend.rows(weights, row_layout(self._batch_size, weights.config.d_model, 4))
+        return sparse_pass(weights, x_BKD, self._rows, settings.loss(), room)
+
+    def squares(self, weights: Weights, batch: SparsePass) -> Tensor:
+        out = torch.empty_like(self._rows.squares)
+        # A feature that did not fire has no gradient, unless all have one.
+        _launch_rows(NORMS, weights, self._rows, batch.parts, squares=out, skip=batch.parts.x_sum_KD is None)
+        return out.sum(dtype=torch.float64)
+
+    def update(self, weights: Weights, batch: SparsePass, update: Update) -> None:
+        _launch_rows(ADAM, weights, self._rows, batch.parts, update=update, state=self.state)
+
+    def update_tile(
+        self, weights: Weights, features: slice, gradients: Gradients, fired_F: Tensor, update: Update
+    ) -> None:
+        _launch_rows(
+            ADAM, weights, self._rows, None, (gradients.W_enc, gradients.W_dec), update=update, state=self.state,
+            fired_F=fired_F.int(), first=features.start,
+        )  # fmt: skip
+
+    def finish(self, weights: Weights, db_enc_F: Tensor, fired_F: Tensor, update: Update) -> None:
+        """The decoders' limit, b_enc, and when each row was last updated."""
+        rows, allowed = self._rows, update.allowed
+        assert allowed is not None
+        F, K, D = weights.W_enc.shape
+        if update.norm_limit is not None:
+            limit_rows[(F,)](
+                W_dec_ptr=weights.W_dec, squares_ptr=rows.squares, allowed_ptr=allowed, limit=update.norm_limit, K=K,
+                D=D, n_parts=rows.slices.count, seed=short_seed(update.settings.seed),
+                BF16=weights.W_dec.dtype == torch.bfloat16, SNAPSHOTS=power_of_two(K), BLOCK=rows.slices.width,
+                num_warps=rows.slices.warps,
+            )  # fmt: skip
+        skip = update.lazy and not update.everywhere
+        self._vector(weights, "b_enc", db_enc_F, update.settings.lr, update, fired_F.int(), skip=skip, lazy=update.lazy)
+        touched_F = (allowed != 0).expand(F)
+        if skip:
+            touched_F = touched_F & (fired_F > 0)
+        self.state.last_step_F.masked_fill_(touched_F, update.t)
+        weights.written()
+        rows.current(weights)
+
+    def update_vector(self, weights: Weights, name: str, gradient: Tensor, lr: float, update: Update) -> None:
+        self._vector(weights, name, gradient, lr, update, self.state.last_step_F)
+
+    def _vector(
+        self, weights: Weights, name: str, gradient: Tensor, lr: float, update: Update, fired_F: Tensor,
+        *, skip: bool = False, lazy: bool = False,
+    ) -> None:  # fmt: skip
+        parameter, moments = getattr(weights, name), self.state[name]
+        clip = update.allowed if update.factor is None else update.factor.float()
+        adam_vector[(triton.cdiv(parameter.numel(), 256),)](
+            w_ptr=parameter, m_ptr=moments["m"], v_ptr=moments["v"], g_ptr=gradient, fired_ptr=fired_F,
+            last_step_ptr=self.state.last_step_F, allowed_ptr=update.allowed, clip_ptr=clip, n=parameter.numel(),
+            **AdamScalars(lr, update.t).arguments(), step=update.t, SKIP=skip, LAZY=lazy,
+            CLIP=update.factor is not None, BLOCK=256, num_warps=4,
+        )  # fmt: skip
+
+
+def _launch_rows(
+    what: int,
+    weights: Weights,
+    rows: DerivedRows,
+    parts: Parts | None,
+    dense: tuple[Tensor, Tensor] | None = None,
+    *,
+    squares: Tensor | None = None,
+    skip: bool = False,
+    update: Update | None = None,
+    state: AdamState | None = None,
+    fired_F: Tensor | None = None,
+    first: int = 0,
+) -> None:
+    """`update_rows` for all features from `parts`, or for some from `first` on from gradients that are there.
+
+    GRADIENT writes to `dense`, NORMS to `squares`, ADAM changes weights, moments and `rows` as `update` says.
+    """
+    F, K, D = weights.W_enc.shape
+    slices, unused = rows.slices, rows.squares
+    pairs = None if parts is None else parts.pairs
+    fired_F = fired_F if pairs is None else pairs.fired_F
+    moments = {}
+    for short, name in (("enc", "W_enc"), ("dec", "W_dec")):
+        kept = {} if state is None else state[name]
+        for key in ("m", "v", "m_scale", "v_scale"):
+            moments[f"{short}_{key}_ptr"] = kept.get(key, unused)
+    clip = unused if update is None or update.factor is None else update.factor.float()
+    allowed = torch.ones(1, dtype=torch.int32, device=rows.device) if update is None else update.allowed
+    n_rows = F if parts is not None or dense is None else len(dense[0])
+    update_rows[(n_rows, K * slices.count)](
+        offsets_ptr=unused if parts is None else parts.order.feature_offsets,
+        tokens_ptr=unused if parts is None else parts.order.tokens,
+        order_ptr=unused if parts is None else parts.order.order,
+        dh_ptr=unused if pairs is None else pairs.dh_N,
+        values_ptr=unused if parts is None else parts.code.values,
+        gates_ptr=unused if parts is None else parts.code.gates,
+        x_ptr=unused if parts is None else parts.read_BKD,
+        residual_ptr=unused if parts is None else parts.residual_BKD,
+        dense_enc_ptr=unused if dense is None else dense[0],
+        dense_dec_ptr=unused if dense is None else dense[1],
+        first=first,
+        pull_ptr=unused if pairs is None else pairs.pull_FK,
+        lift_ptr=unused if pairs is None or pairs.lift_F is None else pairs.lift_F,
+        x_sum_ptr=unused if parts is None or parts.x_sum_KD is None else parts.x_sum_KD,
+        fired_ptr=fired_F,
+        last_step_ptr=unused if state is None else state.last_step_F,
+        allowed_ptr=allowed,
+        clip_ptr=clip,
+        W_enc_ptr=weights.W_enc,
+        W_dec_ptr=weights.W_dec,
+        **moments,
+        shadow_ptr=rows.bf16(weights),
+        fourth_ptr=rows.fourth,
+        squares_ptr=rows.squares if squares is None else squares,
+        K=K,
+        D=D,
+        n_parts=slices.count,
+        blocks=-(-D // LANES),
+        scale=1.0 if parts is None else 2 / max(1, len(parts.read_BKD) * K),
+        **AdamScalars(0.0 if update is None else update.settings.lr, 1 if update is None else update.t).arguments(),
+        step=1 if update is None else update.t,
+        seed=0 if update is None else short_seed(update.settings.seed),
+        WHAT=what,
+        DENSE=parts is None,
+        SKIP=skip if update is None else update.lazy and not update.everywhere,
+        LAZY=update is not None and update.lazy,
+        LIFT=parts is not None and parts.x_sum_KD is not None,
+        CLIP=update is not None and update.factor is not None,
+        EIGHT_BIT=state is not None and "m_scale" in state["W_enc"],
+        BF16=weights.W_enc.dtype == torch.bfloat16,
+        SHADOW=rows.shadow is not None,
+        PAIRS=PAIRS,
+        BLOCK=slices.width,
+        LANES=LANES,
+        num_warps=slices.warps,
+    )
+
+
+def short_seed(seed: int) -> int:
+    """A step's seed in 31 bits: what a kernel takes."""
+    return (seed ^ (seed >> 31) * 0x9E3779B1) & 0x7FFFFFFF
