@@ -5,7 +5,7 @@ A feature of such snapshots seems to live, or to be born, where nothing was trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,11 @@ def find_alike(store: ActivationStore) -> list[Alike]:
         for group, difference in zip(groups, differences, strict=True)
         if len(group) > 1
     ]
+
+
+def recorded(record: Mapping[str, Any]) -> list[Alike]:
+    """The groups that are in a run's `snapshots.json`."""
+    return [Alike(tuple(group["snapshots"]), float(group["difference"])) for group in record.get("alike", ())]
 
 
 def describe(alike: Sequence[Alike]) -> list[str]:

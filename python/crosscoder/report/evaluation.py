@@ -98,7 +98,7 @@ def quality(results: Results) -> str:
     summary, by_snapshot = found.summary, found.curve("explained_variance", "by_snapshot")
     return (
         f"The crosscoder explains {summary['explained_variance']['overall']:.1%} of the variance of the activations on "
-        f"{summary['n_heldout_tokens']:,} held-out tokens ({by_snapshot.min():.1%} to {by_snapshot.max():.1%} by "
+        f"{summary['n_heldout_tokens']:,} held-out tokens ({np.nanmin(by_snapshot):.1%} to {np.nanmax(by_snapshot):.1%} by "
         f"snapshot) with {summary['l0']['mean']:.1f} of its {found.n_features:,} features active a token and snapshot; "
         f"{summary['dead_fraction']:.1%} are dead."
     )
@@ -111,8 +111,13 @@ def facts(results: Results) -> list[Fact]:
         return []
     summary = found.summary
     heldout = f"on {summary['n_heldout_tokens']:,} tokens of held-out documents"
+    ordinary = summary.get("explained_variance_by_norm", {}).get("ordinary")
+    by_norm = [] if ordinary is None else [
+        Fact("… of tokens of ordinary norm", f"{ordinary:.3f}", "under 4 times the median norm, around their own mean")
+    ]  # fmt: skip
     return [
         Fact("Explained variance", f"{summary['explained_variance']['overall']:.3f}", f"1 − ΣSSE/ΣSST {heldout}"),
+        *by_norm,
         Fact("L0", f"{summary['l0']['mean']:.1f}", "active features a token and snapshot, mean"),
         Fact("L0, union", f"{summary['l0']['union']:.1f}", "features active at one snapshot or more, a token"),
         Fact("Dead features", f"{summary['dead_fraction']:.1%}", "silent over the last tokens of training"),
