@@ -128,8 +128,7 @@ using EncoderHolder = Holder<Encoder>;
 using RankHolder = Holder<RankEncoder>;
 
 void bind_encoders(py::module_& m) {
-    py::class_<EncoderHolder>(m, "Encoder",
-                              "Pairs of a sparse code from products, tile by tile (csrc/encoder.hpp).")
+    py::class_<EncoderHolder>(m, "Encoder")
         .def(py::init([](const py::object& x, const py::object& weights, const py::object& bias) {
                  const EncoderInputs inputs = encoder_inputs(x, weights, bias);
                  auto holder = std::make_unique<EncoderHolder>();
@@ -187,7 +186,7 @@ void bind_encoders(py::module_& m) {
             },
             py::arg("norms"), py::arg("theta"), py::arg("shared"), py::arg("n_threads"));
 
-    py::class_<RankHolder>(m, "RankEncoder", "The same for TopK and BatchTopK (csrc/rank_encoder.hpp).")
+    py::class_<RankHolder>(m, "RankEncoder")
         .def(py::init([](const py::object& x, const py::object& weights, const py::object& bias,
                          const py::object& largest_norm, std::size_t top_k, bool whole_batch) {
                  const EncoderInputs inputs = encoder_inputs(x, weights, bias);
