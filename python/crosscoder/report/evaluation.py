@@ -113,7 +113,7 @@ def facts(results: Results) -> list[Fact]:
     heldout = f"on {summary['n_heldout_tokens']:,} tokens of held-out documents"
     ordinary = summary.get("explained_variance_by_norm", {}).get("ordinary")
     by_norm = [] if ordinary is None else [
-        Fact("… of ordinary norms", f"{ordinary:.3f}", "tokens under 4 times the median norm, their own mean")
+        Fact("… of ordinary norms", f"{ordinary:.3f}", "under 4 median norms, around their own mean")
     ]  # fmt: skip
     return [
         Fact("Explained variance", f"{summary['explained_variance']['overall']:.3f}", f"1 − ΣSSE/ΣSST {heldout}"),
