@@ -96,10 +96,11 @@ def quality(results: Results) -> str:
     if found is None:
         return ""
     summary, by_snapshot = found.summary, found.curve("explained_variance", "by_snapshot")
+    worst, best = np.nanmin(by_snapshot), np.nanmax(by_snapshot)
     return (
         f"The crosscoder explains {summary['explained_variance']['overall']:.1%} of the variance of the activations on "
-        f"{summary['n_heldout_tokens']:,} held-out tokens ({np.nanmin(by_snapshot):.1%} to {np.nanmax(by_snapshot):.1%} "
-        f"by snapshot) with {summary['l0']['mean']:.1f} of its {found.n_features:,} features active a token and snapshot; "
+        f"{summary['n_heldout_tokens']:,} held-out tokens ({worst:.1%} to {best:.1%} by snapshot) with "
+        f"{summary['l0']['mean']:.1f} of its {found.n_features:,} features active a token and snapshot; "
         f"{summary['dead_fraction']:.1%} are dead."
     )
 
