@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from support.crosscoders import GATES, NAMES, RANKED, double, relative_error
 from support.steps import LAMBDA_P, gradients
 from support.triton_device import make
 
-from crosscoder import Crosscoder, TrainConfig, Trainer, registry
+from crosscoder import Crosscoder, TrainConfig, Trainer, backends, registry
 from crosscoder.backends.reference import ReferenceBackend
 from crosscoder.errors import ConfigError
 from crosscoder.train.initialization import initialize
@@ -145,3 +146,40 @@ def test_a_third_party_adds_a_backend(registered: str, monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="already"):
         registry.register("native", "somewhere:Else")
     assert isinstance(model, Crosscoder)
+
+
+@pytest.fixture
+def not_installed(monkeypatch: pytest.MonkeyPatch) -> str:
+    """As where Triton is not installed, and one more automatic backend's module does not exist either."""
+    monkeypatch.setitem(registry._entries, "triton", "no_such_module_at_all:Triton")
+    monkeypatch.setitem(registry._entries, "gone", "no_such_module_at_all:Gone")
+    monkeypatch.setattr(registry, "_automatic", ["gone", "native", "triton"])
+    return "gone"
+
+
+def test_auto_passes_over_what_cannot_be_loaded(not_installed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model, x = make(SHAPE, device="cpu")
+    assert backends.choose("auto", model.weights()) == "native"
+    assert Trainer(model, TrainConfig(n_steps=2)).engine.name == "native"
+    assert torch.equal(model.encode(x).features, model.encode(x, backend="native").features)
+    assert backends.choose("auto", model.double().weights()) == "reference"
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ConfigError, match='backend "gone" cannot be loaded.*no_such_module_at_all'):
+        backends.choose(not_installed, model.weights())
+
+
+def test_auto_loads_nothing_behind_the_first_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    load = registry.load
+    monkeypatch.setattr(backends, "load", lambda name: asked.append(name) or load(name))
+    assert backends.choose("auto", make(SHAPE, device="cpu")[0].weights()) == "native"
+    assert set(asked) == {"native"}
+
+
+def test_auto_says_why_cuda_weights_go_to_the_reference(not_installed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """No GPU is needed for a choice: the weights only say that they lie on one."""
+    on_gpu = SimpleNamespace(W_enc=SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32))
+    assert backends.choose("auto", on_gpu) == "reference"  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert 'backend "triton" cannot be loaded' in said and 'backend "gone" cannot be loaded' in said
+    assert "going on in dense torch" in said and '"native"' not in said

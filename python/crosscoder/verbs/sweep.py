@@ -85,14 +85,12 @@ def run(config: SweepConfig) -> int:
 def _sweep(config: SweepConfig, run: Run) -> Sweep:
     import dataclasses
 
-    from crosscoder.activations.store import ActivationStore
     from crosscoder.errors import ConfigError
     from crosscoder.sweep.points import METHODS, grid
     from crosscoder.sweep.sweep import Sweep
 
-    remedy = f"collect first: crosscoder collect {config.run} --help"
-    store = ActivationStore.open(run.require(run.activations("train"), remedy)).without_skipped()
-    heldout = ActivationStore.open(run.require(run.activations("heldout"), remedy)).select(store.snapshot_names)
+    store = run.store("train")
+    heldout = run.store("heldout").select(store.snapshot_names)
     store.require_complete()
     heldout.require_complete()
     options, train, n_features = _training(config, run)
