@@ -128,7 +128,9 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
         if checksum(tensors[name]) != checksums.get(name):
             raise DataError(f"{path}: {name} is damaged (its checksum differs from {CONFIG_FILE}'s)")
         infinite = name == "log_threshold"  # of a gate that is never open
-        if not all(bool(_fine(part, infinite).all()) for part in tensors[name].reshape(-1).split(_CHECKED_AT_ONCE)):
+        if not all(
+            bool(_fine(part, infinite).all()) for part in torch.split(tensors[name].reshape(-1), _CHECKED_AT_ONCE)
+        ):
             what = "NaN" if infinite else "NaN or infinity"
             raise DataError(f"{path}: {name} holds {what}; the training went wrong, or another wrote it")
     return config, tensors
