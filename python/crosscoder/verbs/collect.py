@@ -15,6 +15,7 @@ import tyro
 
 from crosscoder.errors import ConfigError
 from crosscoder.files import make_folder, read_json
+from crosscoder.runs import shares_run
 
 if TYPE_CHECKING:
     from crosscoder.activations.collect import PlannedStore
@@ -85,6 +86,7 @@ class CollectConfig:
     """Seed of the split of the text and of the shuffling."""
 
 
+@shares_run
 def run(config: CollectConfig) -> int:
     """Check everything, make the tokens if the run has none, write the records, then fill both stores."""
     from crosscoder.activations.alike import find_alike, warn_alike

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from crosscoder.runs import writes_run
+
 if TYPE_CHECKING:
     pass
 
@@ -32,6 +34,7 @@ class CompareConfig:
     """Seed of the nulls."""
 
 
+@writes_run
 def run(config: CompareConfig) -> int:
     """Match the two dictionaries and write the main figures to `summary.json`."""
     from crosscoder.errors import ConfigError, DataError

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from crosscoder.runs import writes_run
+
 if TYPE_CHECKING:
     from crosscoder.activations.store import ActivationStore
     from crosscoder.metrics import Evaluation
@@ -34,6 +36,7 @@ class EvalConfig:
     """Held-out tokens on which the language model's loss is measured; 0 leaves it out."""
 
 
+@writes_run
 def run(config: EvalConfig) -> int:
     """Evaluate and write the figures to `summary.json`."""
     from crosscoder.evaluation import evaluate

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from crosscoder.config import CrosscoderOptions, StudySettings, TrainConfig
 from crosscoder.errors import ConfigError
+from crosscoder.runs import makes_run
 from crosscoder.verbs import collect, eval, evolve, report, train
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class QuickstartConfig:
     """Seed of everything."""
 
 
+@makes_run
 def run(config: QuickstartConfig) -> int:
     """Run all stages and print where the page is and what was found."""
     from crosscoder.runs import Run

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from crosscoder.runs import writes_run
+
 if TYPE_CHECKING:
     from crosscoder.config import CrosscoderOptions, TrainConfig
     from crosscoder.runs import Run
@@ -57,6 +59,7 @@ class SweepConfig:
     """Show the plan and stop."""
 
 
+@writes_run
 def run(config: SweepConfig) -> int:
     """Show the plan, train and evaluate what is not done yet, and print the table."""
     from crosscoder.runs import Run

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from crosscoder.config import CrosscoderOptions, TrainConfig
+from crosscoder.runs import writes_run
 
 if TYPE_CHECKING:
     from crosscoder.activations.live import LiveSource
@@ -40,6 +41,7 @@ class TrainVerbConfig:
     """Go on from the last checkpoint; with --no-resume, start again from nothing."""
 
 
+@writes_run
 def run(config: TrainVerbConfig) -> int:
     """Train, or finish training, and write `crosscoder/`."""
     from crosscoder.config import CrosscoderConfig
