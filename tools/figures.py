@@ -83,7 +83,7 @@ def _examples() -> str:
 
 
 def _loader() -> str:
-    found = json.loads((RESULTS / "loader-xeon.json").read_text())["bf16"]
+    found = json.loads((RESULTS / "loader-amd-epyc.json").read_text())["bf16"]
     return f"{found['later_to_pread']:.2f} times the rate of `pread` alone"
 
 

@@ -156,7 +156,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("isa_levels", [] { return level_names(best_level(detect_cpu_features())); });
     m.def("cpu_features", [] { return features_as_dict(detect_cpu_features()); });
 
-    bind_step(m);
+    bind_encoders(m);
+    bind_code(m);
+    bind_decoders(m);
+    bind_threshold(m);
+    bind_batch(m);
+    bind_updates(m);
     bind_examples(m);
     bind_geometry(m);
 

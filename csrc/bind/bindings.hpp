@@ -14,11 +14,16 @@
 
 namespace crosscoder {
 
-// The training step's functions, in bindings_step.cpp.
-void bind_step(pybind11::module_& m);
+// The training step, in bindings_encoders.cpp, bindings_decoders.cpp, bindings_batch.cpp and bindings_updates.cpp.
+void bind_encoders(pybind11::module_& m);
+void bind_code(pybind11::module_& m);
+void bind_decoders(pybind11::module_& m);
+void bind_threshold(pybind11::module_& m);
+void bind_batch(pybind11::module_& m);
+void bind_updates(pybind11::module_& m);
+
 // The collection of examples, in bindings_examples.cpp.
 void bind_examples(pybind11::module_& m);
-
 // The geometry of decoders, in bindings_geometry.cpp.
 void bind_geometry(pybind11::module_& m);
 

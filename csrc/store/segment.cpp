@@ -88,30 +88,79 @@ std::uint16_t up_to_bf16(float value) {
 
 struct NotFinite {};
 
-// Mean and standard deviation of each channel: what int8 and int4 take off and divide by, so that a channel that is
-// always large costs the others nothing.
-void fit_channels(SegmentHead& head, const float* x) {
+constexpr double kFar = 2.0;  // in median distances from the mean: a token that the fit does not look at
+
+// Mean and standard deviation of each channel over some rows.
+void fit_rows(SegmentHead& head, const float* x, const std::vector<bool>& far, std::vector<double>& deviations) {
     const std::size_t D = head.width;
-    const auto T = static_cast<double>(head.rows);
     std::vector<double> sums(D), squares(D);
+    double n = 0;
     for (std::uint64_t t = 0; t < head.rows; ++t) {
+        if (far[t]) {
+            continue;
+        }
+        n += 1;
         for (std::size_t d = 0; d < D; ++d) {
             sums[d] += static_cast<double>(x[t * D + d]);
         }
     }
-    head.offset.resize(D);
-    head.gain.resize(D);
     for (std::size_t d = 0; d < D; ++d) {
-        head.offset[d] = static_cast<float>(sums[d] / T);
+        head.offset[d] = static_cast<float>(sums[d] / n);
     }
     for (std::uint64_t t = 0; t < head.rows; ++t) {
+        if (far[t]) {
+            continue;
+        }
         for (std::size_t d = 0; d < D; ++d) {
             const double distance = static_cast<double>(x[t * D + d]) - static_cast<double>(head.offset[d]);
             squares[d] += distance * distance;
         }
     }
     for (std::size_t d = 0; d < D; ++d) {
-        const auto deviation = static_cast<float>(std::sqrt(squares[d] / T));
+        deviations[d] = std::sqrt(squares[d] / n);
+    }
+}
+
+// Marks the rows that are far from the mean, and says whether any is. More than half are never far.
+bool mark_far(const SegmentHead& head, const float* x, std::vector<bool>& far) {
+    const std::size_t D = head.width;
+    std::vector<double> distances(head.rows);
+    for (std::uint64_t t = 0; t < head.rows; ++t) {
+        for (std::size_t d = 0; d < D; ++d) {
+            const double distance = static_cast<double>(x[t * D + d]) - static_cast<double>(head.offset[d]);
+            distances[t] += distance * distance;
+        }
+    }
+    std::vector<double> sorted = distances;
+    const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
+    std::nth_element(sorted.begin(), middle, sorted.end());
+    const double most = *middle * kFar * kFar;
+    bool any = false;
+    for (std::uint64_t t = 0; t < head.rows; ++t) {
+        far[t] = distances[t] > most;
+        any = any || far[t];
+    }
+    return any;
+}
+
+// Offset and gain of each channel, which int8 and int4 take off and divide by: mean and standard deviation, so that a
+// channel that is always large costs the others nothing. Over the tokens that are not far from the mean: a few of huge
+// norm (attention sinks) would otherwise make the gain of their channels so large that all others are rounded away.
+void fit_channels(SegmentHead& head, const float* x) {
+    const std::size_t D = head.width;
+    head.offset.resize(D);
+    head.gain.resize(D);
+    std::vector<bool> far(head.rows);
+    std::vector<double> all(D);
+    fit_rows(head, x, far, all);
+    std::vector<double> ordinary = all;
+    for (int pass = 0; pass < 2 && mark_far(head, x, far); ++pass) {  // the second from a mean without the far ones
+        fit_rows(head, x, far, ordinary);
+    }
+    for (std::size_t d = 0; d < D; ++d) {
+        // A channel that only far tokens use keeps a gain of their size: what is small beside it is not lost.
+        const double least = all[d] * 0x1p-10;
+        const auto deviation = static_cast<float>(std::max(ordinary[d], least));
         head.gain[d] = deviation >= std::numeric_limits<float>::min() ? deviation : 1.0F;
     }
 }

@@ -237,16 +237,6 @@ std::int64_t BasicNgramCounter<Count>::n_tokens() const {
     return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
 }
 
-template <class Count>
-std::int64_t BasicNgramCounter<Count>::n_distinct() const {
-    const std::lock_guard lock(mutex_);
-    std::int64_t n = 0;
-    for (const Line& line : lines_) {
-        n += std::int64_t{line.rows[0].size} + line.rows[1].size;
-    }
-    return n;
-}
-
 template class BasicNgramCounter<std::uint32_t>;
 template class BasicNgramCounter<std::uint8_t>;
 

@@ -43,8 +43,7 @@ class BasicNgramCounter {
 
     std::int32_t vocab_size() const { return vocab_size_; }
     std::optional<std::int32_t> ignore() const { return ignore_; }
-    std::int64_t n_tokens() const;    // counted, that is without ignored ones
-    std::int64_t n_distinct() const;  // distinct bigrams
+    std::int64_t n_tokens() const;  // counted, that is without ignored ones
 
   private:
     static constexpr std::uint32_t kHash = 0x9e3779b1U;  // 2^32 over the golden ratio

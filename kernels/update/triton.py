@@ -216,6 +216,15 @@ def spread(scale_ptr, d, inside, LANES: tl.constexpr):
 
 
 @triton.jit
+def square_code(size, scale, noise, LEVELS: tl.constexpr):
+    """Whole q in [0, LEVELS] with scale q^2 / LEVELS^2 next to `size`, above or below, and `size` on average."""
+    x = (LEVELS * LEVELS) * tl.where(scale > 0, size / tl.where(scale > 0, scale, 1.0), 0.0)
+    q = tl.floor(tl.sqrt(x))
+    gap = 2 * q + 1  # from one square to the next
+    return tl.minimum(tl.where(x - q * q + noise * gap >= gap, q + 1, q), LEVELS)
+
+
+@triton.jit
 def adam_row(
     w_ptr, m_ptr, v_ptr, m_scale_ptr, v_scale_ptr, row, D, blocks, d, inside, part, g, elapsed, step_size, v_root,
     log2_beta1, log2_beta2, rest1, rest2, epsilon, key,
@@ -251,14 +260,12 @@ def adam_row(
         block = part * ROWS + tl.arange(0, ROWS)
         top, scale = block_scale(tl.abs(m), ROWS, LANES)
         tl.store(m_scale_ptr + row * blocks + block, top, mask=block < blocks)
-        size = 127 * tl.sqrt(tl.where(scale > 0, tl.abs(m) / tl.where(scale > 0, scale, 1.0), 0.0))
-        size = tl.minimum(tl.floor(size + noise), 127.0)
+        size = square_code(tl.abs(m), scale, noise, 127)
         tl.store(m_ptr + at, tl.where(m < 0, -size, size).to(tl.int8), mask=inside)
         noise = (random_bits(key + 1, d) >> 16).to(tl.float32) * (1.0 / 65536)
         top, scale = block_scale(root, ROWS, LANES)
         tl.store(v_scale_ptr + row * blocks + block, top, mask=block < blocks)
-        size = 255 * tl.sqrt(tl.where(scale > 0, root / tl.where(scale > 0, scale, 1.0), 0.0))
-        size = tl.minimum(tl.floor(size + noise), 255.0)
+        size = square_code(root, scale, noise, 255)
         size = tl.where(root > 0, tl.maximum(size, 1.0), size)  # one that is not 0 never becomes 0
         tl.store(v_ptr + at, size.to(tl.int32).to(tl.uint8), mask=inside)
     else:

@@ -222,7 +222,8 @@ class Prefetcher:
     def drain(self) -> None:
         """Forget all windows; return when no thread touches a batch any more."""
 
-# The training step (csrc/bind/bindings_step.cpp). Its Python faces are kernels/*/native.py, which say what arrays are.
+# The training step (csrc/bind: encoders, decoders, batch, updates). Its Python faces are kernels/*/native.py, which say
+# what arrays are.
 # bf16 numbers are uint16 bits; every array is C-contiguous. All raise `TypeError` or `ValueError` naming a wrong one.
 
 _Array = npt.NDArray[Any]

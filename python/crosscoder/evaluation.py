@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from crosscoder.activations.loader import ActivationLoader
+from crosscoder.activations.norms import EDGES, median_norms
 from crosscoder.activations.store import ActivationStore
 from crosscoder.metrics import Evaluation, Evaluator
 from crosscoder.model import Crosscoder
@@ -20,7 +21,8 @@ def evaluate(folded: Crosscoder, store: ActivationStore, batch_size: int, title:
     model, scale_K = folded.unfold_scales().eval(), folded.snapshot_scale
     loader = ActivationLoader(store, batch_size, shuffle=False, scale=scale_K.double().numpy(), drop_last=False)
     mean_KD = torch.from_numpy(store.means()).float() * scale_K[:, None]
-    evaluator = Evaluator(mean_KD, model.config.n_features)
+    median_K = torch.from_numpy(median_norms(store)).float() * scale_K
+    evaluator = Evaluator(mean_KD, model.config.n_features, median_K, EDGES)
     with Progress(title, store.n_tokens, "tokens") as progress:
         for x_BKD in loader:
             code = model.encode(x_BKD)

@@ -133,7 +133,7 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
                 raise DataError(f"{path} is not a file but a folder, a fifo or a device; remove it")
             if most is not None and found.st_size > most:
                 raise DataError(f"{path} has {found.st_size:,} bytes, more than the {most:,} that one may have")
-            return file.read() if most is None else file.read(most)
+            return file.read()
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except OSError as error:

@@ -7,28 +7,49 @@ mean over tokens of 1 - |x - x^|^2 / |x - mean|^2, which tokens of small norm do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from crosscoder.code import SparseCode
+from crosscoder.errors import DataError
 from crosscoder.kernels.batch import column_sums, squared_distances
 
 
 def batch_explained_variance(x_BKD: Tensor, residual_BKD: Tensor) -> tuple[Tensor, Tensor]:
-    """Both explained variances (K,) of one batch, around the batch's own mean."""
+    """Both explained variances (K,) of one batch, around its own mean; NaN for a snapshot without variance."""
     if x_BKD.device.type == "cpu" and x_BKD.dtype == residual_BKD.dtype == torch.float32 and len(x_BKD):
         x_BKD = x_BKD.contiguous()
         mean_KD = column_sums(x_BKD.flatten(1)).view(x_BKD.shape[1:]) / len(x_BKD)
         total_BK = squared_distances(x_BKD, mean_KD)
         error_BK = squared_distances(residual_BKD.contiguous(), torch.zeros_like(mean_KD))
     else:
-        total_BK = (x_BKD - x_BKD.mean(dim=0)).square().sum(dim=2)
+        mean_KD = x_BKD.mean(dim=0)
+        total_BK = (x_BKD - mean_KD).square().sum(dim=2)
         error_BK = residual_BKD.square().sum(dim=2)
     tiny = torch.finfo(error_BK.dtype).tiny
+    varies_K = total_BK.sum(dim=0) > NO_VARIANCE * len(x_BKD) * mean_KD.square().sum(dim=1)
+    nothing = error_BK.new_tensor(float("nan"))
     pooled_K = 1 - error_BK.sum(dim=0) / total_BK.sum(dim=0).clamp_min(tiny)
-    return pooled_K, (1 - error_BK / total_BK.clamp_min(tiny)).mean(dim=0)
+    ratio_K = (1 - error_BK / total_BK.clamp_min(tiny)).mean(dim=0)
+    return torch.where(varies_K, pooled_K, nothing), torch.where(varies_K, ratio_K, nothing)
+
+
+NO_VARIANCE = 1e-10
+"""A snapshot whose squared deviation from its mean is at most this share of its squared norm is constant."""
+
+
+@dataclass(frozen=True)
+class NormBand:
+    """Tokens (token and snapshot) whose norm is between two multiples of their snapshot's median norm."""
+
+    low: float
+    high: float | None
+    n: int
+    explained_variance: float | None
+    """Around the band's own mean, over all snapshots; None without tokens or variance."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +58,10 @@ class Evaluation:
 
     n_tokens: int
     explained_variance: float
-    """1 - sum |x - x^|^2 / sum |x - mean|^2, over all snapshots."""
-    explained_variance_K: list[float]
-    explained_variance_mean_of_ratios_K: list[float]
+    """1 - sum |x - x^|^2 / sum |x - mean|^2, over the snapshots that have a variance."""
+    explained_variance_K: list[float | None]
+    """None for a snapshot without variance: there is nothing to explain."""
+    explained_variance_mean_of_ratios_K: list[float | None]
     """The paper's definition, by snapshot."""
     deviation_K: list[float]
     """Sum of |x - mean|^2, by snapshot: the weight of each in the overall explained variance."""
@@ -48,6 +70,10 @@ class Evaluation:
     l0_K: list[float]
     l0_union: float
     """Features on at one snapshot or more, a token."""
+    bands: list[NormBand]
+    """The same by the tokens' norms, from small to huge; empty where the norms' medians were not given."""
+    ordinary_explained_variance: float | None
+    """Of the tokens that are not of a huge norm, around their own mean; None as `explained_variance` is."""
     firing_rate_F: Tensor
     """(F,): share of the tokens on which each feature is on at one snapshot or more."""
 
@@ -63,8 +89,16 @@ class Evaluator:
     `mean_KD` is the mean activation, in the same (scaled) units as the batches.
     """
 
-    def __init__(self, mean_KD: Tensor, n_features: int) -> None:
-        K = len(mean_KD)
+    def __init__(
+        self, mean_KD: Tensor, n_features: int, median_K: Tensor | None = None, edges: Sequence[float] = (0.0,)
+    ) -> None:
+        """`median_K`: median norms; `edges`: multiples of them where bands begin, the last band that of huge norms."""
+        K, D = mean_KD.shape
+        self._median_K = median_K
+        self._edges = torch.tensor(edges)
+        self._band_sums_3LK = torch.zeros(3, len(edges), K, dtype=torch.float64)  # error, squares, tokens
+        self._band_sum_LKD = torch.zeros(len(edges), K, D, dtype=torch.float64)
+        self._square_K = torch.zeros(K, dtype=torch.float64)
         self._mean_KD = mean_KD
         self._n_tokens = 0
         self._sums_3K = torch.zeros(3, K, dtype=torch.float64)  # squared error, squared deviation, ratio
@@ -75,23 +109,63 @@ class Evaluator:
         error_BK = (reconstruction_BKD - x_BKD).double().square().sum(dim=2)
         total_BK = (x_BKD - self._mean_KD).double().square().sum(dim=2)
         ratio_BK = 1 - error_BK / total_BK.clamp_min(1e-30)
+        self._square_K += x_BKD.double().square().sum(dim=(0, 2)).cpu()
+        if self._median_K is not None:
+            self._add_bands(x_BKD.cpu(), error_BK.cpu(), total_BK.cpu(), self._median_K)
         self._sums_3K += torch.stack([error_BK.sum(0), total_BK.sum(0), ratio_BK.sum(0)]).cpu()
         self._open_K += code.open_gates().sum(dim=0).cpu()
         self._fired_F += torch.bincount(code.features, minlength=len(self._fired_F)).cpu()
         self._n_tokens += len(x_BKD)
 
+    def _add_bands(self, x_BKD: Tensor, error_BK: Tensor, total_BK: Tensor, median_K: Tensor) -> None:
+        ratio_BK = (x_BKD.norm(dim=2) / median_K.clamp_min(1e-30)).contiguous()
+        band_BK = torch.bucketize(ratio_BK, self._edges, right=True) - 1
+        for band in range(len(self._edges)):
+            in_BK = (band_BK == band).double()
+            self._band_sums_3LK[:, band] += torch.stack(
+                [(error_BK * in_BK).sum(0), (total_BK * in_BK).sum(0), in_BK.sum(0)]
+            )
+            centred_BKD = (x_BKD - self._mean_KD.cpu()).double()
+            self._band_sum_LKD[band] += torch.einsum("bk,bkd->kd", in_BK, centred_BKD)
+
+    def _explained(self, bands: slice) -> float | None:
+        """Explained variance of the tokens of some bands, each snapshot around those tokens' own mean."""
+        error_K, square_K, n_K = self._band_sums_3LK[:, bands].sum(dim=1)
+        sum_KD = self._band_sum_LKD[bands].sum(dim=0)
+        deviation = float((square_K - sum_KD.square().sum(dim=1) / n_K.clamp_min(1)).clamp_min(0).sum())
+        return float(1 - error_K.sum() / deviation) if deviation > NO_VARIANCE * float(self._square_K.sum()) else None
+
+    def _bands(self) -> list[NormBand]:
+        edges = self._edges.tolist()
+        return [
+            NormBand(low, high, int(self._band_sums_3LK[2, band].sum()), self._explained(slice(band, band + 1)))
+            for band, (low, high) in enumerate(zip(edges, [*edges[1:], None], strict=True))
+        ]
+
     def result(self) -> Evaluation:
+        """What was found. Raises `DataError` where no snapshot has a variance."""
         n = max(1, self._n_tokens)
         error_K, total_K, ratio_K = self._sums_3K
+        varies_K = total_K > NO_VARIANCE * self._square_K
+        if not bool(varies_K.any()):
+            raise DataError("no snapshot has a variance: all tokens have the same activations; nothing to evaluate")
+        explained_K = 1 - error_K / total_K.clamp_min(1e-300)
+        with_bands = self._median_K is not None
         l0_K = self._open_K.double() / n
         return Evaluation(
             n_tokens=self._n_tokens,
-            explained_variance=float(1 - error_K.sum() / total_K.sum()),
-            explained_variance_K=(1 - error_K / total_K).tolist(),
-            explained_variance_mean_of_ratios_K=(ratio_K / n).tolist(),
+            explained_variance=float(1 - error_K[varies_K].sum() / total_K[varies_K].sum()),
+            explained_variance_K=_where(varies_K, explained_K),
+            explained_variance_mean_of_ratios_K=_where(varies_K, ratio_K / n),
             deviation_K=total_K.tolist(),
             l0=float(l0_K.mean()),
             l0_K=l0_K.tolist(),
             l0_union=float(self._fired_F.sum() / n),
+            bands=self._bands() if with_bands else [],
+            ordinary_explained_variance=self._explained(slice(0, len(self._edges) - 1)) if with_bands else None,
             firing_rate_F=self._fired_F.double() / n,
         )
+
+
+def _where(kept_K: Tensor, values_K: Tensor) -> list[float | None]:
+    return [float(value) if kept else None for kept, value in zip(kept_K, values_K, strict=True)]

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from crosscoder.configfile import write_config
-from crosscoder.errors import DataError
-from crosscoder.files import make_folder, read_json, write_json, write_text
+from crosscoder.configfile import plain, read_config, write_config
+from crosscoder.errors import BusyError, ConfigError, DataError, printable
+from crosscoder.files import explained_write_errors, make_folder, open_lock, read_json, write_json, write_text
+from crosscoder.progress import warn
+
+if TYPE_CHECKING:
+    from crosscoder.activations.snapshots import SnapshotSet
+    from crosscoder.activations.store import ActivationStore
 
 README = """# A crosscoder run
 
@@ -35,6 +46,77 @@ Open `report.html` in a browser: it needs no network.
 Files appear complete or not at all. Any command that was killed goes on when it is run again.
 `activations/` is the large part; it can be deleted when no further training is wanted.
 """
+
+
+_F = TypeVar("_F", bound=Callable[..., int])
+_held: dict[tuple[int, int, str], int] = {}
+"""(process, thread, folder) of the runs that are worked on here, and how many verbs deep (quickstart calls others)."""
+
+
+@contextlib.contextmanager
+def working_on(folder: Path, verb: str, *, together: bool = False) -> Iterator[None]:
+    """Hold a run folder that exists for `verb`, which writes into it. Raises `BusyError` where another command does.
+
+    The lock is the system's, on the file `.lock`: it ends with the process, however that ends. `together`: commands
+    that share their work (ranks of `collect`) hold it beside each other. A folder that is not there yet is not held.
+    """
+    me = (os.getpid(), threading.get_ident(), str(folder.resolve()))
+    if me in _held or not folder.is_dir():
+        _held[me] = _held.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            _held[me] -= 1
+            if not _held[me]:
+                del _held[me]
+        return
+    path = folder / ".lock"
+    descriptor = open_lock(path)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = printable(os.pread(descriptor, 200, 0).decode(errors="replace").strip()) or "another command"
+            raise BusyError(f"{holder} works on {folder}; wait for it to end, or stop it") from None
+        except OSError as error:
+            warn(f"{path} cannot be locked ({error.strerror}): let only one command at a time work on {folder}")
+        with explained_write_errors(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"crosscoder {verb} (process {os.getpid()})\n".encode(), 0)
+        _held[me] = 1
+        try:
+            yield
+        finally:
+            del _held[me]
+    finally:
+        os.close(descriptor)
+
+
+def writes_run(run: _F) -> _F:
+    """For a verb's `run(config)`: hold the run of `config.run` while it works."""
+    return _holding(run)
+
+
+def shares_run(run: _F) -> _F:
+    """The same for a verb whose processes share its work, beside each other."""
+    return _holding(run, together=True)
+
+
+def makes_run(run: _F) -> _F:
+    """The same for a verb that begins the run of `config.out`."""
+    return _holding(run, make=True)
+
+
+def _holding(run: _F, *, make: bool = False, together: bool = False) -> _F:
+    @functools.wraps(run)
+    def held(config: Any) -> int:
+        folder = Path(config.run if hasattr(config, "run") else config.out)
+        if make:
+            make_folder(folder)
+        with working_on(folder, run.__module__.rpartition(".")[2], together=together):
+            return run(config)
+
+    return held  # type: ignore[return-value]
 
 
 class Run:
@@ -86,14 +168,91 @@ class Run:
             write_text(self.path / "README.md", README)
         write_config(self.path / "config" / f"{verb}.yaml", config)
 
+    def require_same(self, verb: str, config: Any, ignored: Sequence[str] = ()) -> None:
+        """Raises `ConfigError` saying what differs if the run has a record of `verb` with other settings."""
+        path = self.path / "config" / f"{verb}.yaml"
+        if not path.exists():
+            return
+        before, now = plain(read_config(path, type(config))), plain(config)
+        different = [
+            f"{name}: {before[name]} there, {value} now"
+            for name, value in now.items()
+            if name not in ignored and before[name] != value
+        ]
+        if different:
+            raise ConfigError(
+                f"{self.path} was begun with other settings ({'; '.join(different)}); delete it or choose another --out"
+            )
+
     def relative(self, model: str) -> str:
-        """A model's folder relative to the run where it lies inside, so that the run can be moved."""
-        inside = Path(model).resolve().is_relative_to(self.path.resolve())
-        return str(Path(model).resolve().relative_to(self.path.resolve())) if inside else model
+        """What a record calls a model: its folder relative to the run where it lies inside (so that the run can be
+        moved), any other folder absolute, a name on the hub as it is."""
+        folder = Path(model).resolve()
+        if folder.is_relative_to(self.path.resolve()):
+            return str(folder.relative_to(self.path.resolve()))
+        return str(folder) if folder.is_dir() else model
 
     def absolute(self, model: str) -> str:
         """The inverse of `relative`."""
         return str(self.path / model) if (self.path / model).is_dir() else model
+
+    def snapshots(self) -> SnapshotSet:
+        """The snapshots that the run's activations come from, as `collect` recorded them.
+
+        Raises `DataError` where there is no record, or it is malformed.
+        """
+        from crosscoder.activations.snapshots import SnapshotSet
+
+        record = read_json(self.require(self.snapshots_file, f"collect first: crosscoder collect {self.path} --help"))
+        try:
+            return SnapshotSet(
+                self.absolute(record["model"]),
+                tuple(record["revisions"]),
+                record["layer"],
+                record.get("site", "residual"),
+                tuple(record.get("steps", ())),
+                record.get("module", ""),
+                record.get("whole", False),
+                record.get("proven", False),
+                tuple(record.get("content", ())),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{self.snapshots_file} is malformed ({error!r}); restore it or collect again") from error
+
+    def snapshots_identity(self) -> dict[str, Any]:
+        """What results rest on of `snapshots.json`: the place of the model's folder does not matter where its content
+        is recorded, nor what was noticed of the snapshots."""
+        record: dict[str, Any] = read_json(self.snapshots_file)
+        beside = {"model", "alike"} if record.get("content") else set()
+        return {key: value for key, value in record.items() if key not in beside}
+
+    def write_snapshots(self, snapshots: SnapshotSet, alike: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Write `snapshots.json`, which `snapshots` reads; `alike`: which of them are nearly equal."""
+        record = {
+            "model": self.relative(snapshots.model),
+            "revisions": list(snapshots.revisions),
+            "steps": [int(step) for step in snapshots.steps],
+            "layer": snapshots.layer,
+            "site": snapshots.site,
+            "module": snapshots.module,
+            "whole": snapshots.whole,
+            "proven": snapshots.proven,
+            "content": list(snapshots.content),
+            "alike": [dict(group) for group in alike],
+        }
+        write_json(self.snapshots_file, record)
+
+    def store(self, split: str) -> ActivationStore:
+        """The activations of `split`, without skipped snapshots, in the order of `snapshots.json` (that of training):
+        a store has snapshots that were added later at its end. Raises `DataError`."""
+        from crosscoder.activations.store import ActivationStore
+
+        remedy = f"collect first: crosscoder collect {self.path} --help"
+        store = ActivationStore.open(self.require(self.activations(split), remedy)).without_skipped()
+        if not self.snapshots_file.exists():
+            return store
+        names = list(self.snapshots().revisions)
+        return store.select(names) if set(names) == set(store.snapshot_names) else store
 
     def require(self, path: Path, remedy: str) -> Path:
         """`path`, which another verb makes. Raises `DataError` with the `remedy` if it is not there."""

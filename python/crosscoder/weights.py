@@ -16,12 +16,13 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.files import explained_write_errors, read_json, write_bytes, write_json
+from crosscoder.files import explained_write_errors, read_json, require_file, write_bytes, write_json
 
 FORMAT = "crosscoder"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_CHECKED_AT_ONCE = 1 << 20
 
 
 def checksum(tensor: Tensor) -> str:
@@ -69,7 +70,7 @@ def read_config(folder: Path) -> tuple[CrosscoderConfig, dict[str, Any]]:
     """The configuration in `folder`, and the whole of its `config.json`."""
     path = folder / CONFIG_FILE
     record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if record.get("format") != FORMAT:
         raise DataError(f"{path} is not the configuration of a crosscoder")
     version = record.get("format_version")
     if version != FORMAT_VERSION:
@@ -84,7 +85,7 @@ def read_config(folder: Path) -> tuple[CrosscoderConfig, dict[str, Any]]:
         raise DataError(f"{path}: unknown options {unknown}")
     try:
         return CrosscoderConfig(**options), record
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, TypeError, OverflowError) as error:
         raise DataError(f"{path}: {error}") from error
 
 
@@ -96,8 +97,8 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config, record = read_config(folder)
-    path = folder / WEIGHTS_FILE
+    config, _ = read_config(folder)
+    path = require_file(folder / WEIGHTS_FILE)
     try:
         tensors = load_file(path)
     except FileNotFoundError as error:
@@ -118,10 +119,22 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
         shapes["snapshot_mix"] = (K, K)
     if set(tensors) != set(shapes):
         raise DataError(f"{path}: tensors {sorted(set(tensors) ^ set(shapes))} are missing or unexpected")
-    checksums = record.get("checksums", {})
+    checksums = read_json(folder / CONFIG_FILE, checksums=dict)["checksums"]
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise DataError(f"{path}: {name} has shape {tuple(tensors[name].shape)}, {CONFIG_FILE} asks for {shape}")
+        if not tensors[name].is_floating_point():
+            raise DataError(f"{path}: {name} is of {tensors[name].dtype}, not of floating-point numbers")
         if checksum(tensors[name]) != checksums.get(name):
             raise DataError(f"{path}: {name} is damaged (its checksum differs from {CONFIG_FILE}'s)")
+        infinite = name == "log_threshold"  # of a gate that is never open
+        if not all(
+            bool(_fine(part, infinite).all()) for part in torch.split(tensors[name].reshape(-1), _CHECKED_AT_ONCE)
+        ):
+            what = "NaN" if infinite else "NaN or infinity"
+            raise DataError(f"{path}: {name} holds {what}; the training went wrong, or another wrote it")
     return config, tensors
+
+
+def _fine(values: Tensor, infinite: bool) -> Tensor:
+    return ~torch.isnan(values) if infinite else torch.isfinite(values)

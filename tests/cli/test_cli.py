@@ -171,7 +171,7 @@ def test_errors_name_the_thing_and_the_remedy(
     activations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("train", tmp_path / "nothing", *FAST) == 3
-    assert "collect them first" in error(capsys)
+    assert "collect first" in error(capsys)
     assert run("eval", activations) == 3
     assert "train it first" in error(capsys)
     assert run("train", activations, *FAST[:4], "--batch-size", 601) == 3

@@ -4,44 +4,25 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "check.hpp"
 #include "core/checksum.hpp"
-#include "study/cosine_statistics.hpp"
 #include "core/cpu_features.hpp"
+#include "core/parallel.hpp"
+#include "study/cosine_statistics.hpp"
 #include "study/examples.hpp"
 #include "study/geometry.hpp"
 #include "study/ngram_counter.hpp"
-#include "core/parallel.hpp"
 
 namespace {
 
 using namespace crosscoder;
-
-void check(bool holds, const char* what, int line) {
-    if (!holds) {
-        std::fprintf(stderr, "core_test.cpp:%d: failed: %s\n", line, what);
-        std::exit(1);
-    }
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
-
-template <class Error>
-bool throws(const std::function<void()>& function) {
-    try {
-        function();
-    } catch (const Error&) {
-        return true;
-    }
-    return false;
-}
 
 // The same numbers on every platform.
 class Random {

@@ -10,12 +10,12 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <string>
 #include <vector>
 
-#include "store/buffer_pool.hpp"
+#include "check.hpp"
 #include "core/cpu_features.hpp"
+#include "store/buffer_pool.hpp"
 #include "store/prefetcher.hpp"
 #include "store/segment.hpp"
 #include "store/unpack.hpp"
@@ -24,24 +24,6 @@ namespace {
 
 using namespace crosscoder;
 namespace fs = std::filesystem;
-
-void check(bool holds, const char* what, int line) {
-    if (!holds) {
-        std::fprintf(stderr, "store_test.cpp:%d: failed: %s\n", line, what);
-        std::exit(1);
-    }
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
-
-template <class Error>
-bool throws(const std::function<void()>& function) {
-    try {
-        function();
-    } catch (const Error&) {
-        return true;
-    }
-    return false;
-}
 
 class Random {
   public:

@@ -25,6 +25,7 @@ from crosscoder.common.tables import read_table
 from crosscoder.config import StudySettings
 from crosscoder.evolution.study import Study
 from crosscoder.explain import asking
+from crosscoder.explain.figures import Explanations
 from crosscoder.files import read_json
 from crosscoder.report.finished import finished
 from crosscoder.runs import Run
@@ -108,20 +109,21 @@ def test_explanations_of_an_earlier_crosscoder_are_not_shown(run: Run) -> None:
     with Server(knowing) as server:
         assert explain(run, server, "--yes") == 0
     study = Study(run, StudySettings())
-    _, tables, notes = finished(study)
-    assert tables["explanations"]["explanation"] == results(run)["explanation"].tolist() and notes == []
+    [_, shown], notes = finished(study)
+    assert isinstance(shown, Explanations) and notes == []
+    assert shown.columns["explanation"] == results(run)["explanation"].tolist()
     described = run.evolution / "explanations.json"
     kept = described.read_bytes()
     described.unlink()
-    assert finished(study)[1] == {}, "without a record nobody knows what they are of"
+    [_], [_] = finished(study)  # without a record nobody knows what they are of
     described.write_bytes(kept)
 
     model = Crosscoder.from_pretrained(run.crosscoder)
     with torch.no_grad():
         model.W_dec[0] *= 2
     weights.save(model.config, model.state_dict(), run.crosscoder)
-    _, tables, [note] = finished(Study(run, StudySettings()))
-    assert tables == {} and "The explanations by a language model are of an earlier crosscoder" in note
+    [_], [note] = finished(Study(run, StudySettings()))
+    assert "The explanations by a language model are of an earlier crosscoder" in note
     assert f"crosscoder explain {run.path}" in note
 
 

@@ -92,7 +92,7 @@ def test_another_seed_is_refused(quickstart: Run, capsys: pytest.CaptureFixture[
     text = quickstart.path.parent / "text"
     command = ["quickstart", "--out", str(quickstart.path), "--text", str(text), *OPTIONS, "--seed", "1"]
     assert cli.main(command) == 2
-    assert "begun with another text or seed" in capsys.readouterr().err
+    assert "begun with other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
+from crosscoder.backends import closed_form, native
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.kernels.threshold.reference import sample_tokens
+from crosscoder.train import trainer as trainer_module
 from crosscoder.train.initialization import search_decoder_norm
 from crosscoder.train.revival import revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
@@ -32,7 +35,9 @@ def sparse_batch(seed: int, n: int = B) -> torch.Tensor:
 
 def make(**options: Any) -> Trainer:
     settings = {"n_steps": 60, "batch_size": B, "lr": 3e-3, "sparsity_coefficient": 0.1, "revival_every": 20}
-    gate = {name: options.pop(name) for name in ("gate", "top_k", "threshold_mode") if name in options}
+    gate = {
+        name: options.pop(name) for name in ("gate", "top_k", "threshold_mode", "threshold_sample") if name in options
+    }
     model = Crosscoder(CrosscoderConfig(K, D, F, **gate), seed=1)
     return Trainer(model, TrainConfig(**{**settings, **options}))
 
@@ -275,3 +280,45 @@ def test_same_seed_same_bits() -> None:
     train(a, 25)
     train(b, 25)
     assert states_equal(a, b)
+
+
+def test_random_numbers_differ_between_steps_purposes_and_seeds() -> None:
+    seeds = set()
+    for seed in range(3):
+        trainer = make(seed=seed)
+        for trainer.step_number in range(50):
+            seeds |= {trainer._seed(purpose) for purpose in (trainer_module._SAMPLING, trainer_module._REVIVAL)}
+    assert len(seeds) == 3 * 50 * 2
+    assert make(seed=2)._seed(0) == make(seed=2)._seed(0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_every_step_samples_other_tokens(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[torch.Tensor] = []
+
+    def draw(n: int, share: float, generator: torch.Generator) -> tuple[torch.Tensor, float]:
+        tokens, factor = sample_tokens(n, share, generator)
+        drawn.append(tokens.sort().values)
+        return tokens, factor
+
+    monkeypatch.setattr(closed_form if backend == "reference" else native, "sample_tokens", draw)
+    trainer = make(threshold_mode="sampled", threshold_sample=0.125, backend=backend)
+    trainer.engine.dense_above = -1.0 if backend == "reference" else 2.0
+    train(trainer, 6)
+    assert len(drawn) == 6
+    assert all(not torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_every_step_rounds_with_other_noise(backend: str) -> None:
+    """The same low-memory step from the same state, done at two step numbers, differs by its rounding alone."""
+    found = []
+    for step in (700, 700, 701):
+        trainer = make(state="low-memory", backend=backend, n_steps=1000, revival="none")
+        trainer.state.last_step_F.fill_(step)  # one step ago: the moments decay alike
+        trainer.step_number = step
+        trainer.step(sparse_batch(0))
+        found.append(trainer.state["W_enc"]["m"].clone())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert int((found[0].int() - found[2].int()).abs().max()) == 1, "more than the rounding differs"

@@ -41,7 +41,7 @@ class Shard:
     sequences: np.ndarray
     """(s,) sequences of the shard."""
     rows: np.ndarray
-    """(T,) positions in the shard's s x C tokens, shuffled, without end-of-text tokens."""
+    """(T,) positions in the shard's s x C tokens, shuffled, without end-of-text tokens and those left out."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,13 @@ def plan_shards(tokens: TokenSet, rows_per_shard: int, seed: int) -> list[Shard]
     Raises `DataError` if there is no token but end-of-text.
     """
     S, C = tokens.ids.shape
+    stored_SC = tokens.stored_SC
     per_shard = max(1, rows_per_shard // C)
     order = np.random.default_rng([seed, 0]).permutation(S)
     shards = []
     for number, start in enumerate(range(0, S, per_shard)):
         sequences = np.sort(order[start : start + per_shard])
-        rows = np.flatnonzero(tokens.ids[sequences].reshape(-1) != tokens.end_of_text)
+        rows = np.flatnonzero(stored_SC[sequences].reshape(-1))
         if len(rows):
             shards.append(Shard(sequences, np.random.default_rng([seed, 1, number]).permutation(rows)))
     if not shards:
@@ -256,7 +257,10 @@ def plan_store(
         "context": int(tokens.ids.shape[1]),
         "seed": seed,
         "model_dtype": model_dtype,
+        **({"left_out": tokens.source.get("left_out", {})} if tokens.left_out is not None else {}),
     }
+    if snapshots.content and ActivationStore.exists(path):  # known by its content, whatever its folder is called now
+        source["model"] = ActivationStore.open(path).manifest["source"].get("model", source["model"])
     rows = [len(shard.rows) for shard in shards]
     manifest = new_manifest(snapshots.revisions, int(config.hidden_size), dtype, rows, source)
     return PlannedStore(path, shards, ActivationStore.reconciled(path, manifest), snapshots.revisions)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,17 @@ class SnapshotSet:
     def steps(self) -> np.ndarray:
         """(K,) int64: training step of each snapshot. Raises `ConfigError` if they are unknown or do not increase."""
         return np.array(steps_of(self.revisions, self.given_steps), dtype=np.int64)
+
+    def only(self, names: Sequence[str]) -> SnapshotSet:
+        """The same with some of its snapshots."""
+        kept = [self.revisions.index(name) for name in names]
+
+        def of(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(values[k] for k in kept) if values else ()
+
+        return dataclasses.replace(
+            self, revisions=tuple(names), given_steps=of(self.given_steps), content=of(self.content)
+        )
 
     def contents(self) -> tuple[str, ...]:
         """(K,) what identifies each snapshot's content: a digest of a local one's configuration and weights, the commit

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,12 @@ class TokenSet:
     """Folder or hub name of the tokenizer; for readers, not part of the fingerprint (folders may move)."""
     end_of_text: int = END_OF_TEXT
     """Id that begins each document and fills rows up. Crosscoders never see activations at its positions."""
+    left_out: np.ndarray | None = None
+    """(S, C) bool: further tokens whose activations are not stored (the model reads them all the same)."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """What the tokens were made of and how (JSON); not part of the fingerprint."""
+    n_dropped: int = 0
+    """Tokens at the end of the text that did not fill a row, of the call of `pack` that made this."""
 
     def __post_init__(self) -> None:
         for name in _ARRAYS:
@@ -58,6 +64,8 @@ class TokenSet:
                     f"TokenSet.{name} must be int32 of shape (sequences, context) like ids; "
                     f"it is {array.dtype} {array.shape}, ids {self.ids.shape}"
                 )
+        if self.left_out is not None and (self.left_out.dtype != np.bool_ or self.left_out.shape != self.ids.shape):
+            raise DataError(f"TokenSet.left_out must be bool of shape {self.ids.shape}")
         if self.ids.size == 0:
             raise DataError("a TokenSet needs at least one full row of tokens")
         if self.document.min() < 0 or self.document.max() >= len(self.names):
@@ -78,6 +86,12 @@ class TokenSet:
         """S * C, end-of-text tokens included."""
         return int(self.ids.size)
 
+    @property
+    def stored_SC(self) -> np.ndarray:
+        """(S, C) bool: tokens whose activations are stored: all but end-of-text and those left out."""
+        stored: np.ndarray = self.ids != self.end_of_text
+        return stored if self.left_out is None else stored & ~self.left_out
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over token ids, document indices, shape and document names.
@@ -97,6 +111,8 @@ class TokenSet:
         digest.update(json.dumps(settings, sort_keys=True).encode())
         for name in _ARRAYS:
             digest.update(np.ascontiguousarray(getattr(self, name), dtype="<i4").tobytes())
+        if self.left_out is not None:
+            digest.update(b"left out" + np.packbits(self.left_out).tobytes())
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -106,9 +122,12 @@ class TokenSet:
         """
         with files.new_folder(folder) as temporary:
             checksums = {}
-            for name in _ARRAYS:
+            arrays = {name: getattr(self, name).astype("<i4", copy=False) for name in _ARRAYS}
+            if self.left_out is not None:
+                arrays["left_out"] = self.left_out
+            for name, array in arrays.items():
                 path = temporary / f"{name}.npy"
-                np.save(path, getattr(self, name).astype("<i4", copy=False), allow_pickle=False)
+                np.save(path, array, allow_pickle=False)
                 checksums[path.name] = _sha256(path)
             files.write_json(
                 temporary / "tokens.json",
@@ -121,6 +140,7 @@ class TokenSet:
                     "end_of_text": self.end_of_text,
                     "fingerprint": self.fingerprint,
                     "sha256": checksums,
+                    "source": self.source,
                     "names": self.names,
                 },
             )
@@ -143,7 +163,9 @@ class TokenSet:
                 "upgrade crosscoder"
             )
         arrays: dict[str, np.ndarray] = {}
-        for name in _ARRAYS:
+        known = header.get("sha256")
+        left_out = ("left_out",) if isinstance(known, dict) and "left_out.npy" in known else ()
+        for name in (*_ARRAYS, *left_out):
             file = folder / f"{name}.npy"
             try:
                 if _sha256(file) != header["sha256"][file.name]:
@@ -156,7 +178,11 @@ class TokenSet:
         names, tokenizer, end = header.get("names"), header.get("tokenizer"), header.get("end_of_text", END_OF_TEXT)
         if not isinstance(tokenizer, str) or not isinstance(names, list) or not isinstance(end, int):
             raise DataError(f"{path} is damaged (names, tokenizer or end_of_text is missing); {remedy}")
-        tokens = cls(arrays["ids"], arrays["document"], [str(name) for name in names], tokenizer, end)
+        source = header.get("source", {})
+        if not isinstance(source, dict):
+            raise DataError(f"{path} is damaged (source is not an object); {remedy}")
+        names = [str(name) for name in names]
+        tokens = cls(arrays["ids"], arrays["document"], names, tokenizer, end, arrays.get("left_out"), source)
         if tokens.fingerprint != header.get("fingerprint"):
             raise DataError(f"{path} is damaged (its fingerprint is not that of the arrays); {remedy}")
         return tokens
@@ -204,7 +230,7 @@ def pack(
     end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if end is None:
         raise ConfigError("the tokenizer has neither a token for the beginning nor one for the end of a text")
-    backend = _copy_of_backend(tokenizer)
+    backend = copy_of_backend(tokenizer)
     names: list[str] = []
     ids: list[np.ndarray] = []
     owners: list[np.ndarray] = []
@@ -228,10 +254,17 @@ def pack(
         names=names,
         tokenizer=tokenizer_name if tokenizer_name is not None else str(tokenizer.name_or_path),
         end_of_text=int(end),
+        n_dropped=total - kept,
     )
 
 
-def _copy_of_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+def count_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of each text, with the one that begins it."""
+    encoded = copy_of_backend(tokenizer).encode_batch_fast(list(texts), add_special_tokens=False)
+    return [len(tokens.ids) + 1 for tokens in encoded]
+
+
+def copy_of_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """The tokenizer's Rust core, without padding and truncation, `<|endoftext|>` in a text left as text.
 
     A copy, because these are settings of the object; the core alone, because the wrapper is far slower.

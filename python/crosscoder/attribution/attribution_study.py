@@ -66,8 +66,7 @@ class AttributionStudy:
 
     @cached_property
     def snapshots(self) -> SnapshotSet:
-        record = read_json(self.run.snapshots_file)
-        return SnapshotSet.open(self.run.absolute(record["model"]), record["layer"], tuple(record["revisions"]))
+        return self.run.snapshots()
 
     @cached_property
     def crosscoder(self) -> Crosscoder:
@@ -211,7 +210,7 @@ class AttributionStudy:
         _, config = weights.read_config(self.run.crosscoder)
         rests_on = {
             "crosscoder": config["checksums"],
-            "snapshots": read_json(self.run.snapshots_file),
+            "snapshots": self.run.snapshots_identity(),
             "task": task.fingerprint,
             "format_version": FORMAT_VERSION,
             "settings": dataclasses.asdict(self.settings),

@@ -65,8 +65,9 @@ def recovered_loss(
     """Measure on about `n_tokens` tokens, whole sequences spread evenly over `tokens`.
 
     `crosscoder` is the one for raw activations, `store` holds those of `tokens` in its snapshots, in the residual
-    stream. The end-of-text token is never replaced: the crosscoder never saw it. Raises `DataError` if the store is of
-    other tokens or snapshots, `NonFiniteError` naming a snapshot whose loss is not finite.
+    stream. The end-of-text token and those left out are never replaced: the crosscoder never saw them. Raises
+    `DataError` if the store is of other tokens or snapshots, `NonFiniteError` naming a snapshot whose loss is not
+    finite.
     """
     S, C = tokens.ids.shape
     chosen_S = np.unique(np.linspace(0, S - 1, min(S, max(1, -(-n_tokens // C)))).round().astype(np.int64))
@@ -78,7 +79,7 @@ def recovered_loss(
     parts = np.array_split(chosen_S, -(-len(chosen_S) * C // _ENCODED_TOKENS))
     codes = PromptCodes.joined([crosscoder.encode(_in_text_order(store, part)) for part in parts])
     ids_SC = torch.from_numpy(tokens.ids[chosen_S]).long()
-    coded_SC = ids_SC != tokens.end_of_text
+    coded_SC = torch.from_numpy(tokens.stored_SC[chosen_S])
     counted_SC = coded_SC[:, :-1] & (ids_SC[:, 1:] != tokens.end_of_text)
     means_KD = torch.from_numpy(store.means()).float()
     losses: list[list[float]] = []
@@ -105,13 +106,13 @@ def _in_text_order(store: ActivationStore, sequences: np.ndarray) -> Tensor:
 
 
 def _check_tokens(tokens: TokenSet, store: ActivationStore) -> None:
-    """Raises `DataError` unless the store has exactly the tokens that are not end-of-text."""
+    """Raises `DataError` unless the store has exactly the tokens that are to be stored."""
     rows_N4 = np.concatenate([store.tokens(shard) for shard in range(len(store.shard_rows))])
     token_N, sequence_N, position_N = rows_N4[:, 0], rows_N4[:, 2], rows_N4[:, 3]
     found_SC = np.full(tokens.ids.shape, tokens.end_of_text)
     inside_N = (sequence_N >= 0) & (sequence_N < tokens.n_sequences) & (position_N >= 0) & (position_N < tokens.context)
     found_SC[sequence_N[inside_N], position_N[inside_N]] = token_N[inside_N]
-    if not (inside_N.all() and np.array_equal(found_SC, tokens.ids)):
+    if not (inside_N.all() and np.array_equal(found_SC, np.where(tokens.stored_SC, tokens.ids, tokens.end_of_text))):
         raise DataError(f"{store.path} is not of the run's held-out tokens; collect it again")
 
 

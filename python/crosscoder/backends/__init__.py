@@ -19,7 +19,8 @@ def choose(name: str, weights: Weights, candidates: str = "exact") -> str:
     """The name of the backend that computes with `weights`: the one check that every call and the trainer go through.
 
     "auto" is native on a CPU and triton on a CUDA device for float32 and bfloat16 weights (after what was registered as
-    automatic), and the reference for other dtypes; where Triton is wanted and cannot be used it says so. Raises
+    automatic), and the reference for other dtypes. Only the backends up to the first that fits are loaded, and one that
+    cannot be loaded does not fit. Where CUDA weights are left to the reference, a warning says why. Raises
     `ConfigError` with the reason and the remedy: an unknown backend, one that does not fit the weights, candidates
     that it does not have.
     """
@@ -48,12 +49,26 @@ def make(name: str) -> Backend:
 
 
 def _automatic(weights: Weights) -> str:
-    reasons = {name: load(name).fits(weights) for name in automatic_names()}
-    for name, reason in reasons.items():
+    """The first of the automatic backends that fits. One that cannot be loaded does not fit."""
+    reasons = {}
+    for name in automatic_names():
+        reason = _misfit(name, weights)
         if reason is None:
             return name
+        reasons[name] = reason
     if weights.W_enc.device.type == "cuda" and str(weights.W_enc.dtype) in ("torch.float32", "torch.bfloat16"):
         from crosscoder.progress import warn
 
-        warn(f'backend "triton" {reasons["triton"]}; going on in dense torch, which is slower and needs more memory')
+        reasons.pop("native", None)  # that it is for a CPU is no news
+        why = "; ".join(f'backend "{name}" {reason}' for name, reason in reasons.items())
+        warn(f"{why}; going on in dense torch, which is slower and needs more memory")
     return "reference"
+
+
+def _misfit(name: str, weights: Weights) -> str | None:
+    """Why backend `name` cannot compute with `weights`; None if it can."""
+    try:
+        reason: str | None = load(name).fits(weights)
+    except ConfigError as error:
+        return str(error).removeprefix(f'backend "{name}" ')
+    return reason

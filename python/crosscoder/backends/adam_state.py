@@ -6,7 +6,9 @@
     m = scale * q |q| / 127^2, q int8        sqrt(v) = scale * q^2 / 255^2, q uint8
 
 (the square keeps small numbers apart: a block spans a factor of 16,129, or 65,025 in sqrt(v)). Rounding is
-stochastic, since a moment that moves by a thousandth a step would otherwise stand still. All other parameters are small
+stochastic, since a moment that moves by a thousandth a step would otherwise stand still: up or down so that the mean
+of m and of sqrt(v), not that of q, is what was rounded. Only a sqrt(v) below the smallest number is always raised to
+it. All other parameters are small
 and stay in float32.
 """
 
@@ -108,15 +110,21 @@ def dequantize_v(q: Tensor, scale: Tensor) -> Tensor:
 def quantize_m(m: Tensor, noise: Tensor | float = 0.5) -> tuple[Tensor, Tensor]:
     """8 bits and scales of first moments. `noise` is uniform in [0, 1); 0.5 rounds to nearest."""
     scale = _largest(m.abs())
-    spread = _spread(scale, m.shape[-1])
-    magnitude = 127 * torch.where(spread > 0, m.abs() / spread.clamp_min(1e-38), 0.0).sqrt()
-    return (torch.sign(m) * (magnitude + noise).floor().clamp_max(127)).to(torch.int8), scale
+    return (torch.sign(m) * _square_code(m.abs(), scale, 127, noise)).to(torch.int8), scale
 
 
 def quantize_v(v: Tensor, noise: Tensor | float = 0.5) -> tuple[Tensor, Tensor]:
     """8 bits and scales of second moments; one that is not 0 never becomes 0."""
     root = v.sqrt()
     scale = _largest(root)
-    spread = _spread(scale, v.shape[-1])
-    q = (255 * torch.where(spread > 0, root / spread.clamp_min(1e-38), 0.0).sqrt() + noise).floor().clamp_max(255)
+    q = _square_code(root, scale, 255, noise)
     return torch.where(root > 0, q.clamp_min(1), q).to(torch.uint8), scale
+
+
+def _square_code(size: Tensor, scale: Tensor, levels: int, noise: Tensor | float) -> Tensor:
+    """Whole q in [0, levels] with scale q^2 / levels^2 next to `size`, above or below, and `size` on average."""
+    spread = _spread(scale, size.shape[-1])
+    x = levels**2 * torch.where(spread > 0, size / spread.clamp_min(1e-38), 0.0)
+    below = x.sqrt().floor()
+    gap = 2 * below + 1  # from one square to the next
+    return (below + (x - below.square() + noise * gap >= gap)).clamp_max(levels)

@@ -282,7 +282,12 @@ class TritonTraining:
         weights.check(x_BKD)
         if x_BKD.dtype == torch.float64:
             x_BKD = x_BKD.float()
+        self._refresh(weights)
         return x_BKD.to(weights.W_enc.device, non_blocking=True).contiguous()
+
+    def _refresh(self, weights: Weights) -> None:
+        """As wide as for float32 activations: the cut must not change with the batch."""
+        self._rows = self._backend.rows(weights, row_layout(self._batch_size, weights.config.d_model, 4))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Nothing."""
@@ -295,8 +300,7 @@ class TritonTraining:
         self, weights: Weights, x_BKD: Tensor, settings: StepSettings, max_density: float, room: Room | None
     ) -> SparsePass | None:
         assert room is not None, "the host runs ahead: it is the engine that knows how many pairs fit"
-        # As wide as for float32 activations: the cut must not change with the batch.
-        self._rows = self._backend.rows(weights, row_layout(self._batch_size, weights.config.d_model, 4))
+        self._refresh(weights)
         return sparse_pass(weights, x_BKD, self._rows, settings.loss(), room)
 
     def squares(self, weights: Weights, batch: SparsePass) -> Tensor:

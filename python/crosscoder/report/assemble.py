@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from crosscoder.activations.alike import describe, recorded
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.attribution.figures import part as task_part
 from crosscoder.attribution.finished import finished_tasks
@@ -87,6 +88,10 @@ def assemble(run: Run) -> PageData:
         settings=_settings(run),
         notes=[
             *(note for part in shown for note in spoken(part.notes, results)),
+            *(
+                f"The snapshots {sentence}: nothing is born or dies between them."
+                for sentence in describe(recorded(read_json(run.snapshots_file)))
+            ),
             *language_model.notes(run, source["model"]),
             *stale,
         ],

@@ -96,10 +96,11 @@ def quality(results: Results) -> str:
     if found is None:
         return ""
     summary, by_snapshot = found.summary, found.curve("explained_variance", "by_snapshot")
+    worst, best = np.nanmin(by_snapshot), np.nanmax(by_snapshot)
     return (
         f"The crosscoder explains {summary['explained_variance']['overall']:.1%} of the variance of the activations on "
-        f"{summary['n_heldout_tokens']:,} held-out tokens ({by_snapshot.min():.1%} to {by_snapshot.max():.1%} by "
-        f"snapshot) with {summary['l0']['mean']:.1f} of its {found.n_features:,} features active a token and snapshot; "
+        f"{summary['n_heldout_tokens']:,} held-out tokens ({worst:.1%} to {best:.1%} by snapshot) with "
+        f"{summary['l0']['mean']:.1f} of its {found.n_features:,} features active a token and snapshot; "
         f"{summary['dead_fraction']:.1%} are dead."
     )
 
@@ -111,8 +112,13 @@ def facts(results: Results) -> list[Fact]:
         return []
     summary = found.summary
     heldout = f"on {summary['n_heldout_tokens']:,} tokens of held-out documents"
+    ordinary = summary.get("explained_variance_by_norm", {}).get("ordinary")
+    by_norm = [] if ordinary is None else [
+        Fact("… of ordinary norms", f"{ordinary:.3f}", "under 4 median norms, around their own mean")
+    ]  # fmt: skip
     return [
         Fact("Explained variance", f"{summary['explained_variance']['overall']:.3f}", f"1 − ΣSSE/ΣSST {heldout}"),
+        *by_norm,
         Fact("L0", f"{summary['l0']['mean']:.1f}", "active features a token and snapshot, mean"),
         Fact("L0, union", f"{summary['l0']['union']:.1f}", "features active at one snapshot or more, a token"),
         Fact("Dead features", f"{summary['dead_fraction']:.1%}", "silent over the last tokens of training"),

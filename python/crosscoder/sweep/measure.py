@@ -34,13 +34,14 @@ def measure(models: list[Crosscoder], parts: list[Part], heldout: ActivationStor
     explained_K = [value for one in found for value in one.explained_variance_K]
     deviation_K = [value for one in found for value in one.deviation_K]
     l0_K = [value for one in found for value in one.l0_K]
-    error = sum((1 - share) * deviation for share, deviation in zip(explained_K, deviation_K, strict=True))
+    known = [pair for pair in zip(explained_K, deviation_K, strict=True) if pair[0] is not None]
+    error = sum((1 - share) * deviation for share, deviation in known if share is not None)
     fired = [one.firing_rate_F > 0 for one in found]
     return {
         "n_heldout_tokens": found[-1].n_tokens,
         "explained_variance_last": explained_K[-1],
         "l0_last": l0_K[-1],
-        "explained_variance": 1 - error / sum(deviation_K),
+        "explained_variance": 1 - error / sum(deviation for _, deviation in known),
         "l0": sum(l0_K) / len(l0_K),
         "dead": sum(one.never_fired_fraction for one in found) / len(found),
         "by_snapshot": {

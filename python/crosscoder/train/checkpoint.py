@@ -76,7 +76,8 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    record = read_json(folder / RECORD_FILE)
+    kinds: dict[str, type] = {**dict.fromkeys(NUMBERS, int), "train_config": dict, "checksums": dict, "extra": dict}
+    record = read_json(folder / RECORD_FILE, **kinds)
     if record.get("format_version") != FORMAT_VERSION:
         raise DataError(f"{folder}: checkpoint of format version {record.get('format_version')!r}")
     saved_config, parameters = weights.load(folder)

@@ -7,8 +7,10 @@ In the run's `training/` folder: `checkpoints/step-*/`, `metrics.jsonl`. The fin
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ def train(
     *,
     start: Crosscoder | None = None,
     title: str = "training",
+    begin: Callable[[], None] = lambda: None,
 ) -> Crosscoder:
     """Train on `store` (or live) and return the crosscoder for raw activations; `folder` is the run's.
 
@@ -56,6 +59,7 @@ def train(
     on from its last checkpoint, to the same bits as an uninterrupted one (on as many threads).
     With `start`, a crosscoder for scaled activations, training begins from its weights (Adam's moments are fresh)
     instead of a random dictionary. `title` stands before the progress bar.
+    `begin` is called when all is checked that can be refused, before the first step.
     Raises `ConfigError` if `folder` holds a run of another configuration, and what `Trainer.step` raises.
     """
     if (config.n_snapshots, config.d_model) != (store.n_snapshots, store.d_model):
@@ -71,6 +75,7 @@ def train(
     }
     finished = _finished(folder, record)
     if finished is not None:
+        begin()
         _drop_checkpoints(folder / "training" / "checkpoints")  # a kill just after the export leaves them
         return finished
     loader = _source(store, train_config)
@@ -82,6 +87,7 @@ def train(
     make_folder(folder / "training")
     if not _resume(trainer, loader, folder / "training" / "checkpoints") and start is None:
         initialize(trainer.model, _sample(store, loader), train_config)
+    begin()
     _loop(trainer, loader, folder / "training", title)
     final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
     with new_folder(folder / "crosscoder") as temporary:
@@ -218,12 +224,17 @@ def _tell_waits(loader: Source, seconds: float) -> None:
 
 
 def _plain(value: Tensor | float) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value
+    """For JSON; what is not finite (the explained variance of a snapshot without variance) is null."""
+    if isinstance(value, Tensor):
+        plain = value.tolist()
+        return [_plain(one) for one in plain] if isinstance(plain, list) else _plain(plain)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _figures(row: dict[str, Any]) -> dict[str, str]:
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
+    def mean(values: list[float | None]) -> float:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else math.nan
 
     return {"EV": f"{mean(row['explained_variance']):.3f}", "L0": f"{mean(row['l0']):.1f}"}
 

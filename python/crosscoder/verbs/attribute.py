@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from crosscoder.config import AttributionSettings
+from crosscoder.runs import writes_run
 
 if TYPE_CHECKING:
     from crosscoder.runs import Run
@@ -36,6 +37,7 @@ class AttributeConfig:
     study: AttributionSettings = field(default_factory=AttributionSettings)
 
 
+@writes_run
 def run(config: AttributeConfig) -> int:
     """Study each task, write the main figures to `summary.json`, and make the page again where there is one."""
     from crosscoder.attribution.attribution_study import AttributionStudy

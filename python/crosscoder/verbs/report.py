@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from crosscoder.runs import writes_run
+
 EXAMPLE = "crosscoder report runs/quickstart"
 
 
@@ -18,6 +20,7 @@ class ReportConfig:
     """The run's folder, evaluated and analysed."""
 
 
+@writes_run
 def run(config: ReportConfig) -> int:
     """Write `report.html` and `figures/`, and print what was found."""
     from crosscoder.report.assemble import assemble

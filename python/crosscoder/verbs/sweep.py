@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from crosscoder.runs import writes_run
+
 if TYPE_CHECKING:
     from crosscoder.config import CrosscoderOptions, TrainConfig
     from crosscoder.runs import Run
@@ -57,6 +59,7 @@ class SweepConfig:
     """Show the plan and stop."""
 
 
+@writes_run
 def run(config: SweepConfig) -> int:
     """Show the plan, train and evaluate what is not done yet, and print the table."""
     from crosscoder.runs import Run
@@ -82,14 +85,12 @@ def run(config: SweepConfig) -> int:
 def _sweep(config: SweepConfig, run: Run) -> Sweep:
     import dataclasses
 
-    from crosscoder.activations.store import ActivationStore
     from crosscoder.errors import ConfigError
     from crosscoder.sweep.points import METHODS, grid
     from crosscoder.sweep.sweep import Sweep
 
-    remedy = f"collect first: crosscoder collect {config.run} --help"
-    store = ActivationStore.open(run.require(run.activations("train"), remedy)).without_skipped()
-    heldout = ActivationStore.open(run.require(run.activations("heldout"), remedy)).select(store.snapshot_names)
+    store = run.store("train")
+    heldout = run.store("heldout").select(store.snapshot_names)
     store.require_complete()
     heldout.require_complete()
     options, train, n_features = _training(config, run)

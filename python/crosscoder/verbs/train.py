@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from crosscoder.config import CrosscoderOptions, TrainConfig
+from crosscoder.runs import writes_run
 
 if TYPE_CHECKING:
     from crosscoder.activations.live import LiveSource
@@ -40,6 +41,7 @@ class TrainVerbConfig:
     """Go on from the last checkpoint; with --no-resume, start again from nothing."""
 
 
+@writes_run
 def run(config: TrainVerbConfig) -> int:
     """Train, or finish training, and write `crosscoder/`."""
     from crosscoder.config import CrosscoderConfig
@@ -51,12 +53,11 @@ def run(config: TrainVerbConfig) -> int:
     run = Run(config.run)
     store = _live(config, run) if config.live else _stored(config, run)
     crosscoder = CrosscoderConfig(store.n_snapshots, store.d_model, config.n_features, **plain(config.crosscoder))
-    run.begin("train", config)
     if not config.resume:
         for old in (run.path / "training", run.crosscoder):
             if old.exists():
                 remove_folder(old)
-    train(store, crosscoder, config.train, run.path)
+    train(store, crosscoder, config.train, run.path, begin=lambda: run.begin("train", config))
     trained = read_json(run.crosscoder / RECORD_FILE)["trained"]
     run.update_summary(
         {
@@ -72,22 +73,15 @@ def run(config: TrainVerbConfig) -> int:
 
 
 def _stored(config: TrainVerbConfig, run: Run) -> ActivationStore:
-    from crosscoder.activations.store import ActivationStore
-
-    folder = run.require(run.activations("train"), f"collect them first: crosscoder collect {config.run} --help")
-    return ActivationStore.open(folder).without_skipped()
+    store = run.store("train")
+    store.require_complete()
+    return store
 
 
 def _live(config: TrainVerbConfig, run: Run) -> LiveSource:
     from crosscoder.activations.live import LiveSource
-    from crosscoder.activations.snapshots import SnapshotSet
     from crosscoder.activations.tokens import TokenSet
-    from crosscoder.files import read_json
 
     remedy = f"make them: crosscoder collect {config.run} --tokens-only --help"
     tokens = TokenSet.load(run.require(run.tokens("train"), remedy))
-    record = read_json(run.require(run.snapshots_file, remedy))
-    snapshots = SnapshotSet.open(
-        run.absolute(record["model"]), record["layer"], tuple(record["revisions"]), record.get("site", "residual")
-    )
-    return LiveSource(snapshots, tokens, config.train.batch_size, config.train.seed, device=config.device)
+    return LiveSource(run.snapshots(), tokens, config.train.batch_size, config.train.seed, device=config.device)

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crosscoder.activations.store import ActivationStore
 from crosscoder.code import SparseCode
 from crosscoder.evolution.analyses.examples import EXAMPLES
 from crosscoder.evolution.analyses.life import LIFE
@@ -80,7 +79,7 @@ def compute(study: Study) -> ProbesResult:
             progress.advance(len(x_BKD))
     probes = trainer.probes()
 
-    store = ActivationStore.open(study.run.activations("heldout")).without_skipped()
+    store = study.run.store("heldout")
     n_heldout = min(store.n_tokens, HELDOUT_TOKENS)
     W_nKD, b_n = study.model.W_enc.detach()[ids_n].float(), study.model.b_enc.detach()[ids_n].float()
     active, h, by_snapshot = [], [], list[Areas]()
