@@ -199,12 +199,15 @@ def _corpus(config: CollectConfig) -> CorpusSettings:
 
 
 def _resolved(config: CollectConfig, snapshots: SnapshotSet, tokens: TokenSet) -> CollectConfig:
-    """`config` with what the run is really made of: folders absolute, what was not given filled in."""
+    """`config` with what the run is really made of: folders absolute, but for a model inside the run, which is named as
+    the run is; what was not given filled in."""
     made = tokens.source
+    folder = Path(snapshots.model).resolve()
+    inside = folder.is_relative_to(config.run.resolve())
     text = made.get("text", config.text)
     return dataclasses.replace(
         config,
-        model=str(Path(snapshots.model).resolve()) if Path(snapshots.model).is_dir() else snapshots.model,
+        model=str(folder) if folder.is_dir() and not inside else snapshots.model,
         layer=snapshots.layer,
         revisions=snapshots.revisions,
         steps=snapshots.given_steps,
