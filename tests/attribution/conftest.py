@@ -16,7 +16,7 @@ the president of the nation have met. The leader has what the leaders like. Paul
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from crosscoder.quickstart.text import Document
+    from crosscoder.activations.text import Document
     from crosscoder.quickstart.tokenizer import train_tokenizer
 
     return train_tokenizer([Document("text", TEXT * 20)], tmp_path_factory.mktemp("tokenizer") / "t", vocabulary=440)

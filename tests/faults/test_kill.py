@@ -50,7 +50,7 @@ def test_training_killed_twenty_times(tmp_path: Path) -> None:
 
 def collection(folder: Path, dtype: str = "int8") -> list[str]:
     """The command that collects from three small snapshots into `folder / "run"`."""
-    from crosscoder.quickstart.text import Document
+    from crosscoder.activations.text import Document
     from crosscoder.quickstart.tokenizer import train_tokenizer
 
     words = [f"{a}{b}{c}" for a in "bcdfgh" for b in "aeiou" for c in "klmnp"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from crosscoder.activations.text import Document
 from crosscoder.activations.tokens import TokenSet, pack
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.quickstart import language_model
@@ -23,7 +24,6 @@ from crosscoder.quickstart.language_model import (
     train_language_model,
     training_batch,
 )
-from crosscoder.quickstart.text import Document
 from crosscoder.quickstart.tokenizer import train_tokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from crosscoder.activations.text import Document
 from crosscoder.activations.tokens import END_OF_TEXT, pack
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.quickstart.text import Document
 from crosscoder.quickstart.tokenizer import load_tokenizer, train_tokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -12,10 +12,10 @@ import numpy as np
 from crosscoder.activations.collect import load_trunk
 from crosscoder.activations.norms import token_norms
 from crosscoder.activations.snapshots import SnapshotSet
+from crosscoder.activations.text import Document, read_documents, require_text, split_documents, text_identity
 from crosscoder.activations.tokens import TokenSet, count_tokens, pack
 from crosscoder.activations.trunk import Trunks
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.quickstart.text import Document, read_documents, require_text, split_documents, text_identity
 
 SPLITS = ("train", "heldout")
 DEFAULT_CONTEXT = 128

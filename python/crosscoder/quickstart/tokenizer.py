@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crosscoder import files
+from crosscoder.activations.text import Document
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.quickstart.text import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

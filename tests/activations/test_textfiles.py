@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crosscoder.activations.text import load_documents, text_identity
 from crosscoder.errors import DataError
-from crosscoder.quickstart.text import load_documents, text_identity
 
 ROWS = ["first\n\nrow", "second {row}", "thïrd"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from crosscoder.activations.text import Document, documents_fingerprint, load_documents, split_documents
 from crosscoder.errors import ConfigError, DataError, MissingDependencyError
-from crosscoder.quickstart.text import Document, documents_fingerprint, load_documents, split_documents
 
 
 def paragraph(number: int, words: int = 60) -> str:
