@@ -7,6 +7,7 @@ from typing import Any
 
 from crosscoder.activations.alike import describe, recorded
 from crosscoder.activations.tokens import TokenSet
+from crosscoder.activations.trunk import SITES
 from crosscoder.attribution.figures import part as task_part
 from crosscoder.attribution.finished import finished_tasks
 from crosscoder.common.byte_text import Vocabulary
@@ -81,7 +82,7 @@ def assemble(run: Run) -> PageData:
         results,
         shown,
         subtitle=(
-            f"{source['model']}, residual stream after block {source['layer']}, "
+            f"{source['model']}, block {source['layer']} ({SITES[study.snapshots.site]}), "
             f"{study.snapshots.n_snapshots} snapshots, {config.n_features:,} features"
         ),
         facts=[fact for part in told if part.facts is not None for fact in part.facts(results)],
