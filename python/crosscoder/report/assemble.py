@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from crosscoder.activations.alike import describe, recorded
@@ -89,16 +89,20 @@ def assemble(run: Run) -> PageData:
         settings=_settings(run),
         notes=[
             *(note for part in shown for note in spoken(part.notes, results)),
-            *(
-                f"The snapshots {sentence}: nothing is born or dies between them."
-                for sentence in describe(recorded(read_json(run.snapshots_file)))
-            ),
+            *alike_notes(read_json(run.snapshots_file)),
             *language_model.notes(run, source["model"]),
             *stale,
         ],
         features=features_of(results, TokenSet.load(run.tokens("train")).names),
         marks=language_model.marks(run, source["model"]),
     )
+
+
+def alike_notes(record: Mapping[str, Any]) -> list[str]:
+    """From a run's `snapshots.json`: which of its snapshots are equal, or nearly, and what follows."""
+    return [
+        f"The snapshots {sentence}: nothing is born or dies between them." for sentence in describe(recorded(record))
+    ]
 
 
 def _analysed(study: Study) -> Sequence[object]:
