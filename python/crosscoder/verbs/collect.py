@@ -92,7 +92,7 @@ def run(config: CollectConfig) -> int:
     from crosscoder.activations.alike import find_alike, warn_alike
     from crosscoder.activations.collect import collect
     from crosscoder.activations.norms import warn_huge
-    from crosscoder.files import locked
+    from crosscoder.locks import locked
     from crosscoder.runs import Run
 
     run, device = Run(config.run), _device(config.device)

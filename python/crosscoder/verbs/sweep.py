@@ -59,20 +59,25 @@ class SweepConfig:
     """Show the plan and stop."""
 
 
-@writes_run
 def run(config: SweepConfig) -> int:
     """Show the plan, train and evaluate what is not done yet, and print the table."""
     from crosscoder.runs import Run
 
+    if not config.plan:
+        return _compute(config)
+    print(describe_plan(_sweep(config, Run(config.run))))
+    return 0
+
+
+@writes_run
+def _compute(config: SweepConfig) -> int:
+    from crosscoder.runs import Run
+    from crosscoder.sweep import result_tables as tables
+
     run = Run(config.run)
     sweep = _sweep(config, run)
     print(describe_plan(sweep))
-    if config.plan:
-        return 0
-    run.begin("sweep", config)
-    sweep.compute()
-    from crosscoder.sweep import result_tables as tables
-
+    sweep.compute(begin=lambda: run.begin("sweep", config))
     table = tables.results(sweep.records())
     if config.out is None:
         run.update_summary({"sweep": {"results": _rows(table), "at_common_l0": _rows(tables.at_common_l0(table))}})

@@ -5,6 +5,7 @@ A killed training goes on from its last checkpoint when the same command is run 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,8 @@ class TrainVerbConfig:
     device: str = "cpu"
     """With --live: where the language model runs."""
     resume: bool = True
-    """Go on from the last checkpoint; with --no-resume, start again from nothing."""
+    """Go on from the last checkpoint; with --no-resume, start again from nothing. The old training is kept until the
+    new one has its first checkpoint."""
 
 
 @writes_run
@@ -46,18 +48,15 @@ def run(config: TrainVerbConfig) -> int:
     """Train, or finish training, and write `crosscoder/`."""
     from crosscoder.config import CrosscoderConfig
     from crosscoder.configfile import plain
-    from crosscoder.files import read_json, remove_folder
+    from crosscoder.files import read_json
     from crosscoder.runs import Run
     from crosscoder.train.run import RECORD_FILE, train
 
     run = Run(config.run)
     store = _live(config, run) if config.live else _stored(config, run)
     crosscoder = CrosscoderConfig(store.n_snapshots, store.d_model, config.n_features, **plain(config.crosscoder))
-    if not config.resume:
-        for old in (run.path / "training", run.crosscoder):
-            if old.exists():
-                remove_folder(old)
-    train(store, crosscoder, config.train, run.path, begin=lambda: run.begin("train", config))
+    begin = functools.partial(run.begin, "train", config)
+    train(store, crosscoder, config.train, run.path, resume=config.resume, begin=begin)
     trained = read_json(run.crosscoder / RECORD_FILE)["trained"]
     run.update_summary(
         {
