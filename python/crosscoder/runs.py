@@ -39,7 +39,8 @@ Open `report.html` in a browser: it needs no network.
 | `sweep/` | explained variance against L0 beside SAEs: `results.parquet`, `frontier.svg`, every trained point |
 | `figures/` | every figure as SVG, its data as CSV |
 
-Files appear complete or not at all. Any command that was killed goes on when it is run again.
+Files appear complete or not at all, and records carry a checksum: what was changed in one is refused. (To use a changed
+`config/VERB.yaml`, copy it, delete its last line, and give the copy to `--config`.) Any command that was killed goes on when it is run again.
 `activations/` is the large part; it can be deleted when no further training is wanted.
 """
 
@@ -128,7 +129,7 @@ class Run:
         path = self.path / "config" / f"{verb}.yaml"
         if not path.exists():
             return
-        before, now = plain(read_config(path, type(config))), plain(config)
+        before, now = plain(read_config(path, type(config), record=True)), plain(config)
         different = [
             f"{name}: {before[name]} there, {value} now"
             for name, value in now.items()

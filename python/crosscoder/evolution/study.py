@@ -83,7 +83,7 @@ class Study:
         """The study with the settings that the run was last analysed with. Raises `DataError` if it never was."""
         path = run.evolution / SETTINGS_FILE
         run.require(path, f"run first: crosscoder evolve {run.path}")
-        return cls(run, read_config(path, StudySettings))
+        return cls(run, read_config(path, StudySettings, record=True))
 
     def save_settings(self) -> None:
         """Leave the settings beside the results, for those who read them. Raises `StorageError`."""

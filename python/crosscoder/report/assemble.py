@@ -11,6 +11,7 @@ from crosscoder.activations.trunk import SITES
 from crosscoder.attribution.figures import part as task_part
 from crosscoder.attribution.finished import finished_tasks
 from crosscoder.common.byte_text import Vocabulary
+from crosscoder.configfile import read_options
 from crosscoder.errors import DataError
 from crosscoder.evolution import comparison_figures
 from crosscoder.evolution.analyses import analyses
@@ -117,7 +118,5 @@ def _analysed(study: Study) -> Sequence[object]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    import yaml
-
     files = sorted((run.path / "config").glob("*.yaml"))
-    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files if file.stem != "report"}
+    return {file.stem: read_options(file, record=True) for file in files if file.stem != "report"}
