@@ -140,11 +140,31 @@ def _identity(store: ActivationStore | LiveSource) -> dict[str, Any]:
 
 def _summary(trainer: Trainer) -> dict[str, Any]:
     dead_F = trainer.silent_tokens_F >= trainer.config.dead_after_tokens
-    return {
+    summary: dict[str, Any] = {
         "steps": trainer.step_number,
         "dead_features": int(dead_F.sum()),
         "revived_features": trainer.n_revived,
     }
+    if trainer.recent_tokens is not None:
+        x_nKD, model = trainer.recent_tokens.tokens(), trainer.model.eval()
+        code = model.encode(x_nKD, backend=trainer.config.backend)
+        summary["batch_threshold"] = {
+            "value": float(model.batch_threshold),
+            "tokens": len(x_nKD),
+            "l0_union": code.n_pairs / max(1, len(x_nKD)),
+        }
+    return summary
+
+
+def told_threshold(trained: dict[str, Any]) -> str:
+    """A line about BatchTopK's threshold at inference, from `trained` of `RECORD_FILE`; empty for other gates."""
+    found = trained.get("batch_threshold")
+    if found is None:
+        return ""
+    return (
+        f"BatchTopK at inference: a feature is on above {found['value']:.4g}, which lets {found['l0_union']:.2f} "
+        f"features a token through on the last {found['tokens']} tokens of training"
+    )
 
 
 def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:

@@ -12,12 +12,14 @@ from torch import Tensor
 from crosscoder.backends.base import StepSettings, StepStatistics
 from crosscoder.config import TrainConfig
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.gate import Gate
 from crosscoder.metrics import batch_explained_variance
 from crosscoder.model import Crosscoder
 from crosscoder.train import checkpoint
 from crosscoder.train.checkpoint import TrainerState
 from crosscoder.train.engines import make_engine
 from crosscoder.train.joining import LAST_JOINING, N_BATCHES, JoiningSample, join_features
+from crosscoder.train.recent_tokens import RecentTokens
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
 from crosscoder.train.whitening import whiten
@@ -60,6 +62,8 @@ class Trainer:
         self.n_joined = 0
         self.joining_sample = JoiningSample(device)
         """Activations of the batches just before features are joined."""
+        self.recent_tokens = RecentTokens(model.weights()) if Gate.of(model.config).whole_batch else None
+        """BatchTopK: what its threshold at inference is calibrated on."""
         self._recent: list[tuple[int, Tensor, StepStatistics]] = []
 
     def step(self, x_BKD: Tensor) -> dict[str, Tensor | float]:
@@ -89,11 +93,16 @@ class Trainer:
         self._check_finite(x_BKD, result)
         if result.smallest_score is not None:
             self.model.update_batch_threshold(result.smallest_score)
+        if self.recent_tokens is not None:
+            self.recent_tokens.add(x_BKD)
         n_tokens = len(x_BKD)
         self.firing.update(result.fired_F, n_tokens)
         self.silent_tokens_F = torch.where(result.fired_F > 0, 0, self.silent_tokens_F + n_tokens)
         self.step_number += 1
         self._repair(x_BKD, result)
+        if self.recent_tokens is not None and self.step_number == self.config.n_steps:
+            self.engine.settle()
+            self.model.batch_threshold.copy_(self._inference_threshold(self.recent_tokens))
         return self._metrics(x_BKD, result, factor)
 
     def _check_finite(self, x_BKD: Tensor, result: StepStatistics) -> None:
@@ -143,6 +152,10 @@ class Trainer:
                 self.step_number,
                 torch.Generator().manual_seed(self._seed(_REVIVAL)),
             )
+
+    def _inference_threshold(self, recent: RecentTokens) -> Tensor:
+        """BatchTopK's, for the weights as they are now."""
+        return self.model.calibrated_batch_threshold(recent.tokens(), backend=self.config.backend)
 
     def _join(self, cosine: float) -> None:
         given_up = join_features(self.model, self.joining_sample.take(self.model.config.n_features), cosine)
@@ -197,6 +210,9 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """What a state holds beside the model and the joining sample; of the same shapes at every step."""
         tensors = {"firing_average": self.firing.average_F, "silent_tokens": self.silent_tokens_F}
+        if self.recent_tokens is not None:
+            # The crosscoder in a state has a calibrated threshold, and the running one goes on from here.
+            tensors |= {"running_threshold": self.model.batch_threshold, **dict(self.recent_tokens.tensors())}
         return {**tensors, **dict(self.engine.tensors())}
 
     def state_dict(self) -> TrainerState:
@@ -207,8 +223,11 @@ class Trainer:
         self.engine.settle()
         self._raise_pending(wait=True)
         numbers = {"step": self.step_number, "firing_steps": self.firing.n_steps}
+        model = self.model.state_dict()
+        if self.recent_tokens is not None:
+            model["batch_threshold"] = self._inference_threshold(self.recent_tokens)
         return TrainerState(
-            model=self.model.state_dict(),
+            model=model,
             tensors={**self._tensors(), **dict(self.joining_sample.tensors())},
             numbers={**numbers, "revived": self.n_revived, "joined": self.n_joined},
         )

@@ -48,7 +48,7 @@ def run(config: TrainVerbConfig) -> int:
     from crosscoder.configfile import plain
     from crosscoder.files import read_json, remove_folder
     from crosscoder.runs import Run
-    from crosscoder.train.run import RECORD_FILE, train
+    from crosscoder.train.run import RECORD_FILE, told_threshold, train
 
     run = Run(config.run)
     store = _live(config, run) if config.live else _stored(config, run)
@@ -68,6 +68,9 @@ def run(config: TrainVerbConfig) -> int:
             "revived_features": trained["revived_features"],
         }
     )
+    line = told_threshold(trained)
+    if line:
+        print(line)
     print(f"crosscoder: {run.crosscoder}")
     return 0
 
