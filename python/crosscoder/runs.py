@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crosscoder.configfile import plain, read_config, write_config
+from crosscoder.devices import describe
 from crosscoder.errors import BusyError, ConfigError, DataError, printable
 from crosscoder.files import explained_write_errors, make_folder, open_lock, read_json, write_json, write_text
 from crosscoder.progress import warn
 
 if TYPE_CHECKING:
+    import torch
+
     from crosscoder.activations.snapshots import SnapshotSet
     from crosscoder.activations.store import ActivationStore
 
@@ -161,12 +164,17 @@ class Run:
     def figures(self) -> Path:
         return self.path / "figures"
 
-    def begin(self, verb: str, config: Any) -> None:
-        """Make the folder, its README and the record of the verb's settings. Raises `StorageError`."""
+    def begin(self, verb: str, config: Any, device: torch.device | None = None) -> None:
+        """Make the folder, its README and the record of the verb's settings, and of the device in `summary.json`.
+
+        Raises `StorageError`.
+        """
         make_folder(self.path)
         if not (self.path / "README.md").exists():
             write_text(self.path / "README.md", README)
         write_config(self.path / "config" / f"{verb}.yaml", config)
+        if device is not None:
+            self.update_summary({"devices": {**self.summary().get("devices", {}), verb: describe(device)}})
 
     def require_same(self, verb: str, config: Any, ignored: Sequence[str] = ()) -> None:
         """Raises `ConfigError` saying what differs if the run has a record of `verb` with other settings."""

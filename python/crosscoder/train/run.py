@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from crosscoder.activations.loader import ActivationLoader
 from crosscoder.activations.source import Source
 from crosscoder.activations.store import ActivationStore
 from crosscoder.config import CrosscoderConfig, TrainConfig
+from crosscoder.devices import choose, describe
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.files import (
     explained_write_errors,
@@ -50,10 +51,13 @@ def train(
     folder: Path,
     *,
     start: Crosscoder | None = None,
+    device: str | torch.device = "auto",
     title: str = "training",
     begin: Callable[[], None] = lambda: None,
 ) -> Crosscoder:
-    """Train on `store` (or live) and return the crosscoder for raw activations; `folder` is the run's.
+    """Train on `store` (or live) and return the crosscoder for raw activations, on the CPU; `folder` is the run's.
+
+    `device`: where the crosscoder is trained, as `crosscoder.devices.choose` takes it.
 
     If `folder` holds a finished crosscoder of the same configuration it is returned at once; an interrupted run goes
     on from its last checkpoint, to the same bits as an uninterrupted one (on as many threads).
@@ -78,8 +82,9 @@ def train(
         begin()
         _drop_checkpoints(folder / "training" / "checkpoints")  # a kill just after the export leaves them
         return finished
-    loader = _source(store, train_config)
-    model = Crosscoder(config, seed=train_config.seed)
+    where = choose(device)
+    loader = _source(store, train_config, where)
+    model = Crosscoder(config, seed=train_config.seed, device=where, dtype=_weights_dtype(train_config))
     if start is not None:
         model.load_state_dict(start.state_dict())
     trainer = Trainer(model, train_config)
@@ -92,7 +97,7 @@ def train(
     final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
     with new_folder(folder / "crosscoder") as temporary:
         weights.save(config, final.unmixed_state(), temporary)
-        write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer)})
+        write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer), "device": describe(where)})
     _drop_checkpoints(folder / "training" / "checkpoints")
     return final
 
@@ -120,8 +125,21 @@ def _logged_seconds(log: Path) -> float:
         raise DataError(f"{log} cannot be read ({error}); delete {log.parent} and train again") from error
 
 
-def _source(store: ActivationStore | LiveSource, config: TrainConfig) -> Source:
-    return store if isinstance(store, LiveSource) else ActivationLoader(store, config.batch_size, config.seed)
+def batch_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Of the batches: bf16 where the weights are and batches travel to a GPU, which takes half the bus; else fp32."""
+    small = config.state == "low-memory" and device.type == "cuda"
+    return torch.bfloat16 if small else torch.float32
+
+
+def _weights_dtype(config: TrainConfig) -> torch.dtype:
+    return torch.bfloat16 if config.state == "low-memory" else torch.float32
+
+
+def _source(store: ActivationStore | LiveSource, config: TrainConfig, device: torch.device) -> Source:
+    if isinstance(store, LiveSource):
+        return store
+    dtype: Literal["fp32", "bf16"] = "bf16" if batch_dtype(config, device) == torch.bfloat16 else "fp32"
+    return ActivationLoader(store, config.batch_size, config.seed, device=device, dtype=dtype)
 
 
 def _sample(store: ActivationStore | LiveSource, source: Source) -> Tensor:

@@ -32,11 +32,14 @@ class CompareConfig:
     """The other run's folder. Its analysis is brought up to date if it is not; nothing else is written there."""
     seed: int = 0
     """Seed of the nulls."""
+    device: str = "auto"
+    """Where it computes: auto (the GPU if there is one), cpu, cuda or cuda:N."""
 
 
 @writes_run
 def run(config: CompareConfig) -> int:
     """Match the two dictionaries and write the main figures to `summary.json`."""
+    from crosscoder.devices import announced
     from crosscoder.errors import ConfigError, DataError
     from crosscoder.evolution.analyses.life import LIFE
     from crosscoder.evolution.comparisons import save_comparison, summary
@@ -44,10 +47,10 @@ def run(config: CompareConfig) -> int:
     from crosscoder.evolution.study import Study
     from crosscoder.runs import Run
 
-    runs = Run(config.run), Run(config.other)
+    runs, device = (Run(config.run), Run(config.other)), announced(config.device)
     if runs[0].path.resolve() == runs[1].path.resolve():
         raise ConfigError(f"{config.run} would be compared with itself; name another run")
-    studies = [Study.of(run) for run in runs]
+    studies = [Study.of(run, device) for run in runs]
     sites = [(found.revisions, found.layer, found.site) for found in (run.snapshots() for run in runs)]
     if sites[0] != sites[1]:
         raise DataError(f"{config.run} and {config.other} are of different snapshots or layers; nothing to compare")
@@ -58,7 +61,7 @@ def run(config: CompareConfig) -> int:
             f"presence is tau = {taus[0]:g} in {config.run} and {taus[1]:g} in {config.other}; run one of them again: "
             f"crosscoder evolve {config.other} --only life --tau {taus[0]:g}"
         )
-    runs[0].begin("compare", config)
+    runs[0].begin("compare", config, device)
     found = compare_dictionaries(
         *(study.decoders for study in studies),
         *(life.emergence for life in lives),
