@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from crosscoder.activations.alike import describe, recorded
 from crosscoder.activations.tokens import TokenSet
+from crosscoder.activations.trunk import SITES
 from crosscoder.attribution.figures import part as task_part
 from crosscoder.attribution.finished import finished_tasks
 from crosscoder.common.byte_text import Vocabulary
@@ -86,23 +87,27 @@ def assemble(run: Run, device: torch.device | str = "cpu") -> PageData:
         results,
         shown,
         subtitle=(
-            f"{source['model']}, residual stream after block {source['layer']}, "
+            f"{source['model']}, block {source['layer']} ({SITES[study.snapshots.site]}), "
             f"{study.snapshots.n_snapshots} snapshots, {config.n_features:,} features"
         ),
         facts=[fact for part in told if part.facts is not None for fact in part.facts(results)],
         settings=_settings(run),
         notes=[
             *(note for part in shown for note in spoken(part.notes, results)),
-            *(
-                f"The snapshots {sentence}: nothing is born or dies between them."
-                for sentence in describe(recorded(read_json(run.snapshots_file)))
-            ),
+            *alike_notes(read_json(run.snapshots_file)),
             *language_model.notes(run, source["model"]),
             *stale,
         ],
         features=features_of(results, TokenSet.load(run.tokens("train")).names),
         marks=language_model.marks(run, source["model"]),
     )
+
+
+def alike_notes(record: Mapping[str, Any]) -> list[str]:
+    """From a run's `snapshots.json`: which of its snapshots are equal, or nearly, and what follows."""
+    return [
+        f"The snapshots {sentence}: nothing is born or dies between them." for sentence in describe(recorded(record))
+    ]
 
 
 def _analysed(study: Study) -> Sequence[object]:

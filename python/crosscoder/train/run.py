@@ -206,10 +206,11 @@ def _loop(trainer: Trainer, loader: Source, folder: Path, title: str) -> None:
     ):
         while trainer.step_number < config.n_steps:
             for x_BKD in loader:
-                metrics = trainer.step(x_BKD)
-                step = trainer.step_number
+                step = trainer.step_number + 1
                 last = step == config.n_steps
-                if step % config.log_every == 0 or last:
+                logged = step % config.log_every == 0 or last
+                metrics = trainer.step(x_BKD, measured=logged)
+                if logged:
                     row = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
                     now = time.monotonic()
                     rate = (step - first) * config.batch_size / (now - started)
