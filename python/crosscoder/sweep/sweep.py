@@ -7,7 +7,7 @@ In the folder: `settings.json` (what all points share), `points/NAME/` (weights,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from crosscoder.common.tables import csv_text, write_table
 from crosscoder.config import CrosscoderConfig, CrosscoderOptions, TrainConfig
 from crosscoder.configfile import plain
 from crosscoder.errors import ConfigError, NonFiniteError
-from crosscoder.files import locked, make_folder, read_json, write_bytes, write_json, write_text
+from crosscoder.files import make_folder, read_json, write_bytes, write_json, write_text
+from crosscoder.locks import working_on
 from crosscoder.progress import Progress, warn
 from crosscoder.sweep import result_tables as tables
 from crosscoder.sweep.budget import Budget, budget_of
@@ -128,16 +129,18 @@ class Sweep:
 
     # ------------------------------------------------------------------------------------------- doing it
 
-    def compute(self) -> None:
-        """Train and evaluate what is pending, and write the results after each point.
+    def compute(self, begin: Callable[[], None] = lambda: None) -> None:
+        """Train and evaluate what is pending, and write the results.
 
-        A point whose training meets a NaN is told and left out; the others go on. At the end that raises
-        `NonFiniteError`. Raises what `train` and `evaluate` raise.
+        `begin` is called when all is checked that can be refused. A point whose training meets a NaN is told and left
+        out; the others go on. At the end that raises `NonFiniteError`. Raises what `train` and `evaluate` raise, and
+        `BusyError` where another sweep works on the folder.
         """
         failed = []
         make_folder(self.folder)
-        with locked(self.folder / ".lock"):
+        with working_on(self.folder, "sweep"):
             self._check_settings()
+            begin()
             write_json(self.folder / SETTINGS_FILE, self.settings)
             done = len(self.points) - len(self.pending)
             with Progress("sweep", len(self.points), "points", done=done) as progress:

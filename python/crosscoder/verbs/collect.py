@@ -95,7 +95,7 @@ def run(config: CollectConfig) -> int:
     from crosscoder.activations.collect import collect
     from crosscoder.activations.norms import warn_huge
     from crosscoder.devices import announced
-    from crosscoder.files import locked
+    from crosscoder.locks import locked
     from crosscoder.runs import Run
 
     run, device = Run(config.run), announced(config.device)

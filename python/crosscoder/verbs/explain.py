@@ -83,7 +83,6 @@ def run(config: ExplainConfig) -> int:
     from crosscoder.explain.asking import Asker, Spending
     from crosscoder.explain.endpoint import Endpoint, read_key
     from crosscoder.explain.explanation_study import ExplanationStudy
-    from crosscoder.files import locked
     from crosscoder.progress import warn
     from crosscoder.runs import Run
 
@@ -100,16 +99,15 @@ def run(config: ExplainConfig) -> int:
     study = ExplanationStudy(Study.of(run, device), config.n_features, config.seed)
     if endpoint.unsafe:
         warn(f"the key travels to {endpoint.host} without encryption; use https where you can")
-    with locked(study.folder / ".lock"):
-        answers = Answers(study.folder / "answers.jsonl")
-        spending = Spending(answers, endpoint, config.price_in, config.price_out, config.budget)
-        asker = Asker(endpoint, answers, spending, max_in_flight=config.max_in_flight)
-        estimate = study.estimate(asker)
-        print(describe_cost(estimate, spending, config, len(study.features)))
-        if estimate.n_to_ask and not config.yes:
-            _confirm()
-        run.begin("explain", dataclasses.replace(config, yes=False), device)  # consent is for once
-        figures = study.compute(asker)
+    answers = Answers(study.folder / "answers.jsonl")
+    spending = Spending(answers, endpoint, config.price_in, config.price_out, config.budget)
+    asker = Asker(endpoint, answers, spending, max_in_flight=config.max_in_flight)
+    estimate = study.estimate(asker)
+    print(describe_cost(estimate, spending, config, len(study.features)))
+    if estimate.n_to_ask and not config.yes:
+        _confirm()
+    run.begin("explain", dataclasses.replace(config, yes=False), device)  # consent is for once
+    figures = study.compute(asker)
     run.update_summary({"explanations": figures})
     print(describe(figures))
     if figures["n_incomplete"]:

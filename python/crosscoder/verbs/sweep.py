@@ -63,21 +63,27 @@ class SweepConfig:
     """Show the plan and stop."""
 
 
-@writes_run
 def run(config: SweepConfig) -> int:
     """Show the plan, train and evaluate what is not done yet, and print the table."""
     from crosscoder.devices import announced
     from crosscoder.runs import Run
 
+    if not config.plan:
+        return _compute(config)
+    print(describe_plan(_sweep(config, Run(config.run), announced(config.device))))
+    return 0
+
+
+@writes_run
+def _compute(config: SweepConfig) -> int:
+    from crosscoder.devices import announced
+    from crosscoder.runs import Run
+    from crosscoder.sweep import result_tables as tables
+
     run, device = Run(config.run), announced(config.device)
     sweep = _sweep(config, run, device)
     print(describe_plan(sweep))
-    if config.plan:
-        return 0
-    run.begin("sweep", config, device)
-    sweep.compute()
-    from crosscoder.sweep import result_tables as tables
-
+    sweep.compute(begin=lambda: run.begin("sweep", config, device))
     table = tables.results(sweep.records())
     if config.out is None:
         run.update_summary({"sweep": {"results": _rows(table), "at_common_l0": _rows(tables.at_common_l0(table))}})

@@ -5,6 +5,7 @@ A killed training goes on from its last checkpoint when the same command is run 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,8 @@ class TrainVerbConfig:
     """Where the crosscoder is trained, and with --live where the language model runs: auto (the GPU if there is one),
     cpu, cuda or cuda:N."""
     resume: bool = True
-    """Go on from the last checkpoint; with --no-resume, start again from nothing."""
+    """Go on from the last checkpoint; with --no-resume, start again from nothing. The old training is kept until the
+    new one has its first checkpoint."""
 
 
 @writes_run
@@ -50,18 +52,15 @@ def run(config: TrainVerbConfig) -> int:
     from crosscoder.config import CrosscoderConfig
     from crosscoder.configfile import plain
     from crosscoder.devices import announced
-    from crosscoder.files import read_json, remove_folder
+    from crosscoder.files import read_json
     from crosscoder.runs import Run
     from crosscoder.train.run import RECORD_FILE, train
 
     run, device = Run(config.run), announced(config.device)
     store = _live(config, run, device) if config.live else _stored(config, run)
     crosscoder = CrosscoderConfig(store.n_snapshots, store.d_model, config.n_features, **plain(config.crosscoder))
-    if not config.resume:
-        for old in (run.path / "training", run.crosscoder):
-            if old.exists():
-                remove_folder(old)
-    train(store, crosscoder, config.train, run.path, device=device, begin=lambda: run.begin("train", config, device))
+    begin = functools.partial(run.begin, "train", config, device)
+    train(store, crosscoder, config.train, run.path, device=device, resume=config.resume, begin=begin)
     trained = read_json(run.crosscoder / RECORD_FILE)["trained"]
     run.update_summary(
         {
