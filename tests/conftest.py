@@ -24,7 +24,7 @@ from support.poison import poisoned
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker that has no tests left takes some of another's; till then it has files as wholes, whose fixtures last."""
+    """A worker that has no tests left takes some of another's; till then it has whole files, so fixtures are shared."""
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
