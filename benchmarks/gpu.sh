@@ -11,13 +11,13 @@ python=${PYTHON:-.venv/bin/python}
 results=${1:-}
 if [[ $("$python" -c 'import torch; print(torch.cuda.is_available())') == True ]]; then
   results=${results:-benchmarks/results}
-  tests=(tests/kernels tests/model tests/train)
+  tests=(tests/kernels tests/backends tests/model tests/train)
   gate=()
   size=()
 else
   echo "no CUDA device: tiny sizes in the interpreter" >&2
   results=${results:-$(mktemp -d)}
-  tests=(tests/kernels/test_triton_engine.py -k "(each_gradient and snapshot-tanh-quad) or wrong_shape or device")
+  tests=(tests/backends/test_triton_step.py -k "(each_gradient and snapshot-tanh-quad) or wrong_shape or device")
   gate=(--arch 90 --size 160m --variant plain)
   size=(--tiny)
   export TRITON_INTERPRET=1

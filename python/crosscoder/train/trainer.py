@@ -65,9 +65,13 @@ class Trainer:
         self.recent_tokens = RecentTokens(model.weights()) if Gate.of(model.config).whole_batch else None
         """BatchTopK: what its threshold at inference is calibrated on."""
         self._recent: list[tuple[int, Tensor, StepStatistics]] = []
+        self._uncounted: tuple[StepStatistics, int] | None = None
+        """The last step's figures and its tokens, where they are not yet in the counts above."""
 
-    def step(self, x_BKD: Tensor) -> dict[str, Tensor | float]:
+    def step(self, x_BKD: Tensor, *, measured: bool = True) -> dict[str, Tensor | float]:
         """Train on one batch (B, K, D). Returns its metrics (scalars, or one value a snapshot) before the update.
+
+        Without `measured` it returns none of them, which saves time: on a GPU the host then runs ahead of the device.
 
         Raises `DataError` for a wrong shape or when training is over, `NonFiniteError` (weights untouched) for a NaN
         or an infinity in the batch or the loss (on a GPU a step or two later, since nothing waits for the device).
@@ -77,6 +81,7 @@ class Trainer:
         self.model.train()
         if self.step_number == 0 and self.config.whitening == "snapshots" and not self.model.is_mixed:
             whiten(self.model, x_BKD)
+        self._count()
         factor = lr_factor(self.config, self.step_number)
         lr = self.config.lr * factor
         result = self.engine.step(
@@ -91,19 +96,28 @@ class Trainer:
             ),
         )
         self._check_finite(x_BKD, result)
-        if result.smallest_score is not None:
-            self.model.update_batch_threshold(result.smallest_score)
+        self._uncounted = result, len(x_BKD)
+        self.step_number += 1
         if self.recent_tokens is not None:
             self.recent_tokens.add(x_BKD)
-        n_tokens = len(x_BKD)
-        self.firing.update(result.fired_F, n_tokens)
-        self.silent_tokens_F = torch.where(result.fired_F > 0, 0, self.silent_tokens_F + n_tokens)
-        self.step_number += 1
+        if not self.engine.asynchronous:
+            self._count()
         self._repair(x_BKD, result)
         if self.recent_tokens is not None and self.step_number == self.config.n_steps:
-            self.engine.settle()
+            self._count()
             self.model.batch_threshold.copy_(self._inference_threshold(self.recent_tokens))
-        return self._metrics(x_BKD, result, factor)
+        return self._metrics(x_BKD, result, factor) if measured else {}
+
+    def _count(self) -> None:
+        """Count what fired in the last step. Its figures are final once the engine has settled, which may wait."""
+        if self._uncounted is None:
+            return
+        self.engine.settle()
+        (result, n_tokens), self._uncounted = self._uncounted, None
+        if result.smallest_score is not None:
+            self.model.update_batch_threshold(result.smallest_score)
+        self.firing.update(result.fired_F, n_tokens)
+        self.silent_tokens_F = torch.where(result.fired_F > 0, 0, self.silent_tokens_F + n_tokens)
 
     def _check_finite(self, x_BKD: Tensor, result: StepStatistics) -> None:
         """Raises `NonFiniteError` for this step, or for one just before where the host does not wait for the device."""
@@ -119,6 +133,7 @@ class Trainer:
         if bad is None:
             return
         self.engine.clear_error()
+        self._uncounted = None
         self.step_number = bad  # nothing was updated since
         for number, x_BKD, result in self._recent:
             if number == bad:
@@ -137,12 +152,12 @@ class Trainer:
         if not reviving:
             steps_left = last_joining - self.step_number
         if config.joining_cosine is not None and 0 <= steps_left < N_BATCHES:
-            self.engine.settle()
+            self._count()
             self.joining_sample.add(self.model.encode(x_BKD))
             if steps_left == 0:
                 self._join(config.joining_cosine)
         if reviving and steps_left == 0:
-            self.engine.settle()
+            self._count()
             self.n_revived += revive(
                 self.model,
                 self.state,
@@ -168,6 +183,7 @@ class Trainer:
             self.n_joined += len(given_up)
 
     def _metrics(self, x_BKD: Tensor, result: StepStatistics, factor: float) -> dict[str, Tensor | float]:
+        self._count()
         n_tokens = max(1, len(x_BKD))
         explained_K, ratio_K = batch_explained_variance(self.model.check_input(x_BKD), result.residual_BKD)
         metrics: dict[str, Tensor | float] = {
@@ -220,6 +236,7 @@ class Trainer:
 
         As torch's: the tensors are the trainer's own and change with its next step; clone them to keep them.
         """
+        self._count()
         self.engine.settle()
         self._raise_pending(wait=True)
         numbers = {"step": self.step_number, "firing_steps": self.firing.n_steps}
@@ -245,6 +262,7 @@ class Trainer:
                 f"the state is of a trainer of other options: {', '.join(wrong)} missing or of other shape"
             )
         self.engine.settle()
+        self._uncounted = None
         self.model.load_state_dict(model)
         for name, tensor in self._tensors().items():
             tensor.copy_(tensors[name])
