@@ -22,9 +22,8 @@ from crosscoder.train.joining import LAST_JOINING, N_BATCHES, JoiningSample, joi
 from crosscoder.train.recent_tokens import RecentTokens
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
+from crosscoder.train.seeds import Purpose, step_seed
 from crosscoder.train.whitening import whiten
-
-_SAMPLING, _REVIVAL = 0, 1
 
 
 class Trainer:
@@ -92,7 +91,7 @@ class Trainer:
                 threshold_lr=lr * self.config.threshold_lr_factor,
                 sparsity_coefficient=sparsity_coefficient(self.config, self.step_number),
                 preactivation_coefficient=self.config.preactivation_coefficient,
-                seed=self._seed(_SAMPLING),
+                seed=self._seed(Purpose.STEP),
             ),
         )
         self._check_finite(x_BKD, result)
@@ -165,7 +164,7 @@ class Trainer:
                 self.firing.rates(),
                 config.revival_rate,
                 self.step_number,
-                torch.Generator().manual_seed(self._seed(_REVIVAL)),
+                torch.Generator().manual_seed(self._seed(Purpose.REVIVAL)),
             )
 
     def _inference_threshold(self, recent: RecentTokens) -> Tensor:
@@ -206,9 +205,9 @@ class Trainer:
                 metrics[name] = value
         return metrics
 
-    def _seed(self, purpose: int) -> int:
+    def _seed(self, purpose: Purpose) -> int:
         """Random numbers depend on nothing but seed, step and purpose, so that a resumed run repeats them."""
-        return ((self.config.seed * 1_000_003 + self.step_number) * 2 + purpose) % 2**63
+        return step_seed(self.config.seed, self.step_number, purpose)
 
     def _explain_non_finite(self, step: int, x_BKD: Tensor, result: StepStatistics) -> str:
         good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
