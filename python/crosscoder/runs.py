@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crosscoder.configfile import plain, read_config, write_config
+from crosscoder.devices import describe
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.files import make_folder, read_json, write_json, write_text
 from crosscoder.locks import working_on
 
 if TYPE_CHECKING:
+    import torch
+
     from crosscoder.activations.snapshots import SnapshotSet
     from crosscoder.activations.store import ActivationStore
 
@@ -39,8 +42,8 @@ Open `report.html` in a browser: it needs no network.
 | `sweep/` | explained variance against L0 beside SAEs: `results.parquet`, `frontier.svg`, every trained point |
 | `figures/` | every figure as SVG, its data as CSV |
 
-Files appear complete or not at all, and records carry a checksum: what was changed in one is refused. (To use a changed
-`config/VERB.yaml`, copy it, delete its last line, and give the copy to `--config`.) Any command that was killed goes on when it is run again.
+Files appear complete or not at all. Any command that was killed goes on when it is run again. Records carry a checksum:
+a changed one is refused. (To use a changed `config/VERB.yaml`, give a copy of it without its last line to `--config`.)
 `activations/` is the large part; it can be deleted when no further training is wanted.
 """
 
@@ -117,12 +120,17 @@ class Run:
     def figures(self) -> Path:
         return self.path / "figures"
 
-    def begin(self, verb: str, config: Any) -> None:
-        """Make the folder, its README and the record of the verb's settings. Raises `StorageError`."""
+    def begin(self, verb: str, config: Any, device: torch.device | None = None) -> None:
+        """Make the folder, its README and the record of the verb's settings, and of the device in `summary.json`.
+
+        Raises `StorageError`.
+        """
         make_folder(self.path)
         if not (self.path / "README.md").exists():
             write_text(self.path / "README.md", README)
         write_config(self.path / "config" / f"{verb}.yaml", config)
+        if device is not None:
+            self.update_summary({"devices": {**self.summary().get("devices", {}), verb: describe(device)}})
 
     def require_same(self, verb: str, config: Any, ignored: Sequence[str] = ()) -> None:
         """Raises `ConfigError` saying what differs if the run has a record of `verb` with other settings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,8 +23,11 @@ from support.triton_engine import (
     to_bf16,
 )
 
+from crosscoder.config import TrainConfig
 from crosscoder.errors import DataError
 from crosscoder.train.engines import asynchronous as engine_module
+from crosscoder.train.engines.asynchronous import AsynchronousEngine
+from crosscoder.train.trainer import Trainer
 
 # The interpreter warns of what hashes and non-finite batches are meant to do.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
@@ -245,3 +248,26 @@ def test_a_larger_step_on_the_device(state: str) -> None:
     if state == "fp32":
         for name, gradient in expected.gradients.items():
             assert relative_error(gradients_after_a_step(engine, name), gradient) < 1e-5, name
+
+
+def test_the_trainer_counts_a_batch_that_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fired is counted once, from the step as it was done in the end, whether or not anybody asked for metrics."""
+    monkeypatch.setattr(engine_module, "LEAST_CAPACITY", 4)
+    counted = []
+    for measured in (True, False):
+        model, x = make((12, 2, 5, 9))
+        with torch.no_grad():
+            model.b_enc.fill_(-0.05)
+        trainer = Trainer(
+            model, TrainConfig(n_steps=9, backend="triton", batch_size=12, whitening="none", revival="none")
+        )
+        trainer.engine.dense_above = 1.0
+        for batch in (torch.zeros_like(x), x):  # the second has more pairs than the first left room for
+            metrics = trainer.step(batch, measured=measured)
+            assert bool(metrics) == measured
+        assert (cast(AsynchronousEngine, trainer.engine).capacity == 4) != measured, "nothing is done again yet"
+        numbers = trainer.state_dict()["numbers"]
+        counted.append((numbers, trainer.firing.average_F, trainer.silent_tokens_F))
+    assert counted[0][0] == counted[1][0]
+    assert torch.equal(counted[0][1], counted[1][1]) and bool((counted[0][1] > 0).any())
+    assert torch.equal(counted[0][2], counted[1][2]) and bool((counted[0][2] == 0).any())

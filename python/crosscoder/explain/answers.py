@@ -42,8 +42,8 @@ class Answers:
                 damaged.append(number)
         if damaged:
             warn(
-                f"{self.path}: {len(damaged)} line(s) damaged, or of an earlier release, the first is line {damaged[0]}; "
-                "what they answered is asked again"
+                f"{self.path}: {len(damaged)} line(s) damaged, or of an earlier release, the first is line "
+                f"{damaged[0]}; what they answered is asked again"
             )
         data = read_bytes(self.path)
         whole = data.rfind(b"\n") + 1

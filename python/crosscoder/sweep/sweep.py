@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from crosscoder.activations.store import ActivationStore
 from crosscoder.common.svg import draw_svg
 from crosscoder.common.tables import csv_text, write_table
@@ -45,6 +47,7 @@ class Sweep:
         options: CrosscoderOptions,
         train: TrainConfig,
         points: Sequence[Point],
+        device: torch.device | str = "cpu",
     ) -> None:
         """`heldout` has the snapshots of `store`. Of `train`, lambda, learning rate and seed are the points'.
 
@@ -60,6 +63,7 @@ class Sweep:
         self.options = options
         self.train = train
         self.points = list(points)
+        self.device = torch.device(device)
         for point in points:  # what cannot work is refused before any work is done
             for part in parts_of(point.method, store.snapshot_names, train.n_steps):
                 CrosscoderConfig(len(part.snapshots), store.d_model, point.n_features, **plain(options))
@@ -114,7 +118,7 @@ class Sweep:
             if kind not in seconds:
                 config = CrosscoderConfig(kind[0], self.store.d_model, point.n_features, **plain(self.options))
                 last = self.store.select(self.store.snapshot_names[-kind[0] :])
-                seconds[kind] = seconds_per_step(last, config, train_config(point, parts[0], self.train))
+                seconds[kind] = seconds_per_step(last, config, train_config(point, parts[0], self.train), self.device)
             estimates[point.method, point.n_features] = seconds[kind] * self.budget(point.method).steps
         return estimates
 
@@ -158,8 +162,12 @@ class Sweep:
     def _compute(self, point: Point) -> None:
         folder = self._folder(point)
         parts = parts_of(point.method, self.store.snapshot_names, self.train.n_steps)
-        models, seconds = train_point(point, self.store, self.options, self.train, folder)
-        figures = {**measure(models, parts, self.heldout), **plain(self.budget(point.method)), "seconds": seconds}
+        models, seconds = train_point(point, self.store, self.options, self.train, folder, self.device)
+        figures = {
+            **measure(models, parts, self.heldout, self.device),
+            **plain(self.budget(point.method)),
+            "seconds": seconds,
+        }
         write_json(folder / RESULT_FILE, {"point": plain(point), "figures": figures})
 
     def _folder(self, point: Point) -> Path:

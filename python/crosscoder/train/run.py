@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from crosscoder.activations.loader import ActivationLoader
 from crosscoder.activations.source import Source
 from crosscoder.activations.store import ActivationStore
 from crosscoder.config import CrosscoderConfig, TrainConfig
+from crosscoder.devices import choose, describe
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.files import (
     clear_left_overs,
@@ -52,11 +53,14 @@ def train(
     folder: Path,
     *,
     start: Crosscoder | None = None,
+    device: str | torch.device = "auto",
     resume: bool = True,
     title: str = "training",
     begin: Callable[[], None] = lambda: None,
 ) -> Crosscoder:
-    """Train on `store` (or live) and return the crosscoder for raw activations; `folder` is the run's.
+    """Train on `store` (or live) and return the crosscoder for raw activations, on the CPU; `folder` is the run's.
+
+    `device`: where the crosscoder is trained, as `crosscoder.devices.choose` takes it.
 
     If `folder` holds a finished crosscoder of the same configuration it is returned at once; an interrupted run goes
     on from its last checkpoint, to the same bits as an uninterrupted one (on as many threads).
@@ -86,8 +90,9 @@ def train(
             begin()
             _drop_checkpoints(training / "checkpoints")  # a kill just after the export leaves them
             return finished
-        loader = _source(store, train_config)
-        model = Crosscoder(config, seed=train_config.seed)
+        where = choose(device)
+        loader = _source(store, train_config, where)
+        model = Crosscoder(config, seed=train_config.seed, device=where, dtype=_weights_dtype(train_config))
         if start is not None:
             model.load_state_dict(start.state_dict())
         trainer = Trainer(model, train_config)
@@ -102,7 +107,7 @@ def train(
             final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
             with new_folder(folder / "crosscoder") as temporary:
                 weights.save(config, final.unmixed_state(), temporary)
-                write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer)})
+                write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer), "device": describe(where)})
         finally:
             old.settle()
         _drop_checkpoints(training / "checkpoints")
@@ -123,8 +128,21 @@ def training_seconds(folder: Path) -> float:
     return logged_seconds(folder / "training" / LOG_FILE)
 
 
-def _source(store: ActivationStore | LiveSource, config: TrainConfig) -> Source:
-    return store if isinstance(store, LiveSource) else ActivationLoader(store, config.batch_size, config.seed)
+def batch_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Of the batches: bf16 where the weights are and batches travel to a GPU, which takes half the bus; else fp32."""
+    small = config.state == "low-memory" and device.type == "cuda"
+    return torch.bfloat16 if small else torch.float32
+
+
+def _weights_dtype(config: TrainConfig) -> torch.dtype:
+    return torch.bfloat16 if config.state == "low-memory" else torch.float32
+
+
+def _source(store: ActivationStore | LiveSource, config: TrainConfig, device: torch.device) -> Source:
+    if isinstance(store, LiveSource):
+        return store
+    dtype: Literal["fp32", "bf16"] = "bf16" if batch_dtype(config, device) == torch.bfloat16 else "fp32"
+    return ActivationLoader(store, config.batch_size, config.seed, device=device, dtype=dtype)
 
 
 def _sample(store: ActivationStore | LiveSource, source: Source) -> Tensor:
@@ -143,11 +161,31 @@ def _identity(store: ActivationStore | LiveSource) -> dict[str, Any]:
 
 def _summary(trainer: Trainer) -> dict[str, Any]:
     dead_F = trainer.silent_tokens_F >= trainer.config.dead_after_tokens
-    return {
+    summary: dict[str, Any] = {
         "steps": trainer.step_number,
         "dead_features": int(dead_F.sum()),
         "revived_features": trainer.n_revived,
     }
+    if trainer.recent_tokens is not None:
+        x_nKD, model = trainer.recent_tokens.tokens(), trainer.model.eval()
+        code = model.encode(x_nKD, backend=trainer.config.backend)
+        summary["batch_threshold"] = {
+            "value": float(model.batch_threshold),
+            "tokens": len(x_nKD),
+            "l0_union": code.n_pairs / max(1, len(x_nKD)),
+        }
+    return summary
+
+
+def told_threshold(trained: dict[str, Any]) -> str:
+    """A line about BatchTopK's threshold at inference, from `trained` of `RECORD_FILE`; empty for other gates."""
+    found = trained.get("batch_threshold")
+    if found is None:
+        return ""
+    return (
+        f"BatchTopK at inference: a feature is on above {found['value']:.4g}, which lets {found['l0_union']:.2f} "
+        f"features a token through on the last {found['tokens']} tokens of training"
+    )
 
 
 def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
@@ -192,10 +230,11 @@ def _loop(trainer: Trainer, loader: Source, folder: Path, title: str, saved: Cal
     ):
         while trainer.step_number < config.n_steps:
             for x_BKD in loader:
-                metrics = trainer.step(x_BKD)
-                step = trainer.step_number
+                step = trainer.step_number + 1
                 last = step == config.n_steps
-                if step % config.log_every == 0 or last:
+                logged = step % config.log_every == 0 or last
+                metrics = trainer.step(x_BKD, measured=logged)
+                if logged:
                     row = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
                     now = time.monotonic()
                     rate = (step - first) * config.batch_size / (now - started)

@@ -33,11 +33,14 @@ class CompareConfig:
     """The other run's folder. Its analysis is brought up to date if it is not; nothing else is written there."""
     seed: int = 0
     """Seed of the nulls."""
+    device: str = "auto"
+    """Where it computes: auto (the GPU if there is one), cpu, cuda or cuda:N."""
 
 
 @writes_run
 def run(config: CompareConfig) -> int:
     """Match the two dictionaries and write the main figures to `summary.json`."""
+    from crosscoder.devices import announced
     from crosscoder.errors import ConfigError
     from crosscoder.evolution.study import Study
     from crosscoder.runs import Run
@@ -45,7 +48,8 @@ def run(config: CompareConfig) -> int:
     run, other = Run(config.run), Run(config.other)
     if run.path.resolve() == other.path.resolve():
         raise ConfigError(f"{config.run} would be compared with itself; name another run")
-    studies = Study.of(run), Study.of(other)
+    device = announced(config.device)
+    studies = Study.of(run, device), Study.of(other, device)
     with _holding(studies[1]):
         return _compare(config, *studies)
 
@@ -75,7 +79,7 @@ def _compare(config: CompareConfig, *studies: Study) -> int:
             f"presence is tau = {taus[0]:g} in {config.run} and {taus[1]:g} in {config.other}; run one of them again: "
             f"crosscoder evolve {config.other} --only life --tau {taus[0]:g}"
         )
-    runs[0].begin("compare", config)
+    runs[0].begin("compare", config, studies[0].device)
     found = compare_dictionaries(
         *(study.decoders for study in studies),
         *(life.emergence for life in lives),

@@ -57,6 +57,8 @@ class ExplainConfig:
     """Most to spend, in the prices' money, on this run and model in all; needs both prices."""
     yes: bool = False
     """Do not ask before the requests are sent."""
+    device: str = "auto"
+    """Where features are looked up in the text: auto (the GPU if there is one), cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
         for name in ("n_features", "max_in_flight", "max_output"):
@@ -75,6 +77,7 @@ class ExplainConfig:
 @writes_run
 def run(config: ExplainConfig) -> int:
     """Tell the cost, ask, write the results, and the main figures to `summary.json`."""
+    from crosscoder.devices import announced
     from crosscoder.evolution.study import Study
     from crosscoder.explain.answers import Answers
     from crosscoder.explain.asking import Asker, Spending
@@ -83,7 +86,7 @@ def run(config: ExplainConfig) -> int:
     from crosscoder.progress import warn
     from crosscoder.runs import Run
 
-    run = Run(config.run)
+    run, device = Run(config.run), announced(config.device)
     key = read_key(config.endpoint)
     endpoint = Endpoint(
         config.endpoint,
@@ -93,7 +96,7 @@ def run(config: ExplainConfig) -> int:
         max_output=config.max_output,
         timeout=config.timeout,
     )
-    study = ExplanationStudy(Study.of(run), config.n_features, config.seed)
+    study = ExplanationStudy(Study.of(run, device), config.n_features, config.seed)
     if endpoint.unsafe:
         warn(f"the key travels to {endpoint.host} without encryption; use https where you can")
     answers = Answers(study.folder / "answers.jsonl")
@@ -103,7 +106,7 @@ def run(config: ExplainConfig) -> int:
     print(describe_cost(estimate, spending, config, len(study.features)))
     if estimate.n_to_ask and not config.yes:
         _confirm()
-    run.begin("explain", dataclasses.replace(config, yes=False))  # consent is for once
+    run.begin("explain", dataclasses.replace(config, yes=False), device)  # consent is for once
     figures = study.compute(asker)
     run.update_summary({"explanations": figures})
     print(describe(figures))
