@@ -43,10 +43,10 @@ stage "tests"
 workers=() # compiling hundreds of small kernels is the CPU's work
 "$python" -c 'import xdist' 2>/dev/null && ((${#tiny[@]} == 0)) && workers=(-n 8)
 if ((${#tiny[@]})); then
-  try "$python" -m pytest -q -p no:cacheprovider tests -m "not slow" \
-    -k "test_triton and ((each_gradient and snapshot-tanh-quad) or wrong_shape or device)"
+  try "$python" -m pytest -q -p no:cacheprovider tests/backends/test_triton_step.py \
+    -k "(each_gradient and snapshot-tanh-quad) or wrong_shape or device"
 else
-  try timeout 180 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests -m "not slow" -k "triton or cuda" \
+  try timeout 180 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests/kernels tests/backends -k triton \
     >"$results/tests.txt" 2>&1
   tail -25 "$results/tests.txt"
 fi
@@ -62,8 +62,8 @@ if ((${#tiny[@]})); then
     --json "$results/compile-gate.json"
 elif command -v compute-sanitizer >/dev/null; then
   stage "compute-sanitizer"
-  try timeout 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m pytest -q -p no:cacheprovider tests \
-    -k "test_triton and each_gradient and sparse and tanh-quad" >"$results/sanitizer.txt" 2>&1
+  try timeout 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m pytest -q -p no:cacheprovider \
+    tests/backends/test_triton_step.py -k "each_gradient and sparse and tanh-quad" >"$results/sanitizer.txt" 2>&1
   tail -3 "$results/sanitizer.txt"
 else
   echo "compute-sanitizer is not here: memory accesses are not checked" >&2

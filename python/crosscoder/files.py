@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -93,34 +92,6 @@ def remove_file(path: Path) -> None:
     with explained_write_errors(path):
         path.unlink(missing_ok=True)
         path.with_name(f"{_TEMPORARY}{path.name}").unlink(missing_ok=True)
-
-
-def open_lock(path: Path) -> int:
-    """A descriptor of the lock file at `path`, made if need be, its contents left alone.
-
-    Raises `StorageError` where the name is taken by a link or by something else than a file.
-    """
-    with explained_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o666)
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            os.close(descriptor)
-            raise StorageError(f"{path} should be a lock file of crosscoder's own, and is a link or no file; remove it")
-    return descriptor
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock on the file at `path` (made if need be); waits for it. The system drops it with the process."""
-    descriptor = open_lock(path)
-    try:
-        with explained_write_errors(path):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:
@@ -232,6 +203,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def clear_left_overs(folder: Path) -> None:
+    """Delete what killed processes left of temporary files and folders right in `folder`, where no other writes."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        with explained_write_errors(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def remove_folder(path: Path) -> None:

@@ -20,8 +20,8 @@ from crosscoder.common.arrays import load_arrays, save_arrays
 from crosscoder.common.tables import csv_text, read_table, write_table
 from crosscoder.errors import BusyError, ConfigError, DataError, StorageError
 from crosscoder.explain.endpoint import Endpoint
-from crosscoder.files import locked, read_json, write_bytes, write_json
-from crosscoder.runs import working_on
+from crosscoder.files import read_json, write_bytes, write_json
+from crosscoder.locks import locked, working_on
 
 
 def flips(data: bytes, every: int = 1) -> list[bytes]:
@@ -250,7 +250,7 @@ def test_a_verb_leaves_a_run_alone_that_another_works_on(
 HOLD = """
 import sys
 from pathlib import Path
-from crosscoder.runs import working_on
+from crosscoder.locks import working_on
 with working_on(Path(sys.argv[1]), "train"):
     print("held", flush=True)
     sys.stdin.read()

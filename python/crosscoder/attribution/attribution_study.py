@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from crosscoder import weights
 from crosscoder.activations.snapshots import SnapshotSet
@@ -57,10 +58,13 @@ TAU = 0.3
 class AttributionStudy:
     """The tasks of one run. `compute(name)` does what is not done yet."""
 
-    def __init__(self, run: Run, settings: AttributionSettings) -> None:
-        """Raises `DataError` with the remedy if the run lacks a crosscoder or its snapshots, they do not fit, or it
-        reads another site than the residual stream."""
-        self.run, self.settings = run, settings
+    def __init__(self, run: Run, settings: AttributionSettings, device: torch.device | str = "cpu") -> None:
+        """`device`: where crosscoder and language model compute.
+
+        Raises `DataError` with the remedy if the run lacks a crosscoder or its snapshots, they do not fit, or it reads
+        another site than the residual stream.
+        """
+        self.run, self.settings, self.device = run, settings, torch.device(device)
         run.require(run.crosscoder, f"train it first: crosscoder train {run.path} --help")
         run.require(run.snapshots_file, f"collect first: crosscoder collect {run.path} --help")
         self._check_origin()
@@ -79,7 +83,7 @@ class AttributionStudy:
     @cached_property
     def crosscoder(self) -> Crosscoder:
         """The crosscoder for raw activations."""
-        model: Crosscoder = Crosscoder.from_pretrained(self.run.crosscoder)
+        model: Crosscoder = Crosscoder.from_pretrained(self.run.crosscoder, map_location=self.device)
         return model.eval()
 
     @cached_property

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from crosscoder.activations.alike import describe, recorded
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.activations.trunk import SITES
@@ -63,10 +65,13 @@ def page_of(results: Results, shown: Sequence[Part], **more: Any) -> PageData:
     )
 
 
-def assemble(run: Run) -> PageData:
-    """The page of a run. Raises `DataError` with the remedy where a result is missing."""
+def assemble(run: Run, device: torch.device | str = "cpu") -> PageData:
+    """The page of a run; `device`: where an analysis is brought up to date.
+
+    Raises `DataError` with the remedy where a result is missing.
+    """
     summary = evaluation.require(run)
-    study = Study.of(run)
+    study = Study.of(run, device)
     analysed = _analysed(study)
     tasks = finished_tasks(run, study.snapshots.revisions)
     others, stale = finished(study)
