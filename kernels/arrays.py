@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from crosscoder.code import SparseCode
-from crosscoder.kernels.transpose.reference import FeatureOrder
 
 Array = np.ndarray[Any, Any]
 Perhaps = Tensor | None
@@ -41,11 +40,6 @@ def arrays(*tensors: Perhaps) -> tuple[Any, ...]:
 def code_arrays(code: SparseCode) -> tuple[Any, Any, Any, Any, int, int]:
     """A sparse code as the core takes it."""
     return *arrays(code.row_offsets, code.features, code.values, code.gates), code.n_snapshots, code.n_features
-
-
-def order_arrays(order: FeatureOrder) -> tuple[Any, Any, Any]:
-    """The order of a code's pairs by feature as the core takes it."""
-    return arrays(order.feature_offsets, order.tokens, order.order)
 
 
 def n_threads() -> int:

@@ -12,9 +12,10 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.code import SparseCode
 from crosscoder.gate import Gate
-from crosscoder.kernels.arrays import array, arrays, code_arrays, n_threads, order_arrays
+from crosscoder.kernels.arrays import array, arrays, code_arrays, n_threads
 from crosscoder.kernels.decode.native import penalty_arguments
 from crosscoder.kernels.encode.products import TILE
+from crosscoder.kernels.transpose.native import order_arrays
 from crosscoder.kernels.transpose.reference import FeatureOrder
 from crosscoder.penalty import Penalty
 

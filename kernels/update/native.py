@@ -10,8 +10,9 @@ from torch import Tensor
 
 from crosscoder import _core
 from crosscoder.code import SparseCode
-from crosscoder.kernels.arrays import array, arrays, code_arrays, n_threads, order_arrays
+from crosscoder.kernels.arrays import array, arrays, code_arrays, n_threads
 from crosscoder.kernels.encode.rows import EncoderRows
+from crosscoder.kernels.transpose.native import order_arrays
 from crosscoder.kernels.transpose.reference import FeatureOrder
 
 
