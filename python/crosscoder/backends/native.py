@@ -287,13 +287,19 @@ class NativeTraining(TorchVectors):
             yield "int8_column_scale", self._column_scale
             yield "int8_audit", self._audit.tally
 
+    def input(self, weights: Weights, x_BKD: Tensor) -> Tensor:
+        """In float32. What is derived from the weights is brought up to date here, for the dense way too: its update
+        refreshes only the rows that it changes."""
+        x_BKD = super().input(weights, x_BKD)
+        self._rows = self._current_rows(weights, x_BKD)
+        return x_BKD
+
     def tile(self, n_tokens: int) -> int:
         return DENSE_TILE
 
     def sparse_pass(
         self, weights: Weights, x_BKD: Tensor, settings: StepSettings, max_density: float, room: Room | None
     ) -> SparsePass | None:
-        self._rows = self._current_rows(weights, x_BKD)
         batch = sparse_pass(weights, x_BKD, self._rows, self._scratch, settings.loss(), max_density=max_density)
         if batch is None or not self._int8:
             return batch

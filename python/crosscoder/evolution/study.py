@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from crosscoder import weights
@@ -71,19 +72,23 @@ class Analysis(Generic[R]):
 class Study:
     """The analyses of a run folder. `result(analysis)` computes what is not there yet, and what it needs."""
 
-    def __init__(self, run: Run, settings: StudySettings) -> None:
-        """Raises `DataError` with the remedy if the run lacks a crosscoder or activations."""
+    def __init__(self, run: Run, settings: StudySettings, device: torch.device | str = "cpu") -> None:
+        """`device`: where the crosscoder and its batches lie.
+
+        Raises `DataError` with the remedy if the run lacks a crosscoder or activations.
+        """
         self.run = run
         self.settings = settings
+        self.device = torch.device(device)
         run.require(run.crosscoder, f"train it first: crosscoder train {run.path} --help")
         run.require(run.activations("train"), f"collect first: crosscoder collect {run.path} --help")
 
     @classmethod
-    def of(cls, run: Run) -> Study:
+    def of(cls, run: Run, device: torch.device | str = "cpu") -> Study:
         """The study with the settings that the run was last analysed with. Raises `DataError` if it never was."""
         path = run.evolution / SETTINGS_FILE
         run.require(path, f"run first: crosscoder evolve {run.path}")
-        return cls(run, read_config(path, StudySettings))
+        return cls(run, read_config(path, StudySettings, record=True), device)
 
     def save_settings(self) -> None:
         """Leave the settings beside the results, for those who read them. Raises `StorageError`."""
@@ -94,7 +99,7 @@ class Study:
     @cached_property
     def folded(self) -> Crosscoder:
         """The crosscoder for raw activations."""
-        return Crosscoder.from_pretrained(self.run.crosscoder).eval()
+        return Crosscoder.from_pretrained(self.run.crosscoder, map_location=self.device).eval()
 
     @cached_property
     def model(self) -> Crosscoder:
@@ -145,11 +150,14 @@ class Study:
         self, store: ActivationStore, n_tokens: int, *, shuffle: bool = False, only: int | None = None
     ) -> Iterator[Tensor]:
         """The first `n_tokens` scaled activations of a store (B, K, D), or those of snapshot `only` (B, 1, D)."""
-        scale_K = self.folded.snapshot_scale.double().numpy()
+        scale_K = self.folded.snapshot_scale.double().cpu().numpy()
         if only is not None:
             store, scale_K = store.select([store.snapshot_names[only]]), scale_K[only : only + 1]
         seed = self.settings.seed
-        for x_BKD in ActivationLoader(store, BATCH_TOKENS, seed, shuffle=shuffle, scale=scale_K, drop_last=False):
+        loader = ActivationLoader(
+            store, BATCH_TOKENS, seed, shuffle=shuffle, scale=scale_K, drop_last=False, device=self.device
+        )
+        for x_BKD in loader:
             yield x_BKD[:n_tokens]
             n_tokens -= len(x_BKD)
             if n_tokens <= 0:

@@ -305,7 +305,7 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if hashlib.sha256(data[32:]).digest() != data[:32]:
         raise DataError(f"{path} is damaged (its checksum differs); delete it to train from step 0 again")
-    state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), weights_only=True)
+    state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
     return state
 
 
@@ -326,8 +326,14 @@ def _check_record(out: Path, record: dict[str, Any]) -> None:
     raise ConfigError(f"{out} was begun with other settings ({', '.join(changed)}); {remedy}")
 
 
-def train_language_model(config: LanguageModelConfig, tokens: TokenSet, tokenizer_folder: Path, out: Path) -> list[str]:
-    """Train the language model on `tokens`, in float32, and save its snapshots into `out`.
+def train_language_model(
+    config: LanguageModelConfig,
+    tokens: TokenSet,
+    tokenizer_folder: Path,
+    out: Path,
+    device: torch.device | str = "cpu",
+) -> list[str]:
+    """Train the language model on `tokens`, in float32 on `device`, and save its snapshots into `out`.
 
     Each snapshot `out/step<N>`, the model after N steps, is what `AutoModelForCausalLM.from_pretrained` and
     `AutoTokenizer.from_pretrained` read. Returns their names in the order of training.
@@ -357,13 +363,20 @@ def train_language_model(config: LanguageModelConfig, tokens: TokenSet, tokenize
     _check_record(out, {"config": asdict(config), "tokens": tokens.fingerprint, "tokenizer": tokenizer_hash})
     checkpoint = out / _CHECKPOINT
     if not all((out / revision).is_dir() for revision in revisions):
-        _train(config, tokens, vocabulary, tokenizer_folder, out)
+        _train(config, tokens, vocabulary, tokenizer_folder, out, torch.device(device))
     checkpoint.unlink(missing_ok=True)
     return revisions
 
 
-def _train(config: LanguageModelConfig, tokens: TokenSet, vocabulary: int, tokenizer_folder: Path, out: Path) -> None:
-    model = _new_model(config, vocabulary, tokens.context)
+def _train(
+    config: LanguageModelConfig,
+    tokens: TokenSet,
+    vocabulary: int,
+    tokenizer_folder: Path,
+    out: Path,
+    device: torch.device,
+) -> None:
+    model = _new_model(config, vocabulary, tokens.context).to(device)
     blocks = list(model.base_model.layers.parameters())
     inside = {id(parameter) for parameter in blocks}
     peaks = [config.learning_rate, config.embedding_learning_rate]
@@ -399,7 +412,7 @@ def _train(config: LanguageModelConfig, tokens: TokenSet, vocabulary: int, token
                     {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()},
                 )
                 saved_step = step
-            loss = next_token_loss(model, training_batch(tokens, config, step))
+            loss = next_token_loss(model, training_batch(tokens, config, step).to(device))
             torch.autograd.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):

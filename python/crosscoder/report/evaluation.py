@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from crosscoder.activations.norms import HUGE
 from crosscoder.errors import DataError
 from crosscoder.figures.results import Fact, Part, Results
 from crosscoder.figures.spec import Axis, Lines, Panel, Series
@@ -114,7 +115,7 @@ def facts(results: Results) -> list[Fact]:
     heldout = f"on {summary['n_heldout_tokens']:,} tokens of held-out documents"
     ordinary = summary.get("explained_variance_by_norm", {}).get("ordinary")
     by_norm = [] if ordinary is None else [
-        Fact("… of ordinary norms", f"{ordinary:.3f}", "under 4 median norms, around their own mean")
+        Fact("… of ordinary norms", f"{ordinary:.3f}", f"under {HUGE:g} median norms, around their own mean")
     ]  # fmt: skip
     return [
         Fact("Explained variance", f"{summary['explained_variance']['overall']:.3f}", f"1 − ΣSSE/ΣSST {heldout}"),
