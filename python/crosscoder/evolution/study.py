@@ -63,7 +63,7 @@ class Analysis(Generic[R]):
     """The analyses whose results it reads."""
     summary: Callable[[R, Sequence[str]], dict[str, Any]] = _no_figures
     """From the result and the names of the snapshots: its part of `summary.json`."""
-    page: Part | None = None
+    page: Part[R] | None = None
     """What its result adds to the page."""
     required: bool = False
     """Whether no page is made without it. Of another analysis that was not run, or not since, the page has nothing."""
