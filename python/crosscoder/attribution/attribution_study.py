@@ -43,7 +43,7 @@ RESULTS = "results.json"
 CIRCUIT = "circuit.npz"
 FORMAT_VERSION = 1
 """Of the results: those of another version are computed again."""
-WORK_VERSION = 2
+WORK_VERSION = 3
 """Of what a killed study goes on from."""
 DEFINITION = (
     "attribution (the paper's) by gradient x activation, attribution patching and integrated gradients between clean "
