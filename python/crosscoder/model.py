@@ -5,6 +5,7 @@ Letters: B tokens, K snapshots, D width of one activation, F features. Source: d
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from crosscoder import backends, definition, weights
+from crosscoder import backends, definition, devices, weights
 from crosscoder.backends.base import Backend
 from crosscoder.code import SparseCode
 from crosscoder.config import CrosscoderConfig
@@ -45,26 +46,35 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     """Whether `snapshot_mix` is anything but the identity."""
     batch_threshold: Tensor
 
-    def __init__(self, config: CrosscoderConfig, seed: int | None = 0) -> None:
+    def __init__(
+        self,
+        config: CrosscoderConfig,
+        seed: int | None = 0,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Random decoder directions, the same at every snapshot; W_enc = W_dec; biases 0 (docs/method.md, section 4).
 
         The decoder norm is sqrt(2 D / (K F)); `crosscoder.train.initialization.search_decoder_norm` finds a better
-        one from data. With `seed` None W_enc and W_dec have no memory (they are on the "meta" device), for
-        `load_state_dict(..., assign=True)`.
+        one from data. `dtype`: of W_enc and W_dec. With `seed` None W_enc and W_dec have no memory (they are on the
+        "meta" device), for `load_state_dict(..., assign=True)`.
         """
         super().__init__()
         self.config = config
         shape = (config.n_features, config.n_snapshots, config.d_model)
-        self.W_dec = nn.Parameter(torch.empty(shape, device="meta") if seed is None else _directions(shape, seed))
+        self.W_dec = nn.Parameter(
+            torch.empty(shape, device="meta") if seed is None else _directions(shape, seed, torch.device(device), dtype)
+        )
         self.W_enc = nn.Parameter(self.W_dec.detach().clone())
-        self.b_enc = nn.Parameter(torch.zeros(shape[0]))
-        self.b_dec = nn.Parameter(torch.zeros(shape[1:]))
-        theta = torch.full(shape[:1], config.threshold_init)
+        self.b_enc = nn.Parameter(torch.zeros(shape[0], device=device))
+        self.b_dec = nn.Parameter(torch.zeros(shape[1:], device=device))
+        theta = torch.full(shape[:1], config.threshold_init, device=device)
         self.log_threshold = nn.Parameter(theta.log(), requires_grad=Gate.of(config).learned)
-        self.register_buffer("snapshot_scale", torch.ones(shape[1]))
-        self.register_buffer("snapshot_mix", torch.eye(shape[1]))
+        self.register_buffer("snapshot_scale", torch.ones(shape[1], device=device))
+        self.register_buffer("snapshot_mix", torch.eye(shape[1], device=device))
         """(K, K), symmetric: the encoder reads sum_l mix[k, l] x_l at snapshot k. The identity once trained."""
-        self.register_buffer("batch_threshold", torch.zeros(()))
+        self.register_buffer("batch_threshold", torch.zeros((), device=device))
         self._writes = Writes()
         self._backends: dict[str, Backend] = {}
         """Those that have computed with this crosscoder, by name."""
@@ -149,7 +159,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         Raises `DataError` on a wrong shape, `ConfigError` for a backend or candidates that do not fit.
         """
         chosen, found = self.backend(backend, candidates), self.weights()
-        return chosen.encode(found, found.input(x_BKD), candidates)
+        with devices.current(self.W_enc.device):
+            return chosen.encode(found, found.input(x_BKD), candidates)
 
     @torch.no_grad()
     def decode(self, code: SparseCode, *, backend: str = "auto") -> Tensor:
@@ -162,7 +173,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
                 f"a code of {code.n_snapshots} snapshots and {code.n_features} features does not fit a crosscoder "
                 f"of {self.config.n_snapshots} and {self.config.n_features}"
             )
-        return self.backend(backend).decode(self.weights(), code)
+        with devices.current(self.W_dec.device):
+            return self.backend(backend).decode(self.weights(), code)
 
     def forward(self, x_BKD: Tensor) -> Tensor:
         """The reconstruction (B, K, D) of activations (B, K, D); differentiable, densely: the definition's."""
@@ -193,7 +205,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
                 raise ConfigError(f"{name}_coefficient must be 0 or more, not {value}")
         chosen, found = self.backend(backend), self.weights()
         settings = LossSettings(sparsity_coefficient, preactivation_coefficient, generator)
-        return chosen.loss(found, found.input(x_BKD), settings)
+        with devices.current(self.W_enc.device):
+            return chosen.loss(found, found.input(x_BKD), settings)
 
     def require_trainable(self, preactivation_coefficient: float = 0.0) -> None:
         """Raises `ConfigError` where the loss is not defined: a folded crosscoder, l_pre without thresholds."""
@@ -207,8 +220,28 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         self._writes.count += 1
 
     def update_batch_threshold(self, smallest: Tensor) -> None:
-        """BatchTopK's running mean of the smallest score kept, its threshold at inference."""
+        """BatchTopK's running mean of the smallest score kept: its threshold at inference until one is calibrated."""
         self.weights().update_batch_threshold(smallest)
+
+    @torch.no_grad()
+    def calibrated_batch_threshold(self, x_BKD: Tensor, *, backend: str = "auto") -> Tensor:
+        """(): the threshold at which BatchTopK lets `top_k` features a token through on `x_BKD`, with these weights.
+
+        It is the smallest of the B x `top_k` largest scores; 0 where fewer are positive. To use it:
+        `model.batch_threshold.copy_(...)`. `Trainer` does so when training ends, and in its checkpoints; a training
+        loop of your own should, on some thousand of its last tokens. Raises `ConfigError` for another gate, and as
+        `encode`.
+        """
+        gate = Gate.of(self.config)
+        if not gate.whole_batch:
+            raise ConfigError(f'gate "{self.config.gate}" has no threshold for all features; only "batchtopk" has')
+        found = dataclasses.replace(self.weights(), training=True)
+        with devices.current(self.W_enc.device):
+            code = self.backend(backend).encode(found, found.input(x_BKD))
+        if code.n_pairs < gate.top_k * code.n_tokens or not code.n_tokens:
+            return self.batch_threshold.new_zeros(())
+        scores_N = code.values * gate.scale(found.norms())[code.features.long()]
+        return scores_N.amin().to(self.batch_threshold.dtype)
 
     # ------------------------------------------------------------------------------------------- coordinates
 
@@ -267,7 +300,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, map_location: str = "cpu", **hub_options: Any
+        cls, pretrained_model_name_or_path: str | Path, *, map_location: str | torch.device = "cpu", **hub_options: Any
     ) -> Crosscoder:
         """A saved crosscoder, from a folder or from the hub (`revision`, `cache_dir`, `local_files_only`, ...).
 
@@ -281,10 +314,12 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         return model.to(map_location)
 
 
-def _directions(shape: tuple[int, int, int], seed: int) -> Tensor:
-    """(F, K, D): random directions, the same at every snapshot, of norm sqrt(2 D / (K F))."""
+def _directions(shape: tuple[int, int, int], seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(F, K, D): random directions, the same at every snapshot, of norm sqrt(2 D / (K F)); drawn on the CPU, so that
+    they are the same on every device."""
     n_features, n_snapshots, width = shape
     directions_FD = torch.rand(n_features, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     directions_FD /= torch.linalg.vector_norm(directions_FD, dim=1, keepdim=True)
     norm = math.sqrt(2 * width / (n_snapshots * n_features))
-    return (norm * directions_FD)[:, None, :].repeat(1, n_snapshots, 1)
+    directions_FD *= norm
+    return directions_FD.to(device, dtype)[:, None, :].repeat(1, n_snapshots, 1)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crosscoder.configfile import plain, read_config, write_config
-from crosscoder.errors import BusyError, ConfigError, DataError, printable
-from crosscoder.files import explained_write_errors, make_folder, open_lock, read_json, write_json, write_text
-from crosscoder.progress import warn
+from crosscoder.devices import describe
+from crosscoder.errors import ConfigError, DataError
+from crosscoder.files import make_folder, read_json, write_json, write_text
+from crosscoder.locks import working_on
 
 if TYPE_CHECKING:
+    import torch
+
     from crosscoder.activations.snapshots import SnapshotSet
     from crosscoder.activations.store import ActivationStore
 
@@ -43,53 +42,13 @@ Open `report.html` in a browser: it needs no network.
 | `sweep/` | explained variance against L0 beside SAEs: `results.parquet`, `frontier.svg`, every trained point |
 | `figures/` | every figure as SVG, its data as CSV |
 
-Files appear complete or not at all. Any command that was killed goes on when it is run again.
+Files appear complete or not at all. Any command that was killed goes on when it is run again. Records carry a checksum:
+a changed one is refused. (To use a changed `config/VERB.yaml`, give a copy of it without its last line to `--config`.)
 `activations/` is the large part; it can be deleted when no further training is wanted.
 """
 
 
 _F = TypeVar("_F", bound=Callable[..., int])
-_held: dict[tuple[int, int, str], int] = {}
-"""(process, thread, folder) of the runs that are worked on here, and how many verbs deep (quickstart calls others)."""
-
-
-@contextlib.contextmanager
-def working_on(folder: Path, verb: str, *, together: bool = False) -> Iterator[None]:
-    """Hold a run folder that exists for `verb`, which writes into it. Raises `BusyError` where another command does.
-
-    The lock is the system's, on the file `.lock`: it ends with the process, however that ends. `together`: commands
-    that share their work (ranks of `collect`) hold it beside each other. A folder that is not there yet is not held.
-    """
-    me = (os.getpid(), threading.get_ident(), str(folder.resolve()))
-    if me in _held or not folder.is_dir():
-        _held[me] = _held.get(me, 0) + 1
-        try:
-            yield
-        finally:
-            _held[me] -= 1
-            if not _held[me]:
-                del _held[me]
-        return
-    path = folder / ".lock"
-    descriptor = open_lock(path)
-    try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = printable(os.pread(descriptor, 200, 0).decode(errors="replace").strip()) or "another command"
-            raise BusyError(f"{holder} works on {folder}; wait for it to end, or stop it") from None
-        except OSError as error:
-            warn(f"{path} cannot be locked ({error.strerror}): let only one command at a time work on {folder}")
-        with explained_write_errors(path):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"crosscoder {verb} (process {os.getpid()})\n".encode(), 0)
-        _held[me] = 1
-        try:
-            yield
-        finally:
-            del _held[me]
-    finally:
-        os.close(descriptor)
 
 
 def writes_run(run: _F) -> _F:
@@ -161,19 +120,24 @@ class Run:
     def figures(self) -> Path:
         return self.path / "figures"
 
-    def begin(self, verb: str, config: Any) -> None:
-        """Make the folder, its README and the record of the verb's settings. Raises `StorageError`."""
+    def begin(self, verb: str, config: Any, device: torch.device | None = None) -> None:
+        """Make the folder, its README and the record of the verb's settings, and of the device in `summary.json`.
+
+        Raises `StorageError`.
+        """
         make_folder(self.path)
         if not (self.path / "README.md").exists():
             write_text(self.path / "README.md", README)
         write_config(self.path / "config" / f"{verb}.yaml", config)
+        if device is not None:
+            self.update_summary({"devices": {**self.summary().get("devices", {}), verb: describe(device)}})
 
     def require_same(self, verb: str, config: Any, ignored: Sequence[str] = ()) -> None:
         """Raises `ConfigError` saying what differs if the run has a record of `verb` with other settings."""
         path = self.path / "config" / f"{verb}.yaml"
         if not path.exists():
             return
-        before, now = plain(read_config(path, type(config))), plain(config)
+        before, now = plain(read_config(path, type(config), record=True)), plain(config)
         different = [
             f"{name}: {before[name]} there, {value} now"
             for name, value in now.items()
@@ -215,15 +179,16 @@ class Run:
                 record.get("whole", False),
                 record.get("proven", False),
                 tuple(record.get("content", ())),
+                record.get("tokenizer", ""),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self.snapshots_file} is malformed ({error!r}); restore it or collect again") from error
 
     def snapshots_identity(self) -> dict[str, Any]:
         """What results rest on of `snapshots.json`: the place of the model's folder does not matter where its content
-        is recorded, nor what was noticed of the snapshots."""
+        is recorded, nor the tokenizer's files, nor what was noticed of the snapshots."""
         record: dict[str, Any] = read_json(self.snapshots_file)
-        beside = {"model", "alike"} if record.get("content") else set()
+        beside = {"model", "alike", "tokenizer"} if record.get("content") else {"tokenizer"}
         return {key: value for key, value in record.items() if key not in beside}
 
     def write_snapshots(self, snapshots: SnapshotSet, alike: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -238,6 +203,7 @@ class Run:
             "whole": snapshots.whole,
             "proven": snapshots.proven,
             "content": list(snapshots.content),
+            "tokenizer": snapshots.tokenizer,
             "alike": [dict(group) for group in alike],
         }
         write_json(self.snapshots_file, record)

@@ -14,11 +14,14 @@ from support.command_line import error
 from crosscoder import cli, weights
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.attribution import attribution_study as study_module
+from crosscoder.attribution.attribution_study import AttributionStudy
+from crosscoder.attribution.coding import LeftOut
 from crosscoder.attribution.finished import finished_tasks
 from crosscoder.attribution.gradients import METHODS
 from crosscoder.common.tables import read_table
+from crosscoder.config import AttributionSettings
 from crosscoder.errors import DataError
-from crosscoder.files import write_json
+from crosscoder.files import read_json, write_json
 from crosscoder.runs import Run
 
 REVISIONS = ("step0", "step1", "step10")
@@ -211,6 +214,23 @@ def test_another_end_of_text_is_refused(run: Run, capsys: pytest.CaptureFixture[
     TokenSet(ids, np.zeros_like(ids), ["text"], "tokenizer", end_of_text=1).save(run.tokens("heldout"))
     assert attribute(run) == 3
     assert "this model's end-of-text token is 1; prompts of tasks begin with token 0" in error(capsys)
+
+
+def test_a_crosscoder_of_another_site_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(run.snapshots_file, {**read_json(run.snapshots_file), "site": "mlp"})
+    assert attribute(run) == 3
+    assert "reads what the MLP adds to the residual stream; attribution puts" in error(capsys)
+
+
+def test_what_was_left_out_of_the_training_tokens_is_left_out_of_the_prompts(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = np.ones((1, 4), dtype=np.int32)
+    source = {"left_out": {"positions": 2, "ids": [7, 9], "norm": 8.0}}
+    TokenSet(ids, np.zeros_like(ids), ["text"], "tokenizer", source=source).save(run.tokens("train"))
+    study = AttributionStudy(run, AttributionSettings())
+    assert study.left_out == LeftOut(2, (7, 9))
+    assert "never saw tokens of 8 median norms or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--steps", "0"], ["--test-share", "1"], ["--ablations", "mean", "mean"]])

@@ -11,7 +11,7 @@ import torch
 from attribution import small
 from torch import Tensor
 
-from crosscoder.attribution.coding import CodedTask, PromptActivations, code_task, length_batches
+from crosscoder.attribution.coding import CodedTask, LeftOut, PromptActivations, code_task, length_batches
 from crosscoder.attribution.splice import CutModel, Splice
 from crosscoder.errors import DataError, NonFiniteError
 
@@ -123,6 +123,24 @@ def test_every_position_is_spliced_and_end_of_text_is_not(tmp_path: Path) -> Non
     expected_RD = splice.error(prompts) + splice.b_D
     torch.testing.assert_close(x_PTD[prompts.coded_PT], expected_RD, atol=1e-5, rtol=1e-5)
     assert torch.equal(x_PTD[~prompts.coded_PT], prompts.x_PTD[~prompts.coded_PT])
+
+
+def test_tokens_that_the_crosscoder_never_saw_have_no_features_and_stay(tmp_path: Path) -> None:
+    """By position and by id, on either side; everything else is as without."""
+    _, whole, crosscoder = coded(tmp_path)
+    clean_PT, corrupted_PT = (whole.task.ids(side) for side in ("clean", "corrupted"))
+    unseen = int(clean_PT[0, 3])
+    activations = whole.activations
+    left_out = LeftOut(positions=2, ids=(unseen,))
+    fewer = code_task(PromptActivations(whole.task, activations.snapshots, tmp_path, left_out=left_out), crosscoder)
+    seen_PT = (clean_PT != unseen) & (corrupted_PT != unseen)
+    seen_PT[:, :2] = False
+    prompts, before = fewer.at(1, "clean"), whole.at(1, "clean")
+    assert torch.equal(prompts.coded_PT, before.coded_PT & seen_PT) and not bool(prompts.coded_PT[0, 3])
+    kept_R = seen_PT[before.coded_PT]
+    assert 0 < int(kept_R.sum()) < len(kept_R)
+    x_RF = before.pairs.decode(torch.eye(crosscoder.config.n_features))[kept_R]
+    assert torch.equal(prompts.pairs.decode(torch.eye(crosscoder.config.n_features)), x_RF)
 
 
 def test_batches_give_what_the_whole_gives(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import results_synthetic
 
+from crosscoder.activations.alike import Alike
 from crosscoder.common.statistics import correlate
 from crosscoder.config import StudySettings
-from crosscoder.report.assemble import findings, parts
+from crosscoder.figures.results import Results
+from crosscoder.report.assemble import alike_notes, findings, parts
 from crosscoder.report.evaluation import PART, Evaluated
 
 STRENGTH, ROTATION, DIMENSIONALITY = "Strength and life", "Rotation", "Dimensionality"
@@ -270,3 +272,29 @@ def test_each_comparison_has_a_sentence() -> None:
     )
     assert "emerge in training" not in told({**found, "emergence_same_emerging": np.array(np.nan)})
     assert told({**found, "share_stable": np.array(np.nan)}).startswith("Nothing is compared with seed1")
+
+
+def test_ordinary_tokens_have_a_figure_of_their_own_where_norms_were_told_apart() -> None:
+    summary, _ = results()
+    more: dict[str, Any] = {
+        "l0": {"mean": 20.0, "union": 30.0},
+        "n_train_tokens": 10_000,
+        "explained_variance_by_norm": {"ordinary": 0.8594},
+    }
+    told = {fact.label: fact for fact in PART.tiles(Results(STEPS, [Evaluated(summary | more, 2048, 4, 8)]))}
+    assert (
+        told["… of ordinary norms"].value == "0.859"
+        and "under 4 median norms" in told["… of ordinary norms"].explanation
+    )
+    more["explained_variance_by_norm"] = {"ordinary": None}
+    assert all(
+        "ordinary" not in fact.label for fact in PART.tiles(Results(STEPS, [Evaluated(summary | more, 2048, 4, 8)]))
+    )
+
+
+def test_the_page_names_snapshots_that_are_alike() -> None:
+    groups = [Alike(("step0", "step1"), 0.0), Alike(("step8", "step16", "step32"), 2.5e-4)]
+    equal, nearly = alike_notes({"alike": [group.to_dict() for group in groups]})
+    assert equal == "The snapshots step0, step1 have equal activations: nothing is born or dies between them."
+    assert nearly.startswith("The snapshots step8, step16, step32 have nearly equal activations (within 2.5e-04)")
+    assert alike_notes({}) == []

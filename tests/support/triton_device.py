@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from hypothesis import settings
 from support import crosscoders
 from triton.runtime import interpreter
 
@@ -16,6 +17,10 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 make = partial(crosscoders.make, device=DEVICE)
 random_code = partial(crosscoders.random_code, device=DEVICE)
+SMALL_SHAPES = [(9, 3, 33, 40), (4, 32, 8, 12), (3, 33, 300, 6), (3, 64, 5, 5)]
+"""(B, K, D, F), small enough for the interpreter."""
+FEW = settings(max_examples=200 if ON_GPU else 6, deadline=None, derandomize=True)
+"""How many examples Hypothesis draws."""
 
 
 def _patch_once() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import stat
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from crosscoder import _core
 from crosscoder.errors import DataError
-from crosscoder.files import explained_write_errors, make_folder, open_lock
+from crosscoder.files import explained_write_errors, make_folder
+from crosscoder.locks import open_lock, same_file, take_lock
 
 
 @contextlib.contextmanager
@@ -30,20 +30,18 @@ def claim(path: Path) -> Iterator[bool]:
             temporary.unlink()
     descriptor = open_lock(temporary)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(descriptor, temporary):
             yield False
             return
         # Between open and lock another process may have finished: then this is its file, under its final name.
-        mine = _same_file(descriptor, temporary)
+        mine = same_file(descriptor, temporary)
         if mine and path.exists():
             temporary.unlink()
             mine = False
         try:
             yield mine
         finally:
-            if mine and _same_file(descriptor, temporary):
+            if mine and same_file(descriptor, temporary):
                 temporary.unlink()
     finally:
         os.close(descriptor)
@@ -52,13 +50,6 @@ def claim(path: Path) -> Iterator[bool]:
 def temporary_file(path: Path) -> Path:
     """Where the file at `path` is written until it is complete."""
     return path.with_name(f".tmp-{path.name}")
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def take(source: _core.SegmentFile, target: Path) -> int:

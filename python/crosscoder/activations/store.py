@@ -29,7 +29,8 @@ from crosscoder.activations.manifest import (
     write_manifest,
 )
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
-from crosscoder.files import explained_write_errors, locked, make_folder, read_json, write_json
+from crosscoder.files import explained_write_errors, make_folder, read_json, write_json
+from crosscoder.locks import locked
 
 TOKEN_COLUMNS = ("token", "document", "sequence", "position")
 

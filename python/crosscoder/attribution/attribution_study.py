@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from crosscoder import weights
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.tokens import END_OF_TEXT, TokenSet
+from crosscoder.activations.trunk import SITES
 from crosscoder.attribution.circuits import Circuit, circuit
-from crosscoder.attribution.coding import CodedTask, PromptActivations, code_task
+from crosscoder.attribution.coding import CodedTask, LeftOut, PromptActivations, code_task
 from crosscoder.attribution.main_figures import main_figures
 from crosscoder.attribution.snapshot import SnapshotResult, measure_snapshot
 from crosscoder.attribution.task import Task
@@ -32,7 +34,7 @@ from crosscoder.common.tables import write_table
 from crosscoder.config import AttributionSettings
 from crosscoder.errors import DataError
 from crosscoder.evolution.strength import life_cycles
-from crosscoder.files import make_folder, read_json, remove_folder, write_json
+from crosscoder.files import clear_left_overs, make_folder, read_json, remove_folder, write_json
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress, warn
 from crosscoder.runs import Run
@@ -41,7 +43,7 @@ RESULTS = "results.json"
 CIRCUIT = "circuit.npz"
 FORMAT_VERSION = 1
 """Of the results: those of another version are computed again."""
-WORK_VERSION = 2
+WORK_VERSION = 3
 """Of what a killed study goes on from."""
 DEFINITION = (
     "attribution (the paper's) by gradient x activation, attribution patching and integrated gradients between clean "
@@ -56,13 +58,23 @@ TAU = 0.3
 class AttributionStudy:
     """The tasks of one run. `compute(name)` does what is not done yet."""
 
-    def __init__(self, run: Run, settings: AttributionSettings) -> None:
-        """Raises `DataError` with the remedy if the run lacks a crosscoder or its snapshots, or they do not fit."""
-        self.run, self.settings = run, settings
+    def __init__(self, run: Run, settings: AttributionSettings, device: torch.device | str = "cpu") -> None:
+        """`device`: where crosscoder and language model compute.
+
+        Raises `DataError` with the remedy if the run lacks a crosscoder or its snapshots, they do not fit, or it reads
+        another site than the residual stream.
+        """
+        self.run, self.settings, self.device = run, settings, torch.device(device)
         run.require(run.crosscoder, f"train it first: crosscoder train {run.path} --help")
         run.require(run.snapshots_file, f"collect first: crosscoder collect {run.path} --help")
         self._check_origin()
+        if self.snapshots.site != "residual":
+            raise DataError(
+                f"the crosscoder of {run.path} reads {SITES[self.snapshots.site]}; attribution puts its reconstruction "
+                "in the place of the residual stream, so it needs a run that was collected with --site residual"
+            )
         self._check_end_of_text()
+        self.left_out = self._left_out()
 
     @cached_property
     def snapshots(self) -> SnapshotSet:
@@ -71,7 +83,7 @@ class AttributionStudy:
     @cached_property
     def crosscoder(self) -> Crosscoder:
         """The crosscoder for raw activations."""
-        model: Crosscoder = Crosscoder.from_pretrained(self.run.crosscoder)
+        model: Crosscoder = Crosscoder.from_pretrained(self.run.crosscoder, map_location=self.device)
         return model.eval()
 
     @cached_property
@@ -116,6 +128,17 @@ class AttributionStudy:
                 "Pythia's, so attribution is for models whose end-of-text token that is"
             )
 
+    def _left_out(self) -> LeftOut:
+        """What `collect` was told to leave out of the crosscoder's tokens."""
+        header = self.run.tokens("train") / "tokens.json"
+        asked = (read_json(header).get("source", {}).get("left_out") or {}) if header.exists() else {}
+        if asked.get("norm"):
+            warn(
+                f"the crosscoder never saw tokens of {asked['norm']:g} median norms or more; prompts' tokens are not "
+                "told apart by norm, so where one has such a norm the error node takes it"
+            )
+        return LeftOut(int(asked.get("positions", 0)), tuple(asked.get("ids", ())))
+
     def task(self, name: str) -> Task:
         """The task called `name`, for this run's tokenizer. Raises `ConfigError`, `DataError` (see `make_task`)."""
         config = self.snapshots.load_config(0)
@@ -129,21 +152,26 @@ class AttributionStudy:
     def folder(self, task_name: str) -> Path:
         return self.run.path / "attribution" / task_name
 
-    def compute(self, name: str) -> dict[str, Any]:
-        """The record of a task's results, computed where it is not there for these settings and this crosscoder."""
+    def compute(self, name: str, *, resume: bool = True) -> dict[str, Any]:
+        """The record of a task's results, computed where it is not there for these settings and this crosscoder.
+
+        Without `resume` it is computed from nothing all the same; results that are there stay until then.
+        """
         task = self.task(name)
         folder = self.folder(task.name)
         record = self._record(task)
         done = folder / RESULTS
-        if done.exists() and read_json(done).get("of") == record["of"]:
-            finished: dict[str, Any] = read_json(done)
-            return finished
         work = folder / f"work-{WORK_VERSION}-{record['of'][:12]}"
+        finished = read_json(done) if resume and done.exists() else {}
+        current = finished.get("of") == record["of"]
+        clear_left_overs(folder)
         for other in folder.glob("work-*"):
-            if other != work:
+            if other != work or current or not resume:
                 remove_folder(other)
+        if current:
+            return finished
         make_folder(work)
-        activations = PromptActivations(task, self.snapshots, work)
+        activations = PromptActivations(task, self.snapshots, work, left_out=self.left_out)
         parts = self._measure(activations, work)
         done.unlink(missing_ok=True)  # a kill between the writes must not leave new tables under an old record
         return self._finish(task, parts, record, folder, work)
@@ -212,6 +240,7 @@ class AttributionStudy:
             "crosscoder": config["checksums"],
             "snapshots": self.run.snapshots_identity(),
             "task": task.fingerprint,
+            "left_out": dataclasses.asdict(self.left_out),
             "format_version": FORMAT_VERSION,
             "settings": dataclasses.asdict(self.settings),
         }

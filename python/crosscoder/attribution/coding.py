@@ -19,8 +19,8 @@ from crosscoder.activations.tokens import END_OF_TEXT
 from crosscoder.attribution.splice import CutModel, Pairs, SnapshotPrompts
 from crosscoder.attribution.task import Task
 from crosscoder.code import SparseCode
+from crosscoder.common.arrays import load_mapped, save_mapped
 from crosscoder.errors import DataError, NonFiniteError
-from crosscoder.files import write_bytes
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress
 
@@ -55,11 +55,29 @@ def length_batches(last_P: Tensor, index_B: Tensor, tokens: int = _BATCH_TOKENS)
     return batches
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Tokens that the crosscoder never saw, beside end-of-text. They have no features: the model's own stays there."""
+
+    positions: int = 0
+    """The first so many of a prompt."""
+    ids: tuple[int, ...] = ()
+    """Token ids, anywhere."""
+
+
 class PromptActivations:
     """The residual streams of a task's prompts, one file a snapshot and side, kept until the task is done."""
 
-    def __init__(self, task: Task, snapshots: Snapshots, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        task: Task,
+        snapshots: Snapshots,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        left_out: LeftOut | None = None,
+    ) -> None:
         self.task, self.snapshots, self.folder, self.dtype = task, snapshots, folder, dtype
+        self.coded_PT = coded_tokens(task, left_out or LeftOut())
 
     def _file(self, k: int, side: str) -> Path:
         return self.folder / f"{self.snapshots.revisions[k]}-{side}.npy"
@@ -89,12 +107,7 @@ class PromptActivations:
 
     def open(self, k: int, side: str) -> np.ndarray:
         """(P, T, D), on disk. Raises `DataError` naming a damaged file."""
-        path = self._file(k, side)
-        try:
-            opened: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from error
-        return opened
+        return load_mapped(self._file(k, side))
 
     def read(self, k: int, side: str) -> Tensor:
         """(P, T, D) in the language model's dtype."""
@@ -103,11 +116,7 @@ class PromptActivations:
 
 def _save(path: Path, x: Tensor) -> None:
     """bfloat16 is unknown to numpy: kept as its bits."""
-    import io
-
-    buffer = io.BytesIO()
-    np.save(buffer, (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).contiguous().numpy(), allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
+    save_mapped(path, (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).contiguous().numpy())
 
 
 def _tensor(x: np.ndarray) -> Tensor:
@@ -142,23 +151,24 @@ class PromptCodes:
         return Pairs(before[self.offsets_R], self.features_N[open_N], self.values_N[open_N])
 
 
-def coded_tokens(task: Task) -> Tensor:
-    """(P, T) bool: the tokens that have features, on both sides: neither padding nor end-of-text."""
-    inside_PT = torch.arange(task.ids("clean").shape[1]) <= task.last_P[:, None]
-    return inside_PT & (task.ids("clean") != END_OF_TEXT) & (task.ids("corrupted") != END_OF_TEXT)
+def coded_tokens(task: Task, left_out: LeftOut) -> Tensor:
+    """(P, T) bool: the tokens that have features, on both sides: neither padding nor end-of-text nor left out."""
+    position_T = torch.arange(task.ids("clean").shape[1])
+    inside_PT = (position_T >= left_out.positions) & (position_T <= task.last_P[:, None])
+    unseen = torch.tensor([END_OF_TEXT, *left_out.ids])
+    return inside_PT & ~torch.isin(task.ids("clean"), unseen) & ~torch.isin(task.ids("corrupted"), unseen)
 
 
 @torch.no_grad()
 def encode(activations: PromptActivations, crosscoder: Crosscoder, side: str) -> PromptCodes:
     """The code of the prompts' tokens. Raises `DataError` if the crosscoder is of other snapshots or another width."""
-    coded_PT = coded_tokens(activations.task)
     K, F = crosscoder.config.n_snapshots, crosscoder.config.n_features
     if len(activations.snapshots.revisions) != K:
         raise DataError(
             f"the crosscoder is of {K} snapshots, the model has {len(activations.snapshots.revisions)}; "
             "name those that it was trained on"
         )
-    prompt_R, position_R = coded_PT.nonzero(as_tuple=True)
+    prompt_R, position_R = activations.coded_PT.nonzero(as_tuple=True)
     codes = []
     rows = max(1, _ENCODED_VALUES // F)
     x_KPTD = [activations.open(k, side) for k in range(K)]
@@ -182,7 +192,7 @@ class CodedTask:
         return SnapshotPrompts(
             self.task.ids(side),
             self.task.last_P,
-            coded_tokens(self.task),
+            self.activations.coded_PT,
             self.activations.read(k, side),
             self.codes[side].at(k),
         )

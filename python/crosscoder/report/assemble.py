@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from crosscoder.activations.alike import describe, recorded
 from crosscoder.activations.tokens import TokenSet
+from crosscoder.activations.trunk import SITES
 from crosscoder.attribution.figures import part as task_part
 from crosscoder.attribution.finished import finished_tasks
 from crosscoder.common.byte_text import Vocabulary
+from crosscoder.configfile import read_options
 from crosscoder.errors import DataError
 from crosscoder.evolution import comparison_figures
 from crosscoder.evolution.analyses import analyses
 from crosscoder.evolution.study import Study
 from crosscoder.explain import figures as explanation_figures
-from crosscoder.figures.results import Part, Results, spoken
+from crosscoder.figures.results import Part, Results
 from crosscoder.files import read_json
 from crosscoder.report import evaluation, language_model
 from crosscoder.report.data import PageData
@@ -25,21 +29,21 @@ from crosscoder.runs import Run
 from crosscoder.sweep import figures as sweep_figures
 
 
-def parts() -> list[Part]:
+def parts() -> list[Part[Any]]:
     """All that a page may have, in its order: the analyses' parts in theirs, then those of other verbs."""
-    others = [explanation_figures.PART, comparison_figures.PART, evaluation.PART, sweep_figures.PART]
+    others: list[Part[Any]] = [explanation_figures.PART, comparison_figures.PART, evaluation.PART, sweep_figures.PART]
     return [*(one.page for one in analyses() if one.page is not None), *others]
 
 
-def _sections(shown: Iterable[Part]) -> dict[str, list[Part]]:
+def _sections(shown: Iterable[Part[Any]]) -> dict[str, list[Part[Any]]]:
     """Section -> its parts. Sections stand in the order of their first parts."""
-    by_section: dict[str, list[Part]] = {}
+    by_section: dict[str, list[Part[Any]]] = {}
     for part in shown:
         by_section.setdefault(part.section, []).append(part)
     return by_section
 
 
-def findings(results: Results, shown: Iterable[Part]) -> dict[str, list[str]]:
+def findings(results: Results, shown: Iterable[Part[Any]]) -> dict[str, list[str]]:
     """Section -> its sentences, in the order of the page; a section without any is left out."""
     told = {
         section: [sentence for part in of_section for sentence in part.found(results)]
@@ -48,7 +52,7 @@ def findings(results: Results, shown: Iterable[Part]) -> dict[str, list[str]]:
     return {section: sentences for section, sentences in told.items() if sentences}
 
 
-def page_of(results: Results, shown: Sequence[Part], **more: Any) -> PageData:
+def page_of(results: Results, shown: Sequence[Part[Any]], **more: Any) -> PageData:
     """The page of what was found: each of the parts `shown` as far as the results go; `more`: fields of `PageData`."""
     told = findings(results, shown)
     in_order = [part for of_section in _sections(shown).values() for part in of_section]
@@ -62,10 +66,13 @@ def page_of(results: Results, shown: Sequence[Part], **more: Any) -> PageData:
     )
 
 
-def assemble(run: Run) -> PageData:
-    """The page of a run. Raises `DataError` with the remedy where a result is missing."""
+def assemble(run: Run, device: torch.device | str = "cpu") -> PageData:
+    """The page of a run; `device`: where an analysis is brought up to date.
+
+    Raises `DataError` with the remedy where a result is missing.
+    """
     summary = evaluation.require(run)
-    study = Study.of(run)
+    study = Study.of(run, device)
     analysed = _analysed(study)
     tasks = finished_tasks(run, study.snapshots.revisions)
     others, stale = finished(study)
@@ -81,23 +88,27 @@ def assemble(run: Run) -> PageData:
         results,
         shown,
         subtitle=(
-            f"{source['model']}, residual stream after block {source['layer']}, "
+            f"{source['model']}, block {source['layer']} ({SITES[study.snapshots.site]}), "
             f"{study.snapshots.n_snapshots} snapshots, {config.n_features:,} features"
         ),
-        facts=[fact for part in told if part.facts is not None for fact in part.facts(results)],
+        facts=[fact for part in told for fact in part.tiles(results)],
         settings=_settings(run),
         notes=[
-            *(note for part in shown for note in spoken(part.notes, results)),
-            *(
-                f"The snapshots {sentence}: nothing is born or dies between them."
-                for sentence in describe(recorded(read_json(run.snapshots_file)))
-            ),
+            *(note for part in shown for note in part.caveats(results)),
+            *alike_notes(read_json(run.snapshots_file)),
             *language_model.notes(run, source["model"]),
             *stale,
         ],
         features=features_of(results, TokenSet.load(run.tokens("train")).names),
         marks=language_model.marks(run, source["model"]),
     )
+
+
+def alike_notes(record: Mapping[str, Any]) -> list[str]:
+    """From a run's `snapshots.json`: which of its snapshots are equal, or nearly, and what follows."""
+    return [
+        f"The snapshots {sentence}: nothing is born or dies between them." for sentence in describe(recorded(record))
+    ]
 
 
 def _analysed(study: Study) -> Sequence[object]:
@@ -112,7 +123,5 @@ def _analysed(study: Study) -> Sequence[object]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    import yaml
-
     files = sorted((run.path / "config").glob("*.yaml"))
-    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files if file.stem != "report"}
+    return {file.stem: read_options(file, record=True) for file in files if file.stem != "report"}

@@ -18,7 +18,9 @@ from crosscoder.sweep.methods import Part
 BATCH = 512
 
 
-def measure(models: list[Crosscoder], parts: list[Part], heldout: ActivationStore) -> dict[str, Any]:
+def measure(
+    models: list[Crosscoder], parts: list[Part], heldout: ActivationStore, device: torch.device
+) -> dict[str, Any]:
     """The figures of a point, from the crosscoders of its parts: one over all snapshots, or SAEs of one snapshot each.
 
     `explained_variance` and `l0` are over all snapshots that the point reads (sums over them in scaled units; mean),
@@ -26,6 +28,7 @@ def measure(models: list[Crosscoder], parts: list[Part], heldout: ActivationStor
     snapshot; the mean over the SAEs of a chain). `by_snapshot` has a list for each of the same, and `cosine_previous`:
     the mean cosine between a feature's decoder direction there and in the snapshot before, over features alive in both.
     """
+    models = [model.to(device) for model in models]
     names = [name for part in parts for name in part.snapshots]
     found = [
         evaluate(model, heldout.select(part.snapshots), BATCH, f"evaluation of {_title(part)}")
@@ -36,7 +39,7 @@ def measure(models: list[Crosscoder], parts: list[Part], heldout: ActivationStor
     l0_K = [value for one in found for value in one.l0_K]
     known = [pair for pair in zip(explained_K, deviation_K, strict=True) if pair[0] is not None]
     error = sum((1 - share) * deviation for share, deviation in known if share is not None)
-    fired = [one.firing_rate_F > 0 for one in found]
+    fired = [one.firing_rate_F.to(device) > 0 for one in found]
     return {
         "n_heldout_tokens": found[-1].n_tokens,
         "explained_variance_last": explained_K[-1],

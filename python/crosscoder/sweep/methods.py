@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from crosscoder.activations.store import ActivationStore
 from crosscoder.config import CrosscoderConfig, CrosscoderOptions, TrainConfig
 from crosscoder.configfile import plain
@@ -53,7 +55,12 @@ def train_config(point: Point, part: Part, base: TrainConfig) -> TrainConfig:
 
 
 def train_point(
-    point: Point, store: ActivationStore, options: CrosscoderOptions, base: TrainConfig, folder: Path
+    point: Point,
+    store: ActivationStore,
+    options: CrosscoderOptions,
+    base: TrainConfig,
+    folder: Path,
+    device: torch.device,
 ) -> tuple[list[Crosscoder], float]:
     """Train, or finish training, a point in `folder`; returns its crosscoders for raw activations, one for each part,
     and the seconds that their steps took.
@@ -73,6 +80,7 @@ def train_point(
                 train_config(point, part, base),
                 folder / part.folder,
                 start=models[-1].unfold_scales() if part.warm else None,
+                device=device,
                 title=f"{point.method} {part.snapshots[0]} ({number}/{len(parts)})" if len(parts) > 1 else point.method,
             )
         )

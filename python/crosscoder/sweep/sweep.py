@@ -7,10 +7,12 @@ In the folder: `settings.json` (what all points share), `points/NAME/` (weights,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from crosscoder.activations.store import ActivationStore
 from crosscoder.common.svg import draw_svg
@@ -18,7 +20,8 @@ from crosscoder.common.tables import csv_text, write_table
 from crosscoder.config import CrosscoderConfig, CrosscoderOptions, TrainConfig
 from crosscoder.configfile import plain
 from crosscoder.errors import ConfigError, NonFiniteError
-from crosscoder.files import locked, make_folder, read_json, write_bytes, write_json, write_text
+from crosscoder.files import make_folder, read_json, write_bytes, write_json, write_text
+from crosscoder.locks import working_on
 from crosscoder.progress import Progress, warn
 from crosscoder.sweep import result_tables as tables
 from crosscoder.sweep.budget import Budget, budget_of
@@ -44,6 +47,7 @@ class Sweep:
         options: CrosscoderOptions,
         train: TrainConfig,
         points: Sequence[Point],
+        device: torch.device | str = "cpu",
     ) -> None:
         """`heldout` has the snapshots of `store`. Of `train`, lambda, learning rate and seed are the points'.
 
@@ -59,6 +63,7 @@ class Sweep:
         self.options = options
         self.train = train
         self.points = list(points)
+        self.device = torch.device(device)
         for point in points:  # what cannot work is refused before any work is done
             for part in parts_of(point.method, store.snapshot_names, train.n_steps):
                 CrosscoderConfig(len(part.snapshots), store.d_model, point.n_features, **plain(options))
@@ -113,7 +118,7 @@ class Sweep:
             if kind not in seconds:
                 config = CrosscoderConfig(kind[0], self.store.d_model, point.n_features, **plain(self.options))
                 last = self.store.select(self.store.snapshot_names[-kind[0] :])
-                seconds[kind] = seconds_per_step(last, config, train_config(point, parts[0], self.train))
+                seconds[kind] = seconds_per_step(last, config, train_config(point, parts[0], self.train), self.device)
             estimates[point.method, point.n_features] = seconds[kind] * self.budget(point.method).steps
         return estimates
 
@@ -124,16 +129,18 @@ class Sweep:
 
     # ------------------------------------------------------------------------------------------- doing it
 
-    def compute(self) -> None:
-        """Train and evaluate what is pending, and write the results after each point.
+    def compute(self, begin: Callable[[], None] = lambda: None) -> None:
+        """Train and evaluate what is pending, and write the results.
 
-        A point whose training meets a NaN is told and left out; the others go on. At the end that raises
-        `NonFiniteError`. Raises what `train` and `evaluate` raise.
+        `begin` is called when all is checked that can be refused. A point whose training meets a NaN is told and left
+        out; the others go on. At the end that raises `NonFiniteError`. Raises what `train` and `evaluate` raise, and
+        `BusyError` where another sweep works on the folder.
         """
         failed = []
         make_folder(self.folder)
-        with locked(self.folder / ".lock"):
+        with working_on(self.folder, "sweep"):
             self._check_settings()
+            begin()
             write_json(self.folder / SETTINGS_FILE, self.settings)
             done = len(self.points) - len(self.pending)
             with Progress("sweep", len(self.points), "points", done=done) as progress:
@@ -155,8 +162,12 @@ class Sweep:
     def _compute(self, point: Point) -> None:
         folder = self._folder(point)
         parts = parts_of(point.method, self.store.snapshot_names, self.train.n_steps)
-        models, seconds = train_point(point, self.store, self.options, self.train, folder)
-        figures = {**measure(models, parts, self.heldout), **plain(self.budget(point.method)), "seconds": seconds}
+        models, seconds = train_point(point, self.store, self.options, self.train, folder, self.device)
+        figures = {
+            **measure(models, parts, self.heldout, self.device),
+            **plain(self.budget(point.method)),
+            "seconds": seconds,
+        }
         write_json(folder / RESULT_FILE, {"point": plain(point), "figures": figures})
 
     def _folder(self, point: Point) -> Path:

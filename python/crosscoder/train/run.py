@@ -6,13 +6,11 @@ In the run's `training/` folder: `checkpoints/step-*/`, `metrics.jsonl`. The fin
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,20 +21,25 @@ from crosscoder.activations.loader import ActivationLoader
 from crosscoder.activations.source import Source
 from crosscoder.activations.store import ActivationStore
 from crosscoder.config import CrosscoderConfig, TrainConfig
+from crosscoder.devices import choose, describe
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.files import (
+    clear_left_overs,
     explained_write_errors,
     make_folder,
     new_folder,
     read_json,
     remove_folder,
     write_json,
-    write_text,
 )
+from crosscoder.locks import working_on
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress, warn
+from crosscoder.seals import seal_json
 from crosscoder.train import checkpoint
+from crosscoder.train.aside import OldTraining
 from crosscoder.train.initialization import initialize
+from crosscoder.train.log import LOG_FILE, forget_after, logged_seconds
 from crosscoder.train.trainer import Trainer
 
 KEPT_CHECKPOINTS = 2
@@ -50,17 +53,23 @@ def train(
     folder: Path,
     *,
     start: Crosscoder | None = None,
+    device: str | torch.device = "auto",
+    resume: bool = True,
     title: str = "training",
     begin: Callable[[], None] = lambda: None,
 ) -> Crosscoder:
-    """Train on `store` (or live) and return the crosscoder for raw activations; `folder` is the run's.
+    """Train on `store` (or live) and return the crosscoder for raw activations, on the CPU; `folder` is the run's.
+
+    `device`: where the crosscoder is trained, as `crosscoder.devices.choose` takes it.
 
     If `folder` holds a finished crosscoder of the same configuration it is returned at once; an interrupted run goes
     on from its last checkpoint, to the same bits as an uninterrupted one (on as many threads).
     With `start`, a crosscoder for scaled activations, training begins from its weights (Adam's moments are fresh)
-    instead of a random dictionary. `title` stands before the progress bar.
+    instead of a random dictionary. Without `resume` it begins from nothing, also where `folder` holds a training: that
+    one is kept until the new one has its first checkpoint. `title` stands before the progress bar.
     `begin` is called when all is checked that can be refused, before the first step.
-    Raises `ConfigError` if `folder` holds a run of another configuration, and what `Trainer.step` raises.
+    Raises `ConfigError` if `folder` holds a run of another configuration, `BusyError` if another command works on it,
+    and what `Trainer.step` raises.
     """
     if (config.n_snapshots, config.d_model) != (store.n_snapshots, store.d_model):
         raise ConfigError(
@@ -73,35 +82,42 @@ def train(
         "store": _identity(store),
         "start": None if start is None else {name: weights.checksum(t) for name, t in start.state_dict().items()},
     }
-    finished = _finished(folder, record)
-    if finished is not None:
-        begin()
-        _drop_checkpoints(folder / "training" / "checkpoints")  # a kill just after the export leaves them
-        return finished
-    loader = _source(store, train_config)
-    model = Crosscoder(config, seed=train_config.seed)
-    if start is not None:
-        model.load_state_dict(start.state_dict())
-    trainer = Trainer(model, train_config)
-    trainer.snapshot_names = store.snapshot_names
-    make_folder(folder / "training")
-    if not _resume(trainer, loader, folder / "training" / "checkpoints") and start is None:
-        initialize(trainer.model, _sample(store, loader), train_config)
-    begin()
-    _loop(trainer, loader, folder / "training", title)
-    final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
-    with new_folder(folder / "crosscoder") as temporary:
-        weights.save(config, final.unmixed_state(), temporary)
-        write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer)})
-    _drop_checkpoints(folder / "training" / "checkpoints")
-    return final
+    with working_on(make_folder(folder), "train"):
+        old, training = OldTraining(folder), folder / "training"
+        old.settle()
+        finished = _finished(folder, record) if resume else None
+        if finished is not None:
+            begin()
+            _drop_checkpoints(training / "checkpoints")  # a kill just after the export leaves them
+            return finished
+        where = choose(device)
+        loader = _source(store, train_config, where)
+        model = Crosscoder(config, seed=train_config.seed, device=where, dtype=_weights_dtype(train_config))
+        if start is not None:
+            model.load_state_dict(start.state_dict())
+        trainer = Trainer(model, train_config)
+        trainer.snapshot_names = store.snapshot_names
+        if not (resume and _resume(trainer, loader, training / "checkpoints")) and start is None:
+            initialize(trainer.model, _sample(store, loader), train_config)
+        try:
+            if not resume:
+                old.put_aside()
+            begin()
+            _loop(trainer, loader, make_folder(training), title, old.remove)
+            final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
+            with new_folder(folder / "crosscoder") as temporary:
+                weights.save(config, final.unmixed_state(), temporary)
+                write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer), "device": describe(where)})
+        finally:
+            old.settle()
+        _drop_checkpoints(training / "checkpoints")
+        return final
 
 
 def _drop_checkpoints(folder: Path) -> None:
     for path in checkpoint.existing(folder):
         remove_folder(path)
-    for left_over in folder.glob(".tmp-*"):  # of a kill while one was removed
-        shutil.rmtree(left_over, ignore_errors=True)
+    clear_left_overs(folder)  # of a kill while one was removed
 
 
 def training_seconds(folder: Path) -> float:
@@ -109,19 +125,24 @@ def training_seconds(folder: Path) -> float:
 
     What a killed call did after its last checkpoint is done again, and counts once.
     """
-    return _logged_seconds(folder / "training" / "metrics.jsonl")
+    return logged_seconds(folder / "training" / LOG_FILE)
 
 
-def _logged_seconds(log: Path) -> float:
-    try:
-        lines = log.read_text(encoding="utf-8").splitlines()
-        return float(json.loads(lines[-1]).get("seconds", 0.0)) if lines else 0.0
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{log} cannot be read ({error}); delete {log.parent} and train again") from error
+def batch_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Of the batches: bf16 where the weights are and batches travel to a GPU, which takes half the bus; else fp32."""
+    small = config.state == "low-memory" and device.type == "cuda"
+    return torch.bfloat16 if small else torch.float32
 
 
-def _source(store: ActivationStore | LiveSource, config: TrainConfig) -> Source:
-    return store if isinstance(store, LiveSource) else ActivationLoader(store, config.batch_size, config.seed)
+def _weights_dtype(config: TrainConfig) -> torch.dtype:
+    return torch.bfloat16 if config.state == "low-memory" else torch.float32
+
+
+def _source(store: ActivationStore | LiveSource, config: TrainConfig, device: torch.device) -> Source:
+    if isinstance(store, LiveSource):
+        return store
+    dtype: Literal["fp32", "bf16"] = "bf16" if batch_dtype(config, device) == torch.bfloat16 else "fp32"
+    return ActivationLoader(store, config.batch_size, config.seed, device=device, dtype=dtype)
 
 
 def _sample(store: ActivationStore | LiveSource, source: Source) -> Tensor:
@@ -140,11 +161,31 @@ def _identity(store: ActivationStore | LiveSource) -> dict[str, Any]:
 
 def _summary(trainer: Trainer) -> dict[str, Any]:
     dead_F = trainer.silent_tokens_F >= trainer.config.dead_after_tokens
-    return {
+    summary: dict[str, Any] = {
         "steps": trainer.step_number,
         "dead_features": int(dead_F.sum()),
         "revived_features": trainer.n_revived,
     }
+    if trainer.recent_tokens is not None:
+        x_nKD, model = trainer.recent_tokens.tokens(), trainer.model.eval()
+        code = model.encode(x_nKD, backend=trainer.config.backend)
+        summary["batch_threshold"] = {
+            "value": float(model.batch_threshold),
+            "tokens": len(x_nKD),
+            "l0_union": code.n_pairs / max(1, len(x_nKD)),
+        }
+    return summary
+
+
+def told_threshold(trained: dict[str, Any]) -> str:
+    """A line about BatchTopK's threshold at inference, from `trained` of `RECORD_FILE`; empty for other gates."""
+    found = trained.get("batch_threshold")
+    if found is None:
+        return ""
+    return (
+        f"BatchTopK at inference: a feature is on above {found['value']:.4g}, which lets {found['l0_union']:.2f} "
+        f"features a token through on the last {found['tokens']} tokens of training"
+    )
 
 
 def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
@@ -156,7 +197,7 @@ def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
     if different:
         raise ConfigError(
             f"{folder / 'crosscoder'} was trained with other settings ({', '.join(different)}); "
-            "delete it to train anew, or choose another run folder"
+            "use the same, train anew with --no-resume, or choose another run folder"
         )
     model: Crosscoder = Crosscoder.from_pretrained(folder / "crosscoder")
     return model.eval()
@@ -174,24 +215,26 @@ def _resume(trainer: Trainer, loader: Source, root: Path) -> bool:
     return False
 
 
-def _loop(trainer: Trainer, loader: Source, folder: Path, title: str) -> None:
+def _loop(trainer: Trainer, loader: Source, folder: Path, title: str, saved: Callable[[], None]) -> None:
+    """All steps that are left; `saved` is called after each checkpoint."""
     config = trainer.config
-    log = folder / "metrics.jsonl"
-    _forget_after(log, trainer.step_number)
-    before = _logged_seconds(log) if log.exists() else 0.0
+    log = folder / LOG_FILE
+    forget_after(log, trainer.step_number)
+    before = logged_seconds(log) if log.exists() else 0.0
     started, first = time.monotonic(), trainer.step_number
     waited, since = loader.wait_seconds, started
     with (
         explained_write_errors(log),
-        log.open("a", encoding="utf-8") as lines,
+        log.open("ab") as lines,
         Progress(title, config.n_steps, "steps", done=trainer.step_number) as progress,
     ):
         while trainer.step_number < config.n_steps:
             for x_BKD in loader:
-                metrics = trainer.step(x_BKD)
-                step = trainer.step_number
+                step = trainer.step_number + 1
                 last = step == config.n_steps
-                if step % config.log_every == 0 or last:
+                logged = step % config.log_every == 0 or last
+                metrics = trainer.step(x_BKD, measured=logged)
+                if logged:
                     row = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
                     now = time.monotonic()
                     rate = (step - first) * config.batch_size / (now - started)
@@ -202,12 +245,13 @@ def _loop(trainer: Trainer, loader: Source, folder: Path, title: str) -> None:
                         "tokens_per_second": round(rate, 1),
                         "loader_wait_fraction": round(wait, 4),
                     }
-                    lines.write(json.dumps({**row, **speed}) + "\n")
+                    lines.write(seal_json({**row, **speed}))
                     lines.flush()
                     progress.advance(0, _figures(row))
                 progress.advance(1)
                 if step % config.checkpoint_every == 0 and not last:
                     trainer.save(checkpoint.folder_of(folder / "checkpoints", step), {"loader": loader.state_dict()})
+                    saved()
                     for old in checkpoint.existing(folder / "checkpoints")[KEPT_CHECKPOINTS:]:
                         remove_folder(old)
                 if last:
@@ -237,17 +281,3 @@ def _figures(row: dict[str, Any]) -> dict[str, str]:
         return sum(known) / len(known) if known else math.nan
 
     return {"EV": f"{mean(row['explained_variance']):.3f}", "L0": f"{mean(row['l0']):.1f}"}
-
-
-def _forget_after(log: Path, step: int) -> None:
-    """Drop the lines that an interrupted run wrote after its last checkpoint, and a line cut in the middle."""
-    if not log.exists():
-        return
-    kept = []
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_text(log, "".join(f"{line}\n" for line in kept))

@@ -12,17 +12,18 @@ from torch import Tensor
 from crosscoder.backends.base import StepSettings, StepStatistics
 from crosscoder.config import TrainConfig
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.gate import Gate
 from crosscoder.metrics import batch_explained_variance
 from crosscoder.model import Crosscoder
 from crosscoder.train import checkpoint
 from crosscoder.train.checkpoint import TrainerState
 from crosscoder.train.engines import make_engine
 from crosscoder.train.joining import LAST_JOINING, N_BATCHES, JoiningSample, join_features
+from crosscoder.train.recent_tokens import RecentTokens
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
+from crosscoder.train.seeds import Purpose, step_seed
 from crosscoder.train.whitening import whiten
-
-_SAMPLING, _REVIVAL = 0, 1
 
 
 class Trainer:
@@ -60,10 +61,16 @@ class Trainer:
         self.n_joined = 0
         self.joining_sample = JoiningSample(device)
         """Activations of the batches just before features are joined."""
+        self.recent_tokens = RecentTokens(model.weights()) if Gate.of(model.config).whole_batch else None
+        """BatchTopK: what its threshold at inference is calibrated on."""
         self._recent: list[tuple[int, Tensor, StepStatistics]] = []
+        self._uncounted: tuple[StepStatistics, int] | None = None
+        """The last step's figures and its tokens, where they are not yet in the counts above."""
 
-    def step(self, x_BKD: Tensor) -> dict[str, Tensor | float]:
+    def step(self, x_BKD: Tensor, *, measured: bool = True) -> dict[str, Tensor | float]:
         """Train on one batch (B, K, D). Returns its metrics (scalars, or one value a snapshot) before the update.
+
+        Without `measured` it returns none of them, which saves time: on a GPU the host then runs ahead of the device.
 
         Raises `DataError` for a wrong shape or when training is over, `NonFiniteError` (weights untouched) for a NaN
         or an infinity in the batch or the loss (on a GPU a step or two later, since nothing waits for the device).
@@ -73,6 +80,7 @@ class Trainer:
         self.model.train()
         if self.step_number == 0 and self.config.whitening == "snapshots" and not self.model.is_mixed:
             whiten(self.model, x_BKD)
+        self._count()
         factor = lr_factor(self.config, self.step_number)
         lr = self.config.lr * factor
         result = self.engine.step(
@@ -83,18 +91,32 @@ class Trainer:
                 threshold_lr=lr * self.config.threshold_lr_factor,
                 sparsity_coefficient=sparsity_coefficient(self.config, self.step_number),
                 preactivation_coefficient=self.config.preactivation_coefficient,
-                seed=self._seed(_SAMPLING),
+                seed=self._seed(Purpose.STEP),
             ),
         )
         self._check_finite(x_BKD, result)
+        self._uncounted = result, len(x_BKD)
+        self.step_number += 1
+        if self.recent_tokens is not None:
+            self.recent_tokens.add(x_BKD)
+        if not self.engine.asynchronous:
+            self._count()
+        self._repair(x_BKD, result)
+        if self.recent_tokens is not None and self.step_number == self.config.n_steps:
+            self._count()
+            self.model.batch_threshold.copy_(self._inference_threshold(self.recent_tokens))
+        return self._metrics(x_BKD, result, factor) if measured else {}
+
+    def _count(self) -> None:
+        """Count what fired in the last step. Its figures are final once the engine has settled, which may wait."""
+        if self._uncounted is None:
+            return
+        self.engine.settle()
+        (result, n_tokens), self._uncounted = self._uncounted, None
         if result.smallest_score is not None:
             self.model.update_batch_threshold(result.smallest_score)
-        n_tokens = len(x_BKD)
         self.firing.update(result.fired_F, n_tokens)
         self.silent_tokens_F = torch.where(result.fired_F > 0, 0, self.silent_tokens_F + n_tokens)
-        self.step_number += 1
-        self._repair(x_BKD, result)
-        return self._metrics(x_BKD, result, factor)
 
     def _check_finite(self, x_BKD: Tensor, result: StepStatistics) -> None:
         """Raises `NonFiniteError` for this step, or for one just before where the host does not wait for the device."""
@@ -110,6 +132,7 @@ class Trainer:
         if bad is None:
             return
         self.engine.clear_error()
+        self._uncounted = None
         self.step_number = bad  # nothing was updated since
         for number, x_BKD, result in self._recent:
             if number == bad:
@@ -128,12 +151,12 @@ class Trainer:
         if not reviving:
             steps_left = last_joining - self.step_number
         if config.joining_cosine is not None and 0 <= steps_left < N_BATCHES:
-            self.engine.settle()
+            self._count()
             self.joining_sample.add(self.model.encode(x_BKD))
             if steps_left == 0:
                 self._join(config.joining_cosine)
         if reviving and steps_left == 0:
-            self.engine.settle()
+            self._count()
             self.n_revived += revive(
                 self.model,
                 self.state,
@@ -141,8 +164,12 @@ class Trainer:
                 self.firing.rates(),
                 config.revival_rate,
                 self.step_number,
-                torch.Generator().manual_seed(self._seed(_REVIVAL)),
+                torch.Generator().manual_seed(self._seed(Purpose.REVIVAL)),
             )
+
+    def _inference_threshold(self, recent: RecentTokens) -> Tensor:
+        """BatchTopK's, for the weights as they are now."""
+        return self.model.calibrated_batch_threshold(recent.tokens(), backend=self.config.backend)
 
     def _join(self, cosine: float) -> None:
         given_up = join_features(self.model, self.joining_sample.take(self.model.config.n_features), cosine)
@@ -155,6 +182,7 @@ class Trainer:
             self.n_joined += len(given_up)
 
     def _metrics(self, x_BKD: Tensor, result: StepStatistics, factor: float) -> dict[str, Tensor | float]:
+        self._count()
         n_tokens = max(1, len(x_BKD))
         explained_K, ratio_K = batch_explained_variance(self.model.check_input(x_BKD), result.residual_BKD)
         metrics: dict[str, Tensor | float] = {
@@ -177,9 +205,9 @@ class Trainer:
                 metrics[name] = value
         return metrics
 
-    def _seed(self, purpose: int) -> int:
+    def _seed(self, purpose: Purpose) -> int:
         """Random numbers depend on nothing but seed, step and purpose, so that a resumed run repeats them."""
-        return ((self.config.seed * 1_000_003 + self.step_number) * 2 + purpose) % 2**63
+        return step_seed(self.config.seed, self.step_number, purpose)
 
     def _explain_non_finite(self, step: int, x_BKD: Tensor, result: StepStatistics) -> str:
         good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
@@ -197,6 +225,9 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """What a state holds beside the model and the joining sample; of the same shapes at every step."""
         tensors = {"firing_average": self.firing.average_F, "silent_tokens": self.silent_tokens_F}
+        if self.recent_tokens is not None:
+            # The crosscoder in a state has a calibrated threshold, and the running one goes on from here.
+            tensors |= {"running_threshold": self.model.batch_threshold, **dict(self.recent_tokens.tensors())}
         return {**tensors, **dict(self.engine.tensors())}
 
     def state_dict(self) -> TrainerState:
@@ -204,11 +235,15 @@ class Trainer:
 
         As torch's: the tensors are the trainer's own and change with its next step; clone them to keep them.
         """
+        self._count()
         self.engine.settle()
         self._raise_pending(wait=True)
         numbers = {"step": self.step_number, "firing_steps": self.firing.n_steps}
+        model = self.model.state_dict()
+        if self.recent_tokens is not None:
+            model["batch_threshold"] = self._inference_threshold(self.recent_tokens)
         return TrainerState(
-            model=self.model.state_dict(),
+            model=model,
             tensors={**self._tensors(), **dict(self.joining_sample.tensors())},
             numbers={**numbers, "revived": self.n_revived, "joined": self.n_joined},
         )
@@ -226,6 +261,7 @@ class Trainer:
                 f"the state is of a trainer of other options: {', '.join(wrong)} missing or of other shape"
             )
         self.engine.settle()
+        self._uncounted = None
         self.model.load_state_dict(model)
         for name, tensor in self._tensors().items():
             tensor.copy_(tensors[name])

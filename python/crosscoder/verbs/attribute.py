@@ -33,7 +33,9 @@ class AttributeConfig:
     task: tuple[str, ...]
     """One task or several, by name, or files of your own (.jsonl)."""
     resume: bool = True
-    """Keep what is computed already. Without, the task is computed anew."""
+    """Keep what is computed already. Without, the task is computed anew; what is there is replaced at the end."""
+    device: str = "auto"
+    """Where it computes: auto (the GPU if there is one), cpu, cuda or cuda:N."""
     study: AttributionSettings = field(default_factory=AttributionSettings)
 
 
@@ -41,24 +43,22 @@ class AttributeConfig:
 def run(config: AttributeConfig) -> int:
     """Study each task, write the main figures to `summary.json`, and make the page again where there is one."""
     from crosscoder.attribution.attribution_study import AttributionStudy
+    from crosscoder.devices import announced
     from crosscoder.errors import ConfigError
-    from crosscoder.files import remove_folder
     from crosscoder.runs import Run
 
     if not config.task:
         raise ConfigError("name a task: --task induction")
-    run = Run(config.run)
-    study = AttributionStudy(run, config.study)
+    run, device = Run(config.run), announced(config.device)
+    study = AttributionStudy(run, config.study, device)
     tasks = [study.task(name) for name in config.task]  # what cannot work is refused before any work is done
-    run.begin("attribute", config)
+    run.begin("attribute", config, device)
     for name, task in zip(config.task, tasks, strict=True):
-        if not config.resume and study.folder(task.name).exists():
-            remove_folder(study.folder(task.name))
-        figures = study.compute(name)["figures"]
+        figures = study.compute(name, resume=config.resume)["figures"]
         run.update_summary({"attribution": {**run.summary().get("attribution", {}), task.name: figures}})
         print(describe(task.name, figures))
         print(f"results: {study.folder(task.name)}")
-    _update_page(run)
+    _update_page(run, config.device)
     return 0
 
 
@@ -89,10 +89,10 @@ def describe(name: str, figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _update_page(run: Run) -> None:
+def _update_page(run: Run, device: str) -> None:
     from crosscoder.verbs import report
 
     if run.page.exists():
-        report.run(report.ReportConfig(run.path))
+        report.run(report.ReportConfig(run.path, device))
     else:
         print(f"the run has no page yet; make it with: crosscoder report {run.path}")

@@ -18,6 +18,8 @@ from crosscoder.files import make_folder, read_json
 from crosscoder.runs import shares_run
 
 if TYPE_CHECKING:
+    import torch
+
     from crosscoder.activations.collect import PlannedStore
     from crosscoder.activations.corpus import CorpusSettings
     from crosscoder.activations.snapshots import SnapshotSet
@@ -76,7 +78,7 @@ class CollectConfig:
     model_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the language model."""
     device: str = "auto"
-    """Where the language model runs: auto, cpu, cuda, cuda:1, ..."""
+    """Where the language model runs: auto (the GPU if there is one), cpu, cuda or cuda:N."""
     tokens_only: bool = False
     """Make the tokens and stop: all that training with --live needs."""
     skip_bad: bool = False
@@ -92,10 +94,11 @@ def run(config: CollectConfig) -> int:
     from crosscoder.activations.alike import find_alike, warn_alike
     from crosscoder.activations.collect import collect
     from crosscoder.activations.norms import warn_huge
-    from crosscoder.files import locked
+    from crosscoder.devices import announced
+    from crosscoder.locks import locked
     from crosscoder.runs import Run
 
-    run, device = Run(config.run), _device(config.device)
+    run, device = Run(config.run), announced(config.device)
     snapshots = _reconciled(run, _opened(config))
     make_folder(run.path)
     with locked(run.path / ".collect.lock"):  # of several processes one makes the tokens
@@ -114,7 +117,7 @@ def run(config: CollectConfig) -> int:
             batch_sequences=config.batch_sequences,
             together=config.together,
             model_dtype=config.model_dtype,
-            device=device,
+            device=str(device),
             skip_bad=config.skip_bad,
             title=f"activations ({split})",
         )
@@ -138,11 +141,13 @@ def _opened(config: CollectConfig) -> SnapshotSet:
 
     snapshots = SnapshotSet.open(config.model, config.layer, config.revisions, config.site, config.steps)
     steps = tuple(snapshots.steps.tolist())
-    return dataclasses.replace(snapshots, given_steps=steps, content=snapshots.contents())
+    return dataclasses.replace(
+        snapshots, given_steps=steps, content=snapshots.contents(), tokenizer=snapshots.tokenizer_content()
+    )
 
 
 def _begin(
-    config: CollectConfig, run: Run, snapshots: SnapshotSet, device: str
+    config: CollectConfig, run: Run, snapshots: SnapshotSet, device: torch.device
 ) -> tuple[SnapshotSet, dict[str, TokenSet]]:
     """Tokens and records of the run, written when all that can be refused has been."""
     from crosscoder.activations.collect import check_context, plan_store, proven
@@ -177,14 +182,14 @@ def _begin(
         )
 
     if not all([plan(split).is_complete() for split in SPLITS]):
-        snapshots = proven(snapshots, tokens["train"], config.model_dtype, device)
+        snapshots = proven(snapshots, tokens["train"], config.model_dtype, str(device))
     if not there:
-        tokens = leave_out_by_norm(tokens, settings, snapshots, config.model_dtype, device)
+        tokens = leave_out_by_norm(tokens, settings, snapshots, config.model_dtype, str(device))
         for split in SPLITS:
             plan(split)
         for split in SPLITS:
             tokens[split].save(run.tokens(split))
-    run.begin("collect", _resolved(config, snapshots, tokens["train"]))
+    run.begin("collect", _resolved(config, snapshots, tokens["train"]), device)
     before = read_json(run.snapshots_file) if run.snapshots_file.exists() else {}
     same = before.get("content") == list(snapshots.content)
     run.write_snapshots(snapshots, before.get("alike", ()) if same else ())
@@ -242,6 +247,8 @@ def _reconciled(run: Run, snapshots: SnapshotSet) -> SnapshotSet:
     ]
     if changed:
         different.append(f"other weights or another configuration under the names {', '.join(changed)}")
+    if before.tokenizer and before.revisions[-1] == snapshots.revisions[-1] and before.tokenizer != snapshots.tokenizer:
+        different.append(f"the tokenizer's files of {snapshots.revisions[-1]} have changed")
     if not before.content and run.absolute(run.relative(before.model)) != run.absolute(run.relative(snapshots.model)):
         different.append(f"model: {before.model} there, {snapshots.model} now")
     gone = [name for name in before.revisions if name not in snapshots.revisions]
@@ -267,16 +274,3 @@ def _is_collected(run: Run, name: str) -> bool:
                 if any(store.has_segment(shard, k) for shard in range(len(store.shard_rows))):
                     return True
     return False
-
-
-def _device(name: str) -> str:
-    """The device of this process: with `auto` the GPU of its local rank, if there is one."""
-    import os
-
-    import torch
-
-    if name != "auto":
-        return name
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"

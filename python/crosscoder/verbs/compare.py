@@ -7,6 +7,7 @@ shows what was found, of all runs that RUN was compared with.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import tyro
 from crosscoder.runs import writes_run
 
 if TYPE_CHECKING:
-    pass
+    from crosscoder.evolution.study import Study
 
 EXAMPLE = "crosscoder compare runs/quickstart runs/seed1"
 
@@ -32,22 +33,42 @@ class CompareConfig:
     """The other run's folder. Its analysis is brought up to date if it is not; nothing else is written there."""
     seed: int = 0
     """Seed of the nulls."""
+    device: str = "auto"
+    """Where it computes: auto (the GPU if there is one), cpu, cuda or cuda:N."""
 
 
 @writes_run
 def run(config: CompareConfig) -> int:
     """Match the two dictionaries and write the main figures to `summary.json`."""
+    from crosscoder.devices import announced
+    from crosscoder.errors import ConfigError
+    from crosscoder.evolution.study import Study
+    from crosscoder.runs import Run
+
+    run, other = Run(config.run), Run(config.other)
+    if run.path.resolve() == other.path.resolve():
+        raise ConfigError(f"{config.run} would be compared with itself; name another run")
+    device = announced(config.device)
+    studies = Study.of(run, device), Study.of(other, device)
+    with _holding(studies[1]):
+        return _compare(config, *studies)
+
+
+def _holding(other: Study) -> AbstractContextManager[None]:
+    """Nobody changes the other run meanwhile; where it is only read, several comparisons go beside each other."""
+    from crosscoder.evolution.analyses.life import LIFE
+    from crosscoder.locks import working_on
+
+    return working_on(other.run.path, "compare", together=other.finished(LIFE) is not None)
+
+
+def _compare(config: CompareConfig, *studies: Study) -> int:
     from crosscoder.errors import ConfigError, DataError
     from crosscoder.evolution.analyses.life import LIFE
     from crosscoder.evolution.comparisons import save_comparison, summary
     from crosscoder.evolution.stability import STABLE, compare_dictionaries
-    from crosscoder.evolution.study import Study
-    from crosscoder.runs import Run
 
-    runs = Run(config.run), Run(config.other)
-    if runs[0].path.resolve() == runs[1].path.resolve():
-        raise ConfigError(f"{config.run} would be compared with itself; name another run")
-    studies = [Study.of(run) for run in runs]
+    runs = [study.run for study in studies]
     sites = [(found.revisions, found.layer, found.site) for found in (run.snapshots() for run in runs)]
     if sites[0] != sites[1]:
         raise DataError(f"{config.run} and {config.other} are of different snapshots or layers; nothing to compare")
@@ -58,7 +79,7 @@ def run(config: CompareConfig) -> int:
             f"presence is tau = {taus[0]:g} in {config.run} and {taus[1]:g} in {config.other}; run one of them again: "
             f"crosscoder evolve {config.other} --only life --tau {taus[0]:g}"
         )
-    runs[0].begin("compare", config)
+    runs[0].begin("compare", config, studies[0].device)
     found = compare_dictionaries(
         *(study.decoders for study in studies),
         *(life.emergence for life in lives),

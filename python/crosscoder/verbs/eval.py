@@ -34,22 +34,25 @@ class EvalConfig:
     """Tokens in a batch."""
     loss_tokens: int = 8_192
     """Held-out tokens on which the language model's loss is measured; 0 leaves it out."""
+    device: str = "auto"
+    """Where it computes: auto (the GPU if there is one), cpu, cuda or cuda:N."""
 
 
 @writes_run
 def run(config: EvalConfig) -> int:
     """Evaluate and write the figures to `summary.json`."""
+    from crosscoder.devices import announced
     from crosscoder.evaluation import evaluate
     from crosscoder.model import Crosscoder
     from crosscoder.progress import warn
     from crosscoder.runs import Run
 
-    run = Run(config.run)
+    run, device = Run(config.run), announced(config.device)
     weights = run.require(run.crosscoder, f"train it first: crosscoder train {config.run} --help")
-    model: Crosscoder = Crosscoder.from_pretrained(weights)
+    model: Crosscoder = Crosscoder.from_pretrained(weights, map_location=device)
     store = run.store("heldout")
     result = evaluate(model, store, config.batch_size)
-    run.begin("eval", config)
+    run.begin("eval", config, device)
     run.update_summary(
         {
             "n_heldout_tokens": result.n_tokens,

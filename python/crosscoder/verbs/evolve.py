@@ -40,21 +40,24 @@ class EvolveConfig:
     run: tyro.conf.Positional[Path]
     """The run's folder, with a trained crosscoder."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Just these of: {' '.join(names())}.")] = ()
+    device: str = "auto"
+    """Where it computes: auto (the GPU if there is one), cpu, cuda or cuda:N."""
     study: StudySettings = field(default_factory=StudySettings)
 
 
 @writes_run
 def run(config: EvolveConfig) -> int:
     """Compute the analyses and write the main figures to `summary.json`."""
+    from crosscoder.devices import announced
     from crosscoder.evolution.analyses import analyses, analysis, listed
     from crosscoder.evolution.study import Study
     from crosscoder.files import write_text
     from crosscoder.runs import Run
 
-    run = Run(config.run)
+    run, device = Run(config.run), announced(config.device)
     chosen = tuple(map(analysis, config.only)) or analyses()
-    study = Study(run, config.study)
-    run.begin("evolve", config)
+    study = Study(run, config.study, device)
+    run.begin("evolve", config, device)
     study.save_settings()
     write_text(run.evolution / "README.md", README.format(analyses=listed()))
     figures: dict[str, Any] = {}

@@ -57,6 +57,8 @@ class ExplainConfig:
     """Most to spend, in the prices' money, on this run and model in all; needs both prices."""
     yes: bool = False
     """Do not ask before the requests are sent."""
+    device: str = "auto"
+    """Where features are looked up in the text: auto (the GPU if there is one), cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
         for name in ("n_features", "max_in_flight", "max_output"):
@@ -75,16 +77,16 @@ class ExplainConfig:
 @writes_run
 def run(config: ExplainConfig) -> int:
     """Tell the cost, ask, write the results, and the main figures to `summary.json`."""
+    from crosscoder.devices import announced
     from crosscoder.evolution.study import Study
     from crosscoder.explain.answers import Answers
     from crosscoder.explain.asking import Asker, Spending
     from crosscoder.explain.endpoint import Endpoint, read_key
     from crosscoder.explain.explanation_study import ExplanationStudy
-    from crosscoder.files import locked
     from crosscoder.progress import warn
     from crosscoder.runs import Run
 
-    run = Run(config.run)
+    run, device = Run(config.run), announced(config.device)
     key = read_key(config.endpoint)
     endpoint = Endpoint(
         config.endpoint,
@@ -94,19 +96,18 @@ def run(config: ExplainConfig) -> int:
         max_output=config.max_output,
         timeout=config.timeout,
     )
-    study = ExplanationStudy(Study.of(run), config.n_features, config.seed)
+    study = ExplanationStudy(Study.of(run, device), config.n_features, config.seed)
     if endpoint.unsafe:
         warn(f"the key travels to {endpoint.host} without encryption; use https where you can")
-    with locked(study.folder / ".lock"):
-        answers = Answers(study.folder / "answers.jsonl")
-        spending = Spending(answers, endpoint, config.price_in, config.price_out, config.budget)
-        asker = Asker(endpoint, answers, spending, max_in_flight=config.max_in_flight)
-        estimate = study.estimate(asker)
-        print(describe_cost(estimate, spending, config, len(study.features)))
-        if estimate.n_to_ask and not config.yes:
-            _confirm()
-        run.begin("explain", dataclasses.replace(config, yes=False))  # consent is for once
-        figures = study.compute(asker)
+    answers = Answers(study.folder / "answers.jsonl")
+    spending = Spending(answers, endpoint, config.price_in, config.price_out, config.budget)
+    asker = Asker(endpoint, answers, spending, max_in_flight=config.max_in_flight)
+    estimate = study.estimate(asker)
+    print(describe_cost(estimate, spending, config, len(study.features)))
+    if estimate.n_to_ask and not config.yes:
+        _confirm()
+    run.begin("explain", dataclasses.replace(config, yes=False), device)  # consent is for once
+    figures = study.compute(asker)
     run.update_summary({"explanations": figures})
     print(describe(figures))
     if figures["n_incomplete"]:

@@ -57,15 +57,18 @@ class QuickstartConfig:
     """lambda: larger gives fewer active features and less explained variance."""
     seed: int = 0
     """Seed of everything."""
+    device: str = "auto"
+    """Where everything is computed: auto (the GPU if there is one), cpu, cuda or cuda:N."""
 
 
 @makes_run
 def run(config: QuickstartConfig) -> int:
     """Run all stages and print where the page is and what was found."""
+    from crosscoder.devices import announced
     from crosscoder.runs import Run
 
-    run = Run(config.out)
-    run.require_same("quickstart", config, ignored=("out", "text"))  # a text is compared by its content
+    run, device = Run(config.out), announced(config.device)
+    run.require_same("quickstart", config, ignored=("out", "text", "device"))  # a text is compared by its content
     model = run.path / "language_model"
     dead_after = 200 * config.batch_size
     training = TrainConfig(
@@ -81,17 +84,23 @@ def run(config: QuickstartConfig) -> int:
     stages: dict[str, Callable[[], object]] = {
         "tokens": lambda: make_tokens(config, run),
         "language_model": lambda: train_model(config, run),
-        "collect": lambda: collect.run(collect.CollectConfig(run.path, str(model), LAYER, seed=config.seed)),
-        "train": lambda: train.run(train.TrainVerbConfig(run.path, config.n_features, CrosscoderOptions(), training)),
-        "eval": lambda: eval.run(eval.EvalConfig(run.path)),
-        "evolve": lambda: evolve.run(evolve.EvolveConfig(run.path, study=StudySettings(seed=config.seed))),
-        "report": lambda: report.run(report.ReportConfig(run.path)),
+        "collect": lambda: collect.run(
+            collect.CollectConfig(run.path, str(model), LAYER, seed=config.seed, device=config.device)
+        ),
+        "train": lambda: train.run(
+            train.TrainVerbConfig(run.path, config.n_features, CrosscoderOptions(), training, device=config.device)
+        ),
+        "eval": lambda: eval.run(eval.EvalConfig(run.path, device=config.device)),
+        "evolve": lambda: evolve.run(
+            evolve.EvolveConfig(run.path, study=StudySettings(seed=config.seed), device=config.device)
+        ),
+        "report": lambda: report.run(report.ReportConfig(run.path, config.device)),
     }
     for name, stage in stages.items():
         started = time.monotonic()
         stage()
         if name == "tokens":
-            run.begin("quickstart", config)
+            run.begin("quickstart", config, device)
         _add_seconds(run, name, time.monotonic() - started)
     return 0
 
@@ -134,6 +143,7 @@ def make_tokens(config: QuickstartConfig, run: Run) -> None:
 def train_model(config: QuickstartConfig, run: Run) -> None:
     """The language model's snapshots, as local revisions in the hub's form."""
     from crosscoder.activations.tokens import TokenSet
+    from crosscoder.devices import choose
     from crosscoder.quickstart.language_model import LanguageModelConfig, train_language_model
 
     defaults = LanguageModelConfig()
@@ -145,7 +155,8 @@ def train_model(config: QuickstartConfig, run: Run) -> None:
         seed=config.seed,
     )
     tokens = TokenSet.load(run.tokens("language_model"))
-    train_language_model(settings, tokens, run.path / "tokenizer", run.path / "language_model")
+    folders = run.path / "tokenizer", run.path / "language_model"
+    train_language_model(settings, tokens, *folders, device=choose(config.device))
 
 
 def _add_seconds(run: Run, stage: str, seconds: float) -> None:

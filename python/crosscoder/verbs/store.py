@@ -82,22 +82,31 @@ def _verify(store: ActivationStore) -> int:
 def _merge(config: StoreConfig) -> int:
     from crosscoder.activations.manifest import MANIFEST_FILE
     from crosscoder.activations.store import ActivationStore
+    from crosscoder.files import make_folder
+    from crosscoder.locks import working_on
 
     others = [ActivationStore.open(path) for path in config.others]
     first = others[0]
-    store = (
-        ActivationStore.open(config.path)
-        if (config.path / MANIFEST_FILE).exists()
-        else ActivationStore.create(
-            config.path,
-            first.n_snapshots,
-            first.d_model,
-            first.dtype,
-            shard_rows=first.shard_rows,
-            snapshots=first.snapshot_names,
-            source=first.manifest["source"],
+    with working_on(make_folder(_worked_on(config.path)), "store merge"):
+        store = (
+            ActivationStore.open(config.path)
+            if (config.path / MANIFEST_FILE).exists()
+            else ActivationStore.create(
+                config.path,
+                first.n_snapshots,
+                first.d_model,
+                first.dtype,
+                shard_rows=first.shard_rows,
+                snapshots=first.snapshot_names,
+                source=first.manifest["source"],
+            )
         )
-    )
-    for other in others:
-        print(f"{other.path}: {store.merge(other)} files")
+        for other in others:
+            print(f"{other.path}: {store.merge(other)} files")
     return _info(ActivationStore.open(config.path))
+
+
+def _worked_on(store: Path) -> Path:
+    """What a command that writes into a store works on: the run that it is a part of, or the store alone."""
+    store = store.absolute()
+    return store.parent.parent if store.parent.name == "activations" else store

@@ -18,6 +18,8 @@ import tyro
 from crosscoder.runs import writes_run
 
 if TYPE_CHECKING:
+    import torch
+
     from crosscoder.config import CrosscoderOptions, TrainConfig
     from crosscoder.runs import Run
     from crosscoder.sweep.result_tables import Columns
@@ -55,24 +57,33 @@ class SweepConfig:
     """A configuration of crosscoder train (a file or a preset) in the place of the run's config/train.yaml."""
     out: Path | None = None
     """The sweep's folder, if not RUN/sweep."""
+    device: str = "auto"
+    """Where it computes: auto (the GPU if there is one), cpu, cuda or cuda:N."""
     plan: bool = False
     """Show the plan and stop."""
 
 
-@writes_run
 def run(config: SweepConfig) -> int:
     """Show the plan, train and evaluate what is not done yet, and print the table."""
+    from crosscoder.devices import announced
     from crosscoder.runs import Run
 
-    run = Run(config.run)
-    sweep = _sweep(config, run)
-    print(describe_plan(sweep))
-    if config.plan:
-        return 0
-    run.begin("sweep", config)
-    sweep.compute()
+    if not config.plan:
+        return _compute(config)
+    print(describe_plan(_sweep(config, Run(config.run), announced(config.device))))
+    return 0
+
+
+@writes_run
+def _compute(config: SweepConfig) -> int:
+    from crosscoder.devices import announced
+    from crosscoder.runs import Run
     from crosscoder.sweep import result_tables as tables
 
+    run, device = Run(config.run), announced(config.device)
+    sweep = _sweep(config, run, device)
+    print(describe_plan(sweep))
+    sweep.compute(begin=lambda: run.begin("sweep", config, device))
     table = tables.results(sweep.records())
     if config.out is None:
         run.update_summary({"sweep": {"results": _rows(table), "at_common_l0": _rows(tables.at_common_l0(table))}})
@@ -82,7 +93,7 @@ def run(config: SweepConfig) -> int:
     return 0
 
 
-def _sweep(config: SweepConfig, run: Run) -> Sweep:
+def _sweep(config: SweepConfig, run: Run, device: torch.device) -> Sweep:
     import dataclasses
 
     from crosscoder.errors import ConfigError
@@ -111,7 +122,7 @@ def _sweep(config: SweepConfig, run: Run) -> Sweep:
         config.sparsity or [factor * train.sparsity_coefficient for factor in FACTORS],
         config.seeds or [train.seed],
     )
-    return Sweep(config.out or run.path / "sweep", store, heldout, options, train, points)
+    return Sweep(config.out or run.path / "sweep", store, heldout, options, train, points, device)
 
 
 def _training(config: SweepConfig, run: Run) -> tuple[CrosscoderOptions, TrainConfig, tuple[int, ...]]:
@@ -126,13 +137,13 @@ def _training(config: SweepConfig, run: Run) -> tuple[CrosscoderOptions, TrainCo
             run.path / "config" / "train.yaml",
             f"train the run first (crosscoder train {config.run} --help), or name its settings: --settings FILE.yaml",
         )
-    found: TrainVerbConfig = read_config(path, TrainVerbConfig)
+    found: TrainVerbConfig = read_config(path, TrainVerbConfig, record=config.settings is None)
     return found.crosscoder, found.train, (found.n_features,) if isinstance(found.n_features, int) else ()
 
 
 def describe_plan(sweep: Sweep) -> str:
     """What will be done and how long it may take, in lines for the terminal."""
-    from crosscoder.hardware import cpu_name
+    from crosscoder.devices import describe
 
     points, pending, K = sweep.points, sweep.pending, sweep.store.n_snapshots
     counts: dict[str, set[Any]] = {
@@ -158,7 +169,7 @@ def describe_plan(sweep: Sweep) -> str:
         lines.append(f"  {method:<11} F {F:>7,}: about {_duration(seconds)} of training a point")
     total = sum(estimates[point.method, point.n_features] for point in pending)
     lines.append(
-        f"  in all about {_duration(total)} of training on {cpu_name()} as busy as it is, "
+        f"  in all about {_duration(total)} of training on {describe(sweep.device)} as busy as it is, "
         f"and {sweep.weight_bytes() / 1e9:.2f} GB of weights in {sweep.folder}"
     )
     return "\n".join(lines)

@@ -5,6 +5,7 @@ A killed training goes on from its last checkpoint when the same command is run 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from crosscoder.config import CrosscoderOptions, TrainConfig
 from crosscoder.runs import writes_run
 
 if TYPE_CHECKING:
+    import torch
+
     from crosscoder.activations.live import LiveSource
     from crosscoder.activations.store import ActivationStore
     from crosscoder.runs import Run
@@ -35,10 +38,12 @@ class TrainVerbConfig:
     live: bool = False
     """Run the language model's snapshots while training instead of reading stored activations; needs the tokens and the
     snapshots of the run, and memory for all of them (crosscoder plan says how much)."""
-    device: str = "cpu"
-    """With --live: where the language model runs."""
+    device: str = "auto"
+    """Where the crosscoder is trained, and with --live where the language model runs: auto (the GPU if there is one),
+    cpu, cuda or cuda:N."""
     resume: bool = True
-    """Go on from the last checkpoint; with --no-resume, start again from nothing."""
+    """Go on from the last checkpoint; with --no-resume, start again from nothing. The old training is kept until the
+    new one has its first checkpoint."""
 
 
 @writes_run
@@ -46,18 +51,16 @@ def run(config: TrainVerbConfig) -> int:
     """Train, or finish training, and write `crosscoder/`."""
     from crosscoder.config import CrosscoderConfig
     from crosscoder.configfile import plain
-    from crosscoder.files import read_json, remove_folder
+    from crosscoder.devices import announced
+    from crosscoder.files import read_json
     from crosscoder.runs import Run
-    from crosscoder.train.run import RECORD_FILE, train
+    from crosscoder.train.run import RECORD_FILE, told_threshold, train
 
-    run = Run(config.run)
-    store = _live(config, run) if config.live else _stored(config, run)
+    run, device = Run(config.run), announced(config.device)
+    store = _live(config, run, device) if config.live else _stored(config, run)
     crosscoder = CrosscoderConfig(store.n_snapshots, store.d_model, config.n_features, **plain(config.crosscoder))
-    if not config.resume:
-        for old in (run.path / "training", run.crosscoder):
-            if old.exists():
-                remove_folder(old)
-    train(store, crosscoder, config.train, run.path, begin=lambda: run.begin("train", config))
+    begin = functools.partial(run.begin, "train", config, device)
+    train(store, crosscoder, config.train, run.path, device=device, resume=config.resume, begin=begin)
     trained = read_json(run.crosscoder / RECORD_FILE)["trained"]
     run.update_summary(
         {
@@ -68,6 +71,9 @@ def run(config: TrainVerbConfig) -> int:
             "revived_features": trained["revived_features"],
         }
     )
+    line = told_threshold(trained)
+    if line:
+        print(line)
     print(f"crosscoder: {run.crosscoder}")
     return 0
 
@@ -78,10 +84,18 @@ def _stored(config: TrainVerbConfig, run: Run) -> ActivationStore:
     return store
 
 
-def _live(config: TrainVerbConfig, run: Run) -> LiveSource:
+def _live(config: TrainVerbConfig, run: Run, device: torch.device) -> LiveSource:
     from crosscoder.activations.live import LiveSource
     from crosscoder.activations.tokens import TokenSet
+    from crosscoder.train.run import batch_dtype
 
     remedy = f"make them: crosscoder collect {config.run} --tokens-only --help"
     tokens = TokenSet.load(run.require(run.tokens("train"), remedy))
-    return LiveSource(run.snapshots(), tokens, config.train.batch_size, config.train.seed, device=config.device)
+    return LiveSource(
+        run.snapshots(),
+        tokens,
+        config.train.batch_size,
+        config.train.seed,
+        device=str(device),
+        dtype=batch_dtype(config.train, device),
+    )

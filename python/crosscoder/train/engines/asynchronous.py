@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crosscoder.backends.base import Room, StepSettings, StepStatistics, Update
 from crosscoder.config import TrainConfig
+from crosscoder.devices import on_own_device
 from crosscoder.model import Crosscoder
 from crosscoder.train.engines.engine import Engine
 
@@ -64,7 +65,7 @@ class AsynchronousEngine(Engine):
 
     def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
         super().__init__(model, config)
-        device = model.W_enc.device
+        self.device = device = model.W_enc.device
         self.capacity = 0
         """Pairs that the buffers hold."""
         self._last_count: int | None = None
@@ -79,6 +80,7 @@ class AsynchronousEngine(Engine):
         self._error.send(self._first_bad)
 
     @torch.no_grad()
+    @on_own_device
     def step(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:
         """Loss, gradients and update for one batch.
 
@@ -95,6 +97,7 @@ class AsynchronousEngine(Engine):
         return statistics
 
     @torch.no_grad()
+    @on_own_device
     def settle(self) -> None:
         """Makes sure that the last step is done, and does it again if its pairs did not fit."""
         sent, self._sent = self._sent, None
@@ -111,12 +114,15 @@ class AsynchronousEngine(Engine):
 
     def pending_error(self, *, wait: bool = False) -> int | None:
         """The first step whose loss was not finite, as far as the host knows by now (or shall `wait` to know)."""
-        self.settle()
+        if wait:
+            self.settle()
         first = self._error.wait() if wait else self._error.peek()
         return None if first < 0 else first
 
+    @on_own_device
     def clear_error(self) -> None:
         """Updates take effect again after such a step."""
+        self.settle()  # a step that has to be done again is still without effect
         self._first_bad.fill_(-1)
         self._error.send(self._first_bad)
         self._error.wait()

@@ -1,4 +1,4 @@
-"""Whole steps of the Triton engine against the dense closed form in float64 and torch.optim.Adam."""
+"""Whole steps of the Triton engine against the dense closed form in float64."""
 
 from __future__ import annotations
 
@@ -11,66 +11,26 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from support.crosscoders import double, relative_error
-from support.steps import LAMBDA_P, StepResult, loss_and_gradients, settings
+from support.steps import LAMBDA_P, settings
 from support.triton_device import ON_GPU, make
-from torch import Tensor
+from support.triton_engine import (
+    SMALL,
+    TOLERANCE,
+    check_statistics,
+    engine_of,
+    expected_of,
+    gradients_after_a_step,
+    to_bf16,
+)
 
-from crosscoder.backends.adam_state import dequantize_v
-from crosscoder.backends.base import StepSettings, StepStatistics
-from crosscoder.backends.triton import TritonBackend
 from crosscoder.config import TrainConfig
 from crosscoder.errors import DataError
-from crosscoder.kernels.update.reference import BETA1, BETA2
-from crosscoder.model import Crosscoder
 from crosscoder.train.engines import asynchronous as engine_module
 from crosscoder.train.engines.asynchronous import AsynchronousEngine
+from crosscoder.train.trainer import Trainer
 
-TOLERANCE = 2e-6
-SMALL = (9, 3, 5, 6)
 # The interpreter warns of what hashes and non-finite batches are meant to do.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
-
-
-def engine_of(model: Crosscoder, share: float = 1.0, **options: Any) -> AsynchronousEngine:
-    """An engine that is dense above `share` of the pairs."""
-    engine = AsynchronousEngine(
-        model, TrainConfig(**{"backend": "triton", "batch_size": 64, "optimizer_mode": "exact", **options})
-    )
-    engine.dense_above = share
-    return engine
-
-
-def expected_of(model: Crosscoder, x: Tensor, step: StepSettings) -> StepResult:
-    return loss_and_gradients(
-        model, x.to(model.W_enc.dtype), sparsity_coefficient=step.sparsity_coefficient,
-        preactivation_coefficient=step.preactivation_coefficient,
-        generator=torch.Generator().manual_seed(step.seed),
-    )  # fmt: skip
-
-
-def _norms(model: Crosscoder) -> Tensor:
-    """The decoder norms that the backend keeps."""
-    rows = cast(TritonBackend, model.backend("triton")).rows(model.weights())
-    return rows.squares.sum(dim=2).sqrt()
-
-
-def gradients(engine: AsynchronousEngine, name: str) -> Tensor:
-    """After one step from nothing the first moment is a tenth of the gradient."""
-    return engine.state[name]["m"].double() / (1 - BETA1)
-
-
-def check_statistics(actual: StepStatistics, expected: StepResult) -> None:
-    for part in ("total", "reconstruction", "sparsity", "preactivation"):
-        assert relative_error(getattr(actual.loss, part), getattr(expected.loss, part)) < TOLERANCE, part
-    assert relative_error(actual.residual_BKD, expected.residual_BKD) < TOLERANCE
-    assert torch.equal(actual.open_K, expected.open_K)
-    assert torch.equal(actual.fired_F, expected.fired_F)
-    if expected.smallest_score is None:
-        assert actual.smallest_score is None
-    else:
-        assert actual.smallest_score is not None
-        # A difference of larger numbers, near 0.
-        torch.testing.assert_close(actual.smallest_score.double(), expected.smallest_score, rtol=1e-5, atol=1e-6)
 
 
 CASES = [
@@ -101,7 +61,7 @@ def test_a_step_gives_each_gradient(
     check_statistics(actual, expected)
     for name, gradient in expected.gradients.items():
         if name != "log_threshold" or model.weights().gate.learned:
-            assert relative_error(gradients(engine, name), gradient) < TOLERANCE, name
+            assert relative_error(gradients_after_a_step(engine, name), gradient) < TOLERANCE, name
     if gate not in ("topk", "batchtopk") and mode != "narrow":
         assert expected.gradients.log_threshold.abs().max() > 0
 
@@ -117,141 +77,7 @@ def test_a_step_of_any_shape_and_density(B: int, K: int, D: int, F: int, thresho
     engine = engine_of(model)
     check_statistics(engine.step(x, step), expected)
     for name, gradient in expected.gradients.items():
-        assert relative_error(gradients(engine, name), gradient) < 5 * TOLERANCE, name
-
-
-@pytest.mark.parametrize("share", [1.0, 0.0], ids=["sparse", "dense"])
-@pytest.mark.parametrize("clip", [None, 0.05])
-def test_exact_mode_is_torch_adam(share: float, clip: float | None) -> None:
-    """Three steps of dense closed form, torch's clipping and torch.optim.Adam in float64."""
-    model, x = make(SMALL)
-    exact = double(model)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [exact.W_enc, exact.W_dec, exact.b_enc, exact.b_dec]},
-            {"params": [exact.log_threshold], "lr": 1e-4},
-        ],
-        lr=1e-3,
-    )
-    engine = engine_of(model, share, clip_norm=clip)
-    for number in range(3):
-        batch = x.roll(number, dims=1) * (1 + number)
-        step = settings(number)
-        actual = engine.step(batch, step)
-        expected = expected_of(exact, batch, step)
-        for name, gradient in expected.gradients.items():
-            getattr(exact, name).grad = gradient
-        if clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(exact.parameters(), clip)
-            assert actual.gradient_norm is not None and norm > clip
-            assert relative_error(actual.gradient_norm, norm) < TOLERANCE
-        optimizer.step()
-    engine.settle()
-    for name, parameter in exact.named_parameters():
-        assert float((getattr(model, name) - parameter).detach().abs().max()) < 3e-6, name
-
-
-def lazily(model: Crosscoder, batches: list[Tensor]) -> Crosscoder:
-    """Row-lazy Adam written out in float64: a row moves only when its feature fires, its moments decay meanwhile."""
-    exact = double(model)
-    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in exact.named_parameters()}
-    last_F = torch.zeros(model.config.n_features)
-    for number, batch in enumerate(batches):
-        step, t = settings(number), number + 1
-        result = expected_of(exact, batch, step)
-        for name, gradient in result.gradients.items():
-            parameter, (m, v) = getattr(exact, name), moments[name]
-            rows = name in ("W_enc", "W_dec", "b_enc")
-            touched = result.fired_F > 0 if rows else torch.ones(len(parameter), dtype=torch.bool)
-            elapsed = (t - last_F[touched]) if rows else torch.ones(int(touched.sum()))
-            elapsed = elapsed.double().view(-1, *[1] * (parameter.ndim - 1))
-            g = gradient[touched]
-            m[touched] = BETA1**elapsed * m[touched] + (1 - BETA1) * g
-            v[touched] = BETA2**elapsed * v[touched] + (1 - BETA2) * g**2
-            lr = step.threshold_lr if name == "log_threshold" else step.lr
-            root = (v[touched] / (1 - BETA2**t)).sqrt()
-            with torch.no_grad():
-                parameter[touched] -= lr * m[touched] / (1 - BETA1**t) / (root + 1e-8)
-        last_F[result.fired_F > 0] = t
-    return exact
-
-
-@pytest.mark.skipif(ON_GPU, reason="the written-out optimiser is for the CPU")
-@pytest.mark.parametrize("share", [1.0, 0.0], ids=["sparse", "dense"])
-def test_lazy_mode_decays_the_moments_of_skipped_rows(share: float) -> None:
-    model, _ = make((2, 2, 5, 7))
-    with torch.no_grad():
-        model.log_threshold += 1.5
-    batches = [make((2, 2, 5, 7), seed=seed)[1] for seed in range(4)]
-    exact = lazily(model, batches)
-    engine = engine_of(model, share, optimizer_mode="lazy")
-    for number, batch in enumerate(batches):
-        engine.step(batch, settings(number))
-    engine.settle()
-    assert len(set(engine.state.last_step_F.tolist())) > 2, "every row was updated alike: this tests nothing"
-    for name, parameter in exact.named_parameters():
-        assert float((getattr(model, name) - parameter).detach().abs().max()) < 3e-6, name
-
-
-@pytest.mark.parametrize("state", ["fp32", "low-memory"])
-def test_decoder_norm_limit(state: str) -> None:
-    model, x = make(SMALL)
-    if state == "low-memory":
-        to_bf16(model)
-    before = model.decoder_norms().detach().float()
-    limit = float(before.amax(dim=1).median())
-    engine = engine_of(model, state=state, decoder_norm_limit=limit)
-    engine.step(x, settings(lr=1e-9))
-    engine.settle()
-    after = model.W_dec.detach().float().norm(dim=2)
-    over = before.amax(dim=1) > limit * 1.001
-    assert over.any() and (~over).any()
-    slack = 0.01 if state == "low-memory" else 1e-5
-    factor = (limit / before.amax(dim=1)).clamp_max(1)
-    assert relative_error(after, before * factor[:, None]) < slack  # all snapshots of a feature by one factor
-    assert relative_error(_norms(model), after) < 1e-5
-
-
-def to_bf16(model: Crosscoder) -> None:
-    model.W_enc.data, model.W_dec.data = model.W_enc.data.bfloat16(), model.W_dec.data.bfloat16()
-
-
-def test_low_memory_state_follows_the_fp32_state() -> None:
-    """bf16 weights and 8-bit moments go where float32 goes: rounding costs under a third of four steps' way."""
-    model, x = make((9, 2, 300, 2))
-    small = double(model).float()
-    to_bf16(small)
-    model.W_enc.data, model.W_dec.data = small.W_enc.data.float(), small.W_dec.data.float()
-    start = {name: getattr(model, name).detach().clone() for name in ("W_enc", "W_dec")}
-    engines = engine_of(model), engine_of(small, state="low-memory")
-    for number in range(4):
-        for engine in engines:
-            engine.step(x, settings(number, lr=2e-2))
-    for engine in engines:
-        engine.settle()
-    for name, before in start.items():
-        exact, rounded = getattr(model, name).detach(), getattr(small, name).detach().float()
-        assert float((exact - rounded).norm()) < 0.33 * float((exact - before).norm()), name
-        v, exact_v = engines[1].state[name], engines[0].state[name]["v"]
-        assert relative_error(dequantize_v(v["v"], v["v_scale"]), exact_v) < 0.1
-    small_state = engines[1].state["W_enc"].values()
-    assert 2 + sum(t.numel() * t.element_size() for t in small_state) / model.W_enc.numel() < 4.1
-
-
-def test_stochastic_rounding_moves_weights_by_steps_that_rounding_would_lose() -> None:
-    """Steps of a small part of bf16's spacing: rounded to nearest no weight would move; the mean moves as it should."""
-    model, x = make((9, 2, 300, 2))
-    to_bf16(model)
-    before = model.W_dec.detach().float()
-    engine = engine_of(model, state="low-memory")
-    lr = 5e-5
-    engine.step(x, settings(lr=lr))
-    engine.settle()
-    moved = model.W_dec.detach().float() - before
-    share = float((moved != 0).float().mean())
-    assert 0.001 < share < 0.5
-    sign = -engine.state["W_dec"]["m"].float().sign()
-    assert abs(float((moved * sign).mean()) / lr - 1) < 0.25
+        assert relative_error(gradients_after_a_step(engine, name), gradient) < 5 * TOLERANCE, name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -262,7 +88,7 @@ def test_activations_in_16_bits(dtype: torch.dtype) -> None:
     engine = engine_of(model)
     check_statistics(engine.step(x, settings()), expected)
     for name, gradient in expected.gradients.items():
-        assert relative_error(gradients(engine, name), gradient) < TOLERANCE, name
+        assert relative_error(gradients_after_a_step(engine, name), gradient) < TOLERANCE, name
 
 
 @pytest.mark.parametrize("state", ["fp32", "low-memory"])
@@ -354,7 +180,7 @@ def test_empty_batch_nothing_active_everything_active() -> None:
         assert int(actual.fired_F.sum()) == (n_tokens * 6 if threshold == -30.0 else 0)
         check_statistics(actual, expected)
         for name, gradient in expected.gradients.items():
-            assert relative_error(gradients(engine, name), gradient) < 10 * TOLERANCE, name
+            assert relative_error(gradients_after_a_step(engine, name), gradient) < 10 * TOLERANCE, name
 
 
 def test_features_of_norm_zero_stay_finite() -> None:
@@ -368,7 +194,7 @@ def test_features_of_norm_zero_stay_finite() -> None:
     engine.step(x, step)
     engine.settle()
     for name, gradient in expected.gradients.items():
-        assert relative_error(gradients(engine, name), gradient) < TOLERANCE, name
+        assert relative_error(gradients_after_a_step(engine, name), gradient) < TOLERANCE, name
 
 
 def test_parameters_written_by_somebody_else() -> None:
@@ -421,4 +247,27 @@ def test_a_larger_step_on_the_device(state: str) -> None:
     check_statistics(actual, expected)
     if state == "fp32":
         for name, gradient in expected.gradients.items():
-            assert relative_error(gradients(engine, name), gradient) < 1e-5, name
+            assert relative_error(gradients_after_a_step(engine, name), gradient) < 1e-5, name
+
+
+def test_the_trainer_counts_a_batch_that_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fired is counted once, from the step as it was done in the end, whether or not anybody asked for metrics."""
+    monkeypatch.setattr(engine_module, "LEAST_CAPACITY", 4)
+    counted = []
+    for measured in (True, False):
+        model, x = make((12, 2, 5, 9))
+        with torch.no_grad():
+            model.b_enc.fill_(-0.05)
+        trainer = Trainer(
+            model, TrainConfig(n_steps=9, backend="triton", batch_size=12, whitening="none", revival="none")
+        )
+        trainer.engine.dense_above = 1.0
+        for batch in (torch.zeros_like(x), x):  # the second has more pairs than the first left room for
+            metrics = trainer.step(batch, measured=measured)
+            assert bool(metrics) == measured
+        assert (cast(AsynchronousEngine, trainer.engine).capacity == 4) != measured, "nothing is done again yet"
+        numbers = trainer.state_dict()["numbers"]
+        counted.append((numbers, trainer.firing.average_F, trainer.silent_tokens_F))
+    assert counted[0][0] == counted[1][0]
+    assert torch.equal(counted[0][1], counted[1][1]) and bool((counted[0][1] > 0).any())
+    assert torch.equal(counted[0][2], counted[1][2]) and bool((counted[0][2] == 0).any())
