@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crosscoder.gate import Gate
 from crosscoder.kernels.device import activity_and_slope, penalty_code
+from crosscoder.kernels.tensor_cores import split_product
 from crosscoder.penalty import Penalty
 
 TILE_BYTES = 256 * 2**20
@@ -78,30 +79,28 @@ def threshold_gradient(
 ) -> Tensor:
     """dlog_theta (F,) float32, summed over all tokens or over `tokens` (n,) int64.
 
-    df = `scale` <residual, W_dec> + `weight_F` n * the penalty's slope. Products are made in the weights' dtype, with
-    float32 sums; the residual is rounded to it once. `products_nF` are the encoder's, x W_enc^T of those tokens, where
-    it has kept them. A pair whose decoder norm is exactly 0 adds nothing.
+    df = `scale` <residual, W_dec> + `weight_F` n * the penalty's slope. With `products_nF`, the encoder's x W_enc^T in
+    bf16 of those tokens, residual and W_dec are multiplied in bf16 as well; without, both products are float32's
+    (`split_product`). A pair whose decoder norm is exactly 0 adds nothing.
     """
     F, K, _ = W_enc_FKD.shape
     chosen = residual_BKD if tokens is None else residual_BKD[tokens]
     n_tokens = len(chosen)
     if not n_tokens:
         return theta_F.new_zeros(F)
-    dtype = W_dec_FKD.dtype
-    residual_KnD = chosen.to(dtype).transpose(0, 1)
-    read_nC = None
-    if products_nF is None:
-        read_nC = (x_BKD if tokens is None else x_BKD[tokens]).flatten(1).to(dtype)
+    in_bf16 = products_nF is not None
+    residual_KnD = (chosen.to(torch.bfloat16) if in_bf16 else chosen.float()).transpose(0, 1)
+    read_nC = (x_BKD if tokens is None else x_BKD[tokens]).flatten(1)
     width = tile_width(n_tokens, K, F, residual_KnD.element_size())
     parts = theta_F.new_empty(triton.cdiv(n_tokens, TOKENS), F, dtype=torch.float32)
     for first in range(0, F, width):
         tile = slice(first, min(F, first + width))
-        dots_KnT = torch.bmm(residual_KnD, W_dec_FKD[tile].permute(1, 2, 0))
+        W_dec_KDT = W_dec_FKD[tile].permute(1, 2, 0)
         if products_nF is not None:
-            h_nT = products_nF[:, tile]
+            dots_KnT, h_nT = torch.bmm(residual_KnD, W_dec_KDT.to(torch.bfloat16)), products_nF[:, tile]
         else:
-            assert read_nC is not None
-            h_nT = read_nC @ W_enc_FKD[tile].flatten(1).T
+            dots_KnT = split_product(residual_KnD, W_dec_KDT.float())
+            h_nT = split_product(read_nC.float(), W_enc_FKD[tile].flatten(1).float().T)
         window_sums[(triton.cdiv(dots_KnT.shape[2], FEATURES), len(parts))](
             dots_ptr=dots_KnT, h_ptr=h_nT, b_enc_ptr=b_enc_F, norms_ptr=norms_FK, theta_ptr=theta_F,
             weight_ptr=weight_F, out_ptr=parts, n_tokens=n_tokens, F=F, K=K, first=first, width=dots_KnT.shape[2],

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crosscoder.gate import Gate
 from crosscoder.kernels.encode.reference import open_features
+from crosscoder.kernels.tensor_cores import bf16_product
 from crosscoder.kernels.threshold.reference import sample_tokens
 from crosscoder.parameters import PARAMETERS, Weights
 from crosscoder.penalty import LossSettings, LossTerms, Penalty
@@ -125,11 +126,7 @@ class DensePass:
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         """a b in the pass's dtype."""
-        if not self._narrow:
-            return a.to(self._dtype) @ b.to(self._dtype)
-        a, b = a.to(torch.bfloat16), b.to(torch.bfloat16)
-        # Only a GPU gives float32 for two bf16 matrices; elsewhere the same numbers are multiplied in float32.
-        return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+        return bf16_product(a, b) if self._narrow else a.to(self._dtype) @ b.to(self._dtype)
 
     def _gradient(self, own_BT: Tensor, g_BD: Tensor, W_DT: Tensor) -> Tensor:
         """own + g W."""

@@ -209,8 +209,9 @@ def sparse_pass(
     read_BKD = weights.encoder_input(x_BKD)
     encoder = rows.encoder(weights, gate)
     sample = TokenSample.draw(config, gate, settings, read_BKD)
-    # The window is wide: bf16's rounding of h moves next to nothing in or out where the weights are bf16's themselves.
-    keep = sample is not None and weights.W_enc.dtype == torch.bfloat16
+    # The encoder's product is good enough where weights are bf16's themselves, and where a sample's noise is far above
+    # its rounding.
+    keep = sample is not None and (weights.W_enc.dtype == torch.bfloat16 or sample.tokens is not None)
     candidates = find_candidates(read_BKD, encoder, gate, keep=keep, tokens=None if sample is None else sample.tokens)
     capacity = room(candidates.count)
     if capacity is None:
