@@ -19,7 +19,7 @@ from crosscoder.penalty import Penalty
 
 TILE_BYTES = 256 * 2**20
 """Of one tile of the products. The residual is read once a tile, so tiles are large, though no cache holds them."""
-TOKENS, FEATURES = 32, 128
+TOKENS, FEATURES = 16, 128
 
 
 @triton.jit
