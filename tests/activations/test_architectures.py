@@ -112,7 +112,7 @@ def test_a_block_that_scales_what_it_adds_is_refused_with_the_reason(site: str, 
     config.residual_multiplier = 0.22
     torch.manual_seed(0)
     GraniteForCausalLM(config).save_pretrained(tmp_path / "step1")
-    with pytest.raises(ConfigError, match="GraniteDecoderLayer give is not what it adds to the residual stream"):
+    with pytest.raises(ConfigError, match="in GraniteDecoderLayer do not add up to what the block adds"):
         prove(SnapshotSet.open(str(tmp_path), 1, site=site), 0, tokens())
     assert prove(SnapshotSet.open(str(tmp_path), 1), 0, tokens()).proven
 

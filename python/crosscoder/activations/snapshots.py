@@ -188,8 +188,8 @@ class SnapshotSet:
         quiet_transformers()
         if self.content and self.content[k] and self._content(k) not in ("", self.content[k]):
             raise DataError(
-                f"snapshot {self.revisions[k]} of {self.model} is another than the one that was collected (its "
-                "configuration or weights have changed); bring it back, or collect into another run"
+                f"snapshot {self.revisions[k]} of {self.model} is not the one that was collected: its "
+                "configuration or weights have changed; restore it, or collect into another run"
             )
         name, where = self._location(k)
         try:

@@ -122,7 +122,9 @@ def tokens_in_order(code: SparseCode, sequence_B: ArrayLike, position_B: ArrayLi
     the text."""
     sequence, position = np.asarray(sequence_B).astype(np.int64), np.asarray(position_B).astype(np.int64)
     if sequence.shape != (code.n_tokens,) or position.shape != (code.n_tokens,):
-        raise DataError(f"{sequence.shape} sequences, {position.shape} positions for {code.n_tokens} tokens")
+        raise DataError(
+            f"{code.n_tokens} tokens need as many sequences and positions, got {sequence.shape} and {position.shape}"
+        )
     if (np.diff((sequence << 32) + position) <= 0).any():
         raise DataError("tokens must come in order of the text: by sequence, then by position")
     return sequence, position
@@ -148,8 +150,8 @@ class ExampleCollector:
         """
         if min(n_examples, n_samples) < 1 or min(before, after, seed) < 0:
             raise ConfigError(
-                f"cannot keep {n_examples} examples and {n_samples} samples of {before} + 1 + {after} tokens, "
-                f"seed {seed}"
+                "n_examples and n_samples must be at least 1, before, after and seed at least 0; they are "
+                f"{n_examples}, {n_samples}, {before}, {after} and {seed}"
             )
         self._n_features, self._n_snapshots = n_features, n_snapshots
         self._before, self._seed = before, seed
@@ -278,7 +280,9 @@ def contexts(kept: KeptTokens, tokens: TokenSet) -> ContextWindows:
     """
     n_sequences, context = tokens.ids.shape
     if kept.sequence.size and (kept.sequence.max() >= n_sequences or kept.position.max() >= context):
-        raise DataError(f"the examples do not fit a token set of {n_sequences} sequences of {context}")
+        raise DataError(
+            f"the examples are of another TokenSet than this one of {n_sequences} sequences of {context} tokens"
+        )
     feature, rank = np.nonzero(kept.sequence >= 0)
     row = kept.sequence[feature, rank].astype(np.int64)
     column = kept.position[feature, rank].astype(np.int64)

@@ -115,7 +115,9 @@ class PositionCollector:
             return
         rows, context = self._tokens.ids.shape
         if min(sequence.min(), position.min()) < 0 or sequence.max() >= rows or position.max() >= context:
-            raise DataError(f"the positions do not fit a token set of {rows} sequences of {context}")
+            raise DataError(
+                f"the positions are of another TokenSet than this one of {rows} sequences of {context} tokens"
+            )
         again = sequence[self._seen[sequence]]
         if again.size:
             raise DataError(f"sequence {again[0]} continues an earlier batch; batches hold whole sequences")
@@ -156,7 +158,7 @@ def tokens_at(tokens: TokenSet, places: Places, back: int = 0) -> NDArray[np.int
     """
     rows, context = tokens.ids.shape
     if places.sequence.size and (places.sequence.max() >= rows or places.position.max() >= context):
-        raise DataError(f"the positions do not fit a token set of {rows} sequences of {context}")
+        raise DataError(f"the positions are of another TokenSet than this one of {rows} sequences of {context} tokens")
     known = (places.sequence >= 0) & (places.position >= back)
     sequence, position = np.where(known, places.sequence, 0), np.where(known, places.position, back)
     known &= tokens.document[sequence, position] == tokens.document[sequence, position - back]
