@@ -1,5 +1,6 @@
 """Settings of all tests: as the command line does, threads that wait without spinning; Triton's interpreter where there
-is no GPU, chosen before anything loads Triton; memory that nobody has filled is poisoned."""
+is no GPU, chosen before anything loads Triton; memory that nobody has filled is poisoned;
+what a ghost of a GPU needs (support/ghost.py)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,10 @@ import os
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from support import ghost_guard
+
+ghost_guard.load()
 
 import pytest
 import torch
