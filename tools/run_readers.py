@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from crosscoder.quickstart.tokenizer import load_tokenizer
 from crosscoder.report import finished, language_model
 from crosscoder.report.assemble import _settings
 from crosscoder.runs import Run
+from crosscoder.train.log import read_metrics
 from crosscoder.train.run import train, training_seconds
 from crosscoder.verbs.train import TrainVerbConfig
 
@@ -61,7 +61,7 @@ _CHECKPOINT: list[Any] = []
 
 
 def _metrics(run: Run, path: Path) -> Any:
-    return training_seconds(path.parent.parent), [json.loads(line) for line in path.read_text().splitlines()]
+    return training_seconds(path.parent.parent), read_metrics(path)
 
 
 def _segment(run: Run, path: Path) -> Any:

@@ -42,7 +42,8 @@ Open `report.html` in a browser: it needs no network.
 | `sweep/` | explained variance against L0 beside SAEs: `results.parquet`, `frontier.svg`, every trained point |
 | `figures/` | every figure as SVG, its data as CSV |
 
-Files appear complete or not at all. Any command that was killed goes on when it is run again.
+Files appear complete or not at all. Any command that was killed goes on when it is run again. Records carry a checksum:
+a changed one is refused. (To use a changed `config/VERB.yaml`, give a copy of it without its last line to `--config`.)
 `activations/` is the large part; it can be deleted when no further training is wanted.
 """
 
@@ -136,7 +137,7 @@ class Run:
         path = self.path / "config" / f"{verb}.yaml"
         if not path.exists():
             return
-        before, now = plain(read_config(path, type(config))), plain(config)
+        before, now = plain(read_config(path, type(config), record=True)), plain(config)
         different = [
             f"{name}: {before[name]} there, {value} now"
             for name, value in now.items()

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.ghost_guard import missing, turned_on
+from support.ghost_guard import current_device, missing, set_device, turned_on
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -128,7 +128,11 @@ class Machine(TorchDispatchMode):
         self.watch = Watch()
         self.pinned: set[int] = set()
         """Addresses of pinned memory."""
-        self.device_now = 0
+
+    @property
+    def device_now(self) -> int:
+        """CUDA's current device in this thread."""
+        return current_device()
 
     # ------------------------------------------------------------------------------------------- operations
 
@@ -322,10 +326,11 @@ def ghost_machine(n_devices: int = 1) -> Iterator[Machine]:
             self.index = machine.device_now if index is None else index
 
         def __enter__(self) -> None:
-            self.before, machine.device_now = machine.device_now, self.index
+            self.before = machine.device_now
+            set_device(self.index)
 
         def __exit__(self, *error: Any) -> None:
-            machine.device_now = self.before
+            set_device(self.before)
 
     def synchronize(device: Any = None) -> None:
         machine.watch.waits[f"synchronize @ {_place()}"] += 1

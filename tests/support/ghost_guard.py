@@ -66,28 +66,30 @@ struct Guard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
 static c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, new Guard);
 
 extern "C" void ghost(int there) { on = there != 0; }
+extern "C" int ghost_device() { return current; }
+extern "C" void ghost_set_device(int index) { current = index; }
 """
-_loaded: ctypes.CDLL | str = "tests/conftest.py has not loaded the device guard"
+_found: dict[str, ctypes.CDLL | str] = {"guard": "tests/conftest.py has not loaded the device guard"}
+"""The library, or why there is none."""
 
 
 def load() -> None:
     """Compile where it is not there, and load. What fails is told by `missing`, and the tests that need it skip."""
-    global _loaded
-    if "torch" in sys.modules:
-        _loaded = "torch was imported before tests/conftest.py"
-        return
+    _found["guard"] = "torch was imported before tests/conftest.py" if "torch" in sys.modules else _library()
+
+
+def _library() -> ctypes.CDLL | str:
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.origin is not None
     root = Path(spec.origin).parent
     if not re.search(r"^cuda\b.*= None$", (root / "version.py").read_text(), re.MULTILINE):
-        _loaded = "torch is built with CUDA, the ghost is for its CPU build"
-        return
+        return "torch is built with CUDA, the ghost is for its CPU build"
     try:
         library = _compiled(root)
         ctypes.CDLL(str(root / "lib" / "libtorch_cpu.so"), ctypes.RTLD_GLOBAL)
-        _loaded = ctypes.CDLL(str(library))
+        return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        _loaded = f"no device guard: {error}"
+        return f"no device guard: {error}"
 
 
 def _compiled(root: Path) -> Path:
@@ -114,15 +116,31 @@ def _compiled(root: Path) -> Path:
 
 def missing() -> str | None:
     """Why there can be no ghost; None: there can."""
-    return _loaded if isinstance(_loaded, str) else None
+    guard = _found["guard"]
+    return guard if isinstance(guard, str) else None
 
 
 @contextlib.contextmanager
 def turned_on() -> Iterator[None]:
     """torch believes in CUDA meanwhile."""
-    assert not isinstance(_loaded, str)
-    _loaded.ghost(1)
+    guard = _found["guard"]
+    assert not isinstance(guard, str), guard
+    guard.ghost(1)
     try:
         yield
     finally:
-        _loaded.ghost(0)
+        guard.ghost(0)
+
+
+def current_device() -> int:
+    """This thread's."""
+    guard = _found["guard"]
+    assert not isinstance(guard, str), guard
+    return int(guard.ghost_device())
+
+
+def set_device(index: int) -> None:
+    """As torch.cuda.set_device; autograd's threads set their own."""
+    guard = _found["guard"]
+    assert not isinstance(guard, str), guard
+    guard.ghost_set_device(index)

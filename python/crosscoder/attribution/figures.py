@@ -7,7 +7,6 @@ Letters: n features of the circuit, K snapshots.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,10 @@ AROUND = 12
 """Tokens shown before and after the strongest one of a context."""
 
 
-def part(task: TaskResult) -> Part:
+def part(task: TaskResult) -> Part[TaskResult]:
     """The section of a task; one at chance has its first figure alone."""
     kinds = _KINDS if task.circuit.features.size else _KINDS[:1]
-    figures = tuple(partial(make, task) for make in kinds)
-    return Part(f"Behaviour: {task.name}", figures, (lambda results: sentence(task),))
+    return Part(task, f"Behaviour: {task.name}", kinds, (sentence,))
 
 
 def _table(
@@ -251,7 +249,7 @@ def _snippet(contexts: ContextWindows, texts: Sequence[str], feature: int) -> tu
     return text(peak - AROUND, peak), text(peak, peak + 1), text(peak + 1, peak + 1 + AROUND)
 
 
-def sentence(task: TaskResult) -> str:
+def sentence(task: TaskResult, results: Results) -> str:
     """One sentence on a task's attribution: whether the model can do it, then what carries it."""
     name, figures, accuracy = task.name, task.figures, task.accuracy
     above = figures["above_chance"]

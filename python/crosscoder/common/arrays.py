@@ -1,4 +1,4 @@
-"""Results as named arrays: flattened from dataclasses, saved as `.npz`, and made dataclasses again."""
+"""Results as named arrays: flattened from dataclasses, saved as `.npz`, and made dataclasses again; mapped arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from crosscoder.errors import DataError
-from crosscoder.files import new_file, read_bytes
+from crosscoder.files import new_file, read_bytes, require_file, write_bytes
+from crosscoder.seals import CHECKSUM_BYTES, digest
 
 Arrays = dict[str, np.ndarray]
 R = TypeVar("R")
@@ -124,3 +125,25 @@ def load_arrays(path: Path) -> Arrays:
     except Exception as error:  # whatever damage makes zipfile, zlib and numpy raise
         reason = str(error) or type(error).__name__
         raise DataError(f"{path} is damaged ({reason}); delete it and run the same command again") from error
+
+
+def save_mapped(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` that `load_mapped` reads: its checksum stands behind the values. Raises `StorageError`."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    data = buffer.getvalue()
+    write_bytes(path, data + digest(data).encode())
+
+
+def load_mapped(path: Path) -> np.ndarray:
+    """The array that `save_mapped` wrote, on disk, after one pass over it. Raises `DataError` naming a damaged file."""
+    try:
+        whole = np.memmap(require_file(path), np.uint8, "r")
+        if len(whole) < CHECKSUM_BYTES or digest(whole[:-CHECKSUM_BYTES]) != whole[-CHECKSUM_BYTES:].tobytes().decode():
+            raise ValueError("its checksum differs")
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+    return array

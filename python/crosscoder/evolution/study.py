@@ -63,7 +63,7 @@ class Analysis(Generic[R]):
     """The analyses whose results it reads."""
     summary: Callable[[R, Sequence[str]], dict[str, Any]] = _no_figures
     """From the result and the names of the snapshots: its part of `summary.json`."""
-    page: Part | None = None
+    page: Part[R] | None = None
     """What its result adds to the page."""
     required: bool = False
     """Whether no page is made without it. Of another analysis that was not run, or not since, the page has nothing."""
@@ -88,7 +88,7 @@ class Study:
         """The study with the settings that the run was last analysed with. Raises `DataError` if it never was."""
         path = run.evolution / SETTINGS_FILE
         run.require(path, f"run first: crosscoder evolve {run.path}")
-        return cls(run, read_config(path, StudySettings), device)
+        return cls(run, read_config(path, StudySettings, record=True), device)
 
     def save_settings(self) -> None:
         """Leave the settings beside the results, for those who read them. Raises `StorageError`."""
