@@ -1,5 +1,8 @@
 """A trainer's state on disk: the crosscoder in its own format, all else beside it, with checksums.
 
+The crosscoder is the one in training, for batches that are scaled and whitened; the scale and the mix lie beside its
+weights. So resuming repeats its bits, and `Crosscoder.from_pretrained` makes the one for raw activations.
+
 A checkpoint folder is complete or absent (written under a temporary name, synced, renamed).
 """
 
@@ -34,6 +37,8 @@ class TrainerState(TypedDict):
 
     model: Mapping[str, Tensor]
     """The crosscoder's `state_dict`."""
+    scale_K: Tensor | None
+    """(K,) float64: what raw activations were multiplied by to give the batches; None where that is not known."""
     tensors: Mapping[str, Tensor]
     """The optimiser's moments and what the trainer counts for each feature, by unique names."""
     numbers: Mapping[str, int]
@@ -49,7 +54,8 @@ def save(
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
     with new_folder(folder) as temporary:
-        weights.save(config, state["model"], temporary)
+        scale = {} if state["scale_K"] is None else {weights.ACTIVATION_SCALE: state["scale_K"]}
+        weights.save(config, {**state["model"], **scale}, temporary)
         try:
             save_file(tensors, temporary / STATE_FILE)
         except SafetensorError as error:
@@ -106,7 +112,8 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
             raise DataError(f"{folder / STATE_FILE}: {name} is missing or damaged")
     numbers = {name: record[name] for name in NUMBERS}
     extra: dict[str, Any] = record["extra"]
-    return TrainerState(model=parameters, tensors=tensors, numbers=numbers), extra
+    scale_K = parameters.pop(weights.ACTIVATION_SCALE, None)
+    return TrainerState(model=parameters, scale_K=scale_K, tensors=tensors, numbers=numbers), extra
 
 
 def folder_of(root: Path, step: int) -> Path:
