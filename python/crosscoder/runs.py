@@ -177,8 +177,7 @@ class Run:
                 tuple(record.get("steps", ())),
                 record.get("module", ""),
                 record.get("whole", False),
-                record.get("proven", False),
-                tuple(record.get("content", ())),
+                content=tuple(record.get("content", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self.snapshots_file} is malformed ({error!r}); restore it or collect again") from error
@@ -200,7 +199,6 @@ class Run:
             "site": snapshots.site,
             "module": snapshots.module,
             "whole": snapshots.whole,
-            "proven": snapshots.proven,
             "content": list(snapshots.content),
             "alike": [dict(group) for group in alike],
         }
