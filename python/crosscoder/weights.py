@@ -49,19 +49,41 @@ def save(config: CrosscoderConfig, tensors: Mapping[str, Tensor], folder: Path) 
     )
 
 
-def locate(model_id: str, **hub_options: Any) -> Path:
-    """The folder of a local path or of a repository on the hub. Raises `DataError` where there is none."""
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+"""What `locate` passes on to `huggingface_hub.snapshot_download`."""
+
+
+def locate(model_id: str, subfolder: str | None = None, **hub_options: Any) -> Path:
+    """The folder of a crosscoder: in a local folder, or in a repository on the hub.
+
+    Raises `DataError` where there is none, `ConfigError` for an option that is not in `HUB_OPTIONS`, a revision of a
+    local folder, or a sub-folder that is not inside.
+    """
+    unknown = sorted(set(hub_options) - set(HUB_OPTIONS))
+    if unknown:
+        raise ConfigError(
+            f"from_pretrained has no option {', '.join(unknown)}; "
+            f"it has subfolder, map_location, {', '.join(HUB_OPTIONS)}"
+        )
+    inside = Path(subfolder or "")
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ConfigError(f"subfolder must be a path inside of {model_id}, not {subfolder!r}")
     folder = Path(model_id)
     if folder.is_dir():
-        return folder
+        if hub_options.get("revision") is not None:
+            raise ConfigError(
+                f"{model_id} is a local folder and has no revisions; leave out revision, or give its folder"
+            )
+        if not (folder / inside).is_dir():
+            raise DataError(f"{folder / inside} does not exist")
+        return folder / inside
     if folder.exists() or model_id.count("/") != 1:
         raise DataError(f"{model_id} is not a folder with a crosscoder ({CONFIG_FILE} and {WEIGHTS_FILE})")
     from huggingface_hub import snapshot_download
 
-    allowed = ("revision", "cache_dir", "force_download", "token", "local_files_only")
-    options = {name: value for name, value in hub_options.items() if name in allowed}
+    wanted = [(inside / name).as_posix() for name in (CONFIG_FILE, WEIGHTS_FILE)]
     try:
-        return Path(snapshot_download(model_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **options))
+        return Path(snapshot_download(model_id, allow_patterns=wanted, **hub_options)) / inside
     except Exception as error:
         raise DataError(f"no crosscoder at {model_id}: neither a local folder nor on the hub ({error})") from error
 

@@ -13,8 +13,9 @@ from crosscoder.backends.base import StepSettings, StepStatistics
 from crosscoder.config import TrainConfig
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.gate import Gate
+from crosscoder.inputs import Array, as_tensor
 from crosscoder.metrics import batch_explained_variance
-from crosscoder.model import Crosscoder
+from crosscoder.model import NEVER_16_BITS, Crosscoder
 from crosscoder.train import checkpoint
 from crosscoder.train.checkpoint import TrainerState
 from crosscoder.train.engines import make_engine
@@ -37,7 +38,9 @@ class Trainer:
     """
 
     def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
+        _refuse_inference_mode()
         model.require_trainable(config.preactivation_coefficient)
+        _require_dtype(model, config)
         model.backend(config.backend, config.candidates)  # refused before anything is changed
         self.model = model
         self.config = config
@@ -50,6 +53,9 @@ class Trainer:
         if config.state == "low-memory":
             for matrix in (model.W_enc, model.W_dec):
                 matrix.data = matrix.data.to(torch.bfloat16)
+            for name in ("b_enc", "b_dec", *NEVER_16_BITS):
+                small = getattr(model, name)
+                small.data = small.data.float()
         self.engine = make_engine(model, config)
         self.state = self.engine.state
         """Adam's moments."""
@@ -67,14 +73,17 @@ class Trainer:
         self._uncounted: tuple[StepStatistics, int] | None = None
         """The last step's figures and its tokens, where they are not yet in the counts above."""
 
-    def step(self, x_BKD: Tensor, *, measured: bool = True) -> dict[str, Tensor | float]:
+    def step(self, x_BKD: Tensor | Array, *, measured: bool = True) -> dict[str, Tensor | float]:
         """Train on one batch (B, K, D). Returns its metrics (scalars, or one value a snapshot) before the update.
 
         Without `measured` it returns none of them, which saves time: on a GPU the host then runs ahead of the device.
 
         Raises `DataError` for a wrong shape or when training is over, `NonFiniteError` (weights untouched) for a NaN
-        or an infinity in the batch or the loss (on a GPU a step or two later, since nothing waits for the device).
+        or an infinity in the batch or the loss (on a GPU a step or two later, since nothing waits for the device),
+        `ConfigError` under `torch.inference_mode`.
         """
+        _refuse_inference_mode()
+        x_BKD = as_tensor(x_BKD).detach()
         if self.step_number >= self.config.n_steps:
             raise DataError(f"training is over: all {self.config.n_steps} steps are done")
         self.model.train()
@@ -152,6 +161,7 @@ class Trainer:
             steps_left = last_joining - self.step_number
         if config.joining_cosine is not None and 0 <= steps_left < N_BATCHES:
             self._count()
+            self._raise_pending(wait=True)
             self.joining_sample.add(self.model.encode(x_BKD))
             if steps_left == 0:
                 self._join(config.joining_cosine)
@@ -184,7 +194,7 @@ class Trainer:
     def _metrics(self, x_BKD: Tensor, result: StepStatistics, factor: float) -> dict[str, Tensor | float]:
         self._count()
         n_tokens = max(1, len(x_BKD))
-        explained_K, ratio_K = batch_explained_variance(self.model.check_input(x_BKD), result.residual_BKD)
+        explained_K, ratio_K = batch_explained_variance(self.model.weights().input(x_BKD), result.residual_BKD)
         metrics: dict[str, Tensor | float] = {
             "loss": result.loss.total,
             "reconstruction": result.loss.reconstruction,
@@ -287,3 +297,21 @@ class Trainer:
         self.load_state_dict(state)
         self.last_checkpoint = Path(folder)
         return extra
+
+
+def _refuse_inference_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "training under torch.inference_mode would leave weights that nothing can change afterwards; "
+            "train outside of it (torch.no_grad is fine)"
+        )
+
+
+def _require_dtype(model: Crosscoder, config: TrainConfig) -> None:
+    """Raises `ConfigError` for 16-bit weights where steps would be rounded away."""
+    dtype = model.W_enc.dtype
+    if config.state == "fp32" and dtype in (torch.bfloat16, torch.float16):
+        raise ConfigError(
+            f"the weights are {dtype}, in which most of a step is lost to rounding; train model.float(), or use "
+            'TrainConfig(state="low-memory"): bfloat16 weights with stochastic rounding'
+        )

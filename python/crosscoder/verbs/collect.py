@@ -141,7 +141,7 @@ def _opened(config: CollectConfig) -> SnapshotSet:
 
     snapshots = SnapshotSet.open(config.model, config.layer, config.revisions, config.site, config.steps)
     steps = tuple(snapshots.steps.tolist())
-    return dataclasses.replace(snapshots.identified(), given_steps=steps)
+    return dataclasses.replace(snapshots.identified(), given_steps=steps, tokenizer=snapshots.tokenizer_content())
 
 
 def _begin(
@@ -238,6 +238,8 @@ def _reconciled(run: Run, snapshots: SnapshotSet) -> SnapshotSet:
         for name, old, new in (("layer", before.layer, snapshots.layer), ("site", before.site, snapshots.site))
         if old != new
     ]
+    if before.tokenizer and before.revisions[-1] == snapshots.revisions[-1] and before.tokenizer != snapshots.tokenizer:
+        different.append(f"the tokenizer's files of {snapshots.revisions[-1]} have changed")
     if not before.content and run.absolute(run.relative(before.model)) != run.absolute(run.relative(snapshots.model)):
         different.append(f"model: {before.model} there, {snapshots.model} now")
     gone = [name for name in before.revisions if name not in snapshots.revisions]
