@@ -352,14 +352,20 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         `subfolder`: where it lies in that folder or repository. The hub's options are `weights.HUB_OPTIONS`. On the CPU
         the weights stay mapped from the file until something writes to them.
 
+        A checkpoint of training becomes what training would export there: a crosscoder for raw activations, as far as
+        their scales are known (`Trainer.save`).
+
         Raises `DataError` naming the file if anything is missing, truncated, damaged, foreign or newer, `ConfigError`
         for an option that there is not, or that has no effect.
         """
         folder = weights.locate(str(pretrained_model_name_or_path), subfolder, **hub_options)
         with outside_inference_mode():
             config, tensors = weights.load(folder)
+            scale_K = tensors.pop(weights.ACTIVATION_SCALE, None)
             model = cls(config, seed=None)
             model.load_state_dict(tensors, assign=True)
+            if scale_K is not None or model.is_mixed:
+                model = model.fold_scales(torch.ones(config.n_snapshots) if scale_K is None else scale_K)
             return model.to(map_location).eval()
 
 

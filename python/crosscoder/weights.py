@@ -22,6 +22,8 @@ FORMAT = "crosscoder"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+ACTIVATION_SCALE = "activation_scale"
+"""(K,): in a checkpoint of training, what raw activations are multiplied by before this crosscoder reads them."""
 _CHECKED_AT_ONCE = 1 << 20
 
 
@@ -137,8 +139,8 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
         "snapshot_scale": (K,),
         "batch_threshold": (),
     }
-    if "snapshot_mix" in tensors:  # of an unfinished crosscoder
-        shapes["snapshot_mix"] = (K, K)
+    in_training = {"snapshot_mix": (K, K), ACTIVATION_SCALE: (K,)}
+    shapes |= {name: shape for name, shape in in_training.items() if name in tensors}
     if set(tensors) != set(shapes):
         raise DataError(f"{path}: tensors {sorted(set(tensors) ^ set(shapes))} are missing or unexpected")
     checksums = read_json(folder / CONFIG_FILE, checksums=dict)["checksums"]
@@ -154,7 +156,7 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
             bool(_fine(part, infinite).all()) for part in torch.split(tensors[name].reshape(-1), _CHECKED_AT_ONCE)
         ):
             what = "NaN" if infinite else "NaN or infinity"
-            raise DataError(f"{path}: {name} holds {what}; the training went wrong, or another wrote it")
+            raise DataError(f"{path}: {name} holds {what}; the training went wrong, or another program wrote it")
     return config, tensors
 
 

@@ -152,7 +152,7 @@ def test_a_relative_model_is_that_of_the_place_where_it_was_given(
 def test_a_snapshot_that_changed_since_it_was_collected_is_not_loaded(run: Path, tmp_path: Path) -> None:
     tiny_model(7).save_pretrained(tmp_path / "models" / "step1")
     found = Run(run).snapshots()
-    with pytest.raises(ValueError, match="snapshot step1 of .* is another than the one that was collected"):
+    with pytest.raises(ValueError, match="snapshot step1 of .* is not the one that was collected"):
         found.load_trunk(1)
     found.load_trunk(0)
 

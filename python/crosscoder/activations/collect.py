@@ -172,7 +172,7 @@ def collect(
     """
     options = CollectOptions(batch_sequences, together, model_dtype, device, skip_bad)
     if together < 1 or batch_sequences < 1:
-        raise ConfigError("together and batch_sequences must be at least 1")
+        raise ConfigError(f"together and batch_sequences must be at least 1, not {together} and {batch_sequences}")
     snapshots = snapshots.identified()
     planned = plan_store(snapshots, tokens, path, dtype, rows_per_shard, seed, model_dtype)
     if planned.is_complete():

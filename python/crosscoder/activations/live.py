@@ -83,7 +83,7 @@ class LiveSource(Source):
         except ConfigError as error:
             if together is not None:
                 raise
-            warn(f"{error}; done, which takes longer")
+            warn(f"{error}. They are run one by one now, which takes longer")
             self.trunks = self._load(1, model_dtype)
         super().__init__(
             snapshots.model,

@@ -42,7 +42,7 @@ def new_manifest(
     if dtype not in BITS_PER_VALUE:
         raise ConfigError(f"dtype must be one of {', '.join(BITS_PER_VALUE)}, not {dtype!r}")
     if len(set(names)) != len(names):
-        raise ConfigError(f"{len(set(names))} different snapshot names for {len(names)} snapshots")
+        raise ConfigError(f"a snapshot is named twice in {', '.join(names)}; each needs a name of its own")
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

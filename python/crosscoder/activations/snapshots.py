@@ -178,8 +178,8 @@ class SnapshotSet:
             changed, same = "the commit", self._content(k) in ("", self.content[k])
         if not same:
             raise DataError(
-                f"snapshot {self.revisions[k]} of {self.model} is another than the one that was collected ({changed} "
-                "changed since); bring it back, or collect into another run"
+                f"snapshot {self.revisions[k]} of {self.model} is not the one that was collected: {changed} "
+                "changed since; restore it, or collect into another run"
             )
 
     def _location(self, k: int) -> tuple[str, dict[str, Any]]:
@@ -287,7 +287,7 @@ class SnapshotSet:
             folder = Path(self.model) / self.revisions[-1]
             names = ", ".join(path.name for path in tokenizer_files(folder)) or "there are no files of it"
             raise DataError(
-                f"the tokenizer in {folder} is another than the one of the collected tokens ({names}); bring it back"
+                f"the tokenizer in {folder} is not the one that made the collected tokens ({names}); restore it"
             )
         name, options = self._location(self.n_snapshots - 1)
         try:

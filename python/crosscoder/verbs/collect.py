@@ -247,7 +247,7 @@ def _reconciled(run: Run, snapshots: SnapshotSet) -> SnapshotSet:
         different.append(f"{', '.join(gone)} there, not named now (--skip-bad leaves out what cannot be had)")
     if different:
         raise ConfigError(
-            f"{run.path} is of other snapshots ({'; '.join(different)}); choose another folder for these, or delete "
-            "that one"
+            f"{run.path} was collected from other snapshots ({'; '.join(different)}); choose another folder for these, "
+            "or delete that one"
         )
     return dataclasses.replace(snapshots, module=before.module, whole=before.whole)
