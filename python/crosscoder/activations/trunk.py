@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -78,13 +78,15 @@ def truncate(model: Any, layer: int) -> Any:
     return base_model(model)
 
 
-def branches(model: Any, layer: int, ids_SC: Tensor) -> dict[str, str]:
+def branches(model: Any, layer: int, ids_SC: Tensor, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """Names of the modules of block `layer` whose outputs are what attention and the MLP add to the residual stream.
 
     Found by measuring: of all pairs of a module of attention (by its name) and another one, that for which
     pre + attention + mlp = post holds on the tokens `ids_SC`, up to rounding. So a norm behind a branch (OLMo 2,
     Gemma 2) is taken where there is one, and a block that scales what it adds (Granite) or adds inside of a branch
     (BLOOM) is refused. Keys "attention", "mlp". Raises `DataError` with the reason where no pair adds up.
+
+    `known`: a module that was found on other weights. It stays, and may add next to nothing here.
     """
     block = decoder_layers(model)[layer]
     outputs: dict[str, list[Tensor]] = {}
@@ -92,8 +94,11 @@ def branches(model: Any, layer: int, ids_SC: Tensor) -> dict[str, str]:
     added_SCD = post_SCD.double() - pre_SCD.double()
     # What runs twice in a block (Phi's dropout) is of neither branch alone.
     parts = {name: x[0].double() for name, x in outputs.items() if len(x) == 1 and x[0].shape == pre_SCD.shape}
+    known = known or {}
     attention = [name for name in parts if _ATTENTION.search(name)]
     others = [name for name in parts if name not in attention]
+    attention = [name for name in attention if name == known.get("attention", name)]
+    others = [name for name in others if name == known.get("mlp", name)]
     kind, remedy = type(block).__name__, "use --site residual"
     if not attention or not others:
         raise DataError(f"{kind} has no separate {'MLP' if attention else 'attention'} module; {remedy}")
@@ -108,7 +113,7 @@ def branches(model: Any, layer: int, ids_SC: Tensor) -> dict[str, str]:
             f"residual stream, but are off by {share:.0%} of it: the block scales or normalises these outputs, adds "
             f"something inside of them, or has a third branch; {remedy}"
         )
-    if min(float(parts[a].norm()), float(parts[m].norm())) <= noise:
+    if not known and min(float(parts[a].norm()), float(parts[m].norm())) <= noise:
         raise DataError(f"{a} or {m} of {kind} adds next to nothing, so it is not sure which is which; {remedy}")
     return {"attention": a, "mlp": m}
 
