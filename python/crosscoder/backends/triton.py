@@ -27,6 +27,7 @@ from crosscoder.backends.base import (
 from crosscoder.backends.closed_form import Gradients
 from crosscoder.code import SparseCode
 from crosscoder.config import TrainConfig
+from crosscoder.devices import sent
 from crosscoder.gate import Gate
 from crosscoder.kernels.decode.triton import decode, residual_and_dots
 from crosscoder.kernels.device import LANES, power_of_two
@@ -255,8 +256,7 @@ def _threshold_gradient(
     tokens, factor = None, 1.0
     if config.threshold_mode == "sampled":
         tokens, factor = sample_tokens(B, config.threshold_sample, settings.generator)
-        if read_BKD.is_cuda:
-            tokens = tokens.pin_memory().to(read_BKD.device, non_blocking=True)
+        tokens = sent(tokens, read_BKD.device)
     weight_F = settings.sparsity_coefficient * penalty.total_slope(pairs.p_F) / (B * K)
     gradient_F = threshold_gradient(
         read_BKD, residual_BKD, weights.W_enc, weights.W_dec, encoder.b_enc_F, encoder.norms_FK, encoder.theta_F,

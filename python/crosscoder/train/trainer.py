@@ -171,7 +171,7 @@ class Trainer:
         for number, x_BKD, result in self._recent:
             if number == bad:
                 raise NonFiniteError(self._explain_non_finite(bad, x_BKD, result))
-        raise NonFiniteError(f"step {bad}: the loss is not finite; the weights are untouched since")
+        raise NonFiniteError(f"step {bad}: the loss is NaN or infinite; the weights are those from before that step")
 
     def _repair(self, x_BKD: Tensor, result: StepStatistics) -> None:
         """Every `revival_every` steps: join what is one feature in two, then restart what is dead. Join once more near
