@@ -177,17 +177,17 @@ class Run:
                 tuple(record.get("steps", ())),
                 record.get("module", ""),
                 record.get("whole", False),
-                record.get("proven", False),
-                tuple(record.get("content", ())),
+                content=tuple(record.get("content", ())),
+                tokenizer=record.get("tokenizer", ""),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self.snapshots_file} is malformed ({error!r}); restore it or collect again") from error
 
     def snapshots_identity(self) -> dict[str, Any]:
         """What results rest on of `snapshots.json`: the place of the model's folder does not matter where its content
-        is recorded, nor what was noticed of the snapshots."""
+        is recorded, nor the tokenizer's files, nor what was noticed of the snapshots."""
         record: dict[str, Any] = read_json(self.snapshots_file)
-        beside = {"model", "alike"} if record.get("content") else set()
+        beside = {"model", "alike", "tokenizer"} if record.get("content") else {"tokenizer"}
         return {key: value for key, value in record.items() if key not in beside}
 
     def write_snapshots(self, snapshots: SnapshotSet, alike: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -200,8 +200,8 @@ class Run:
             "site": snapshots.site,
             "module": snapshots.module,
             "whole": snapshots.whole,
-            "proven": snapshots.proven,
             "content": list(snapshots.content),
+            "tokenizer": snapshots.tokenizer,
             "alike": [dict(group) for group in alike],
         }
         write_json(self.snapshots_file, record)

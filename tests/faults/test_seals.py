@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from activations.tiny import tokenizer_of
 from faults.damage import flips, put
+from support.language_models import neox
 
+from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.common.arrays import load_mapped, save_mapped
 from crosscoder.configfile import read_config, read_options, write_config
 from crosscoder.errors import ConfigError, DataError
@@ -157,3 +160,33 @@ def test_lines_of_a_file_that_is_no_log_are_none(tmp_path: Path) -> None:
     assert [record for _, record in read_lines(path)] == [None, None, None, None, {"a": 1}]
     path.write_bytes(b"")
     assert list(read_lines(path)) == []
+
+
+def test_a_snapshot_or_tokenizer_that_changed_since_collection_is_named(tmp_path: Path) -> None:
+    model = tmp_path / "models"
+    for seed, name in enumerate(("step0", "step1")):
+        neox(seed).save_pretrained(model / name)
+        tokenizer_of("a few words of text").save_pretrained(model / name)
+    opened = SnapshotSet.open(str(model), 1)
+    known = {"content": opened.identified().content, "tokenizer": opened.tokenizer_content()}
+    snapshots = replace(opened, given_steps=(0, 1), **known)  # type: ignore[arg-type]
+    run = Run(tmp_path / "run")
+    run.write_snapshots(snapshots)
+    assert run.snapshots() == snapshots and snapshots.only(["step0"]).tokenizer == ""
+    snapshots.load_trunk(0)
+    words = snapshots.load_tokenizer().get_vocab()
+    for name, change, read in (
+        ("config.json", (b'"hidden_size": 16', b'"hidden_size": 18'), lambda: snapshots.load(1)),
+        ("config.json", (b'"gpt_neox"', b'"gpt^neox"'), lambda: snapshots.load_trunk(1)),
+        ("model.safetensors", (b"\x00\x00", b"\x01\x00"), lambda: snapshots.load(1)),
+        ("tokenizer.json", (b'"a"', b'"c"'), snapshots.load_tokenizer),
+        ("tokenizer_config.json", (b"eos_token", b"eos_tokeo"), snapshots.load_tokenizer),
+    ):
+        path = model / "step1" / name
+        whole = path.read_bytes()
+        put(path, whole.replace(*change, 1))
+        assert path.read_bytes() != whole
+        with pytest.raises(DataError, match=name.replace(".", r"\.")):
+            read()
+        put(path, whole)
+    assert snapshots.load_tokenizer().get_vocab() == words

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from crosscoder.errors import DataError
-from crosscoder.files import new_file, read_bytes, require_file, write_bytes
+from crosscoder.files import new_file, read_bytes, read_json, require_file, write_bytes, write_json
 from crosscoder.seals import CHECKSUM_BYTES, digest
 
 Arrays = dict[str, np.ndarray]
@@ -105,6 +105,21 @@ def save_arrays(path: Path, arrays: Arrays, *, compressed: bool = True) -> None:
     """Write a `.npz`, atomically. Raises `StorageError`."""
     with new_file(path) as file:
         (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **arrays)
+
+
+def save_described(path: Path, result: Any, record: Mapping[str, Any]) -> None:
+    """Write a dataclass as `.npz`, and `record` as JSON beside it. Raises `StorageError`."""
+    arrays, described = flatten(result), path.with_suffix(".json")
+    # Without its record first: a kill between the two writes must not leave new arrays under an old description.
+    described.unlink(missing_ok=True)
+    save_arrays(path, arrays)
+    write_json(described, dict(record))
+
+
+def record_beside(path: Path) -> dict[str, Any]:
+    """The JSON beside results; empty where it or they are not there. Raises `DataError` naming a damaged file."""
+    described = path.with_suffix(".json")
+    return read_json(described) if path.exists() and described.exists() else {}
 
 
 def load_arrays(path: Path) -> Arrays:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of
+from crosscoder.evolution.checks import Decoders, checked_decoders, checked_mask, decoders_of
 from crosscoder.evolution.geometry import decoder_norms
 
 
@@ -27,8 +27,7 @@ class Neighbours:
     """The n nearest features of each feature."""
 
     features: NDArray[np.int32]
-    """(F, n) ids, the nearest first; -1 where there are fewer, and everywhere for a feature that is not
-    alive."""
+    """(F, n) ids, the nearest first; -1 where there are fewer, and everywhere for a feature that is not alive."""
     cosines: NDArray[np.float32]
     """(F, n) in [-1, 1]; 0 where the id is -1."""
     snapshot: int | None
@@ -47,10 +46,9 @@ def nearest_neighbours(
 ) -> Neighbours:
     """Nearest neighbours of decoders (F, K, D) on W_dec's device, blockwise: nothing of shape (F, F) exists.
 
-    `scale_K` (K,), at least 0, multiplies each snapshot's decoders first (without a copy of them all).
-    Only features alive (`alive_F` (F,) bool, default all) with a decoder that is not 0 take part. Equal
-    cosines are ordered by id. Raises `DataError` for wrong shapes, `ConfigError` for a snapshot that does not
-    exist.
+    `scale_K` (K,), at least 0, multiplies each snapshot's decoders first (without a copy of them all). Only features
+    alive (`alive_F` (F,) bool, default all) with a decoder that is not 0 take part. Equal cosines are ordered by id.
+    Raises `DataError` for wrong shapes, `ConfigError` for a snapshot that does not exist.
     """
     W_dec = decoders_of(W_dec)
     n_features, n_snapshots, _ = checked_decoders(W_dec)
@@ -59,9 +57,7 @@ def nearest_neighbours(
     if n_neighbours < 1:
         raise ConfigError(f"n_neighbours must be at least 1, got {n_neighbours}")
     vectors = _Vectors(W_dec, snapshot, scale_K)
-    alive = torch.ones(n_features, dtype=torch.bool) if alive_F is None else torch.as_tensor(np.asarray(alive_F, bool))
-    if alive.shape != (n_features,):
-        raise DataError(f"alive_F has shape {tuple(alive.shape)}, expected ({n_features},)")
+    alive = torch.from_numpy(checked_mask(alive_F, n_features))
     ids = (alive & (vectors.norms() > 0)).nonzero()[:, 0]
 
     features = torch.full((n_features, n_neighbours), -1, dtype=torch.int64)

@@ -25,12 +25,12 @@ from crosscoder.activations.loader import ActivationLoader
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.common.arrays import flatten, layout, load_arrays, restore, save_arrays
+from crosscoder.common.arrays import layout, load_arrays, record_beside, restore, save_described
 from crosscoder.config import StudySettings
 from crosscoder.configfile import read_config, write_config
 from crosscoder.evolution.partial import Partial
 from crosscoder.figures.results import Part
-from crosscoder.files import read_json, write_json
+from crosscoder.files import read_json
 from crosscoder.model import Crosscoder
 from crosscoder.runs import Run
 
@@ -171,20 +171,14 @@ class Study:
         if finished is not None:
             return finished
         path, record = self.run.evolution / f"{analysis.name}.npz", self.record(analysis)
-        described = path.with_suffix(".json")
-        arrays = flatten(analysis.compute(self))
-        # Without its record first: a kill between the two writes must not leave new arrays under an old description.
-        described.unlink(missing_ok=True)
-        save_arrays(path, arrays)
-        write_json(described, record)
+        save_described(path, analysis.compute(self), record)
         self.partial(analysis).remove()
         return restore(analysis.result, load_arrays(path))
 
     def finished(self, analysis: Analysis[R]) -> R | None:
         """The result of an analysis if it is on disk and of this crosscoder and these settings."""
         path = self.run.evolution / f"{analysis.name}.npz"
-        described = path.with_suffix(".json")
-        current = path.exists() and described.exists() and read_json(described).get("of") == self.record(analysis)["of"]
+        current = record_beside(path).get("of") == self.record(analysis)["of"]
         return restore(analysis.result, load_arrays(path)) if current else None
 
     def partial(self, analysis: Analysis[Any], *order: object) -> Partial:

@@ -95,7 +95,7 @@ def train(
         model = Crosscoder(config, seed=train_config.seed, device=where, dtype=_weights_dtype(train_config))
         if start is not None:
             model.load_state_dict(start.state_dict())
-        trainer = Trainer(model, train_config)
+        trainer = Trainer(model, train_config, scale_K=loader.scale_K)
         trainer.snapshot_names = store.snapshot_names
         if not (resume and _resume(trainer, loader, training / "checkpoints")) and start is None:
             initialize(trainer.model, _sample(store, loader), train_config)
