@@ -111,7 +111,7 @@ def update(ops: ModuleType, at: Inputs) -> Work:
         parameters = (weights.W_enc, weights.W_dec, weights.b_enc)
         return lambda: ops.update_rows(parts, parts.encoder_bias(), *parameters, trainer.state, training._rows, options)
     if backend_of(ops) != "reference":
-        raise TypeError("its update is part of a whole step (benchmarks/gpu_step.py)")
+        raise TypeError("its update is part of a whole step (benchmarks/gpu_run.py)")
     optimizer = torch.optim.Adam([model.W_enc, model.W_dec], lr=LEARNING_RATE, fused=True)
 
     def work() -> None:

@@ -1,52 +1,72 @@
 #!/usr/bin/env bash
-# All GPU tests and benchmarks on a CUDA machine, results into benchmarks/results/ (or the folder given):
+# Everything for the day a GPU is there, in at most 9 minutes, most informative first:
 #
-#   benchmarks/gpu.sh [FOLDER]
+#   benchmarks/gpu.sh [FOLDER]              on a CUDA machine; results into benchmarks/results/gpu, or FOLDER
+#   benchmarks/gpu.sh --tiny [FOLDER]       anywhere, in Triton's interpreter: does every part run? Times mean nothing.
 #
-# Needs crosscoder installed with its tests (pip install -e '.[dev]'); PYTHON names another interpreter. Without a GPU it
-# does the same with sizes so tiny that Triton's interpreter can: that shows that everything runs, no more.
-set -euo pipefail
+# It needs no network. The interpreter is $PYTHON, or .venv/bin/python where it has crosscoder, or python3; where that has
+# no crosscoder, a wheel from .whl/ is installed beside it (or the source is built), into a folder of its own.
+set -uo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-.venv/bin/python}
-results=${1:-}
-if [[ $("$python" -c 'import torch; print(torch.cuda.is_available())') == True ]]; then
-  results=${results:-benchmarks/results}
-  tests=(tests/kernels tests/backends tests/model tests/train)
-  gate=()
-  size=()
-else
-  echo "no CUDA device: tiny sizes in the interpreter" >&2
-  results=${results:-$(mktemp -d)}
-  tests=(tests/backends/test_triton_step.py -k "(each_gradient and snapshot-tanh-quad) or wrong_shape or device")
-  gate=(--arch 90 --size 160m --variant plain)
-  size=(--tiny)
+export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=passive
+tiny=()
+if [[ ${1:-} == --tiny ]]; then
+  tiny=(--tiny)
   export TRITON_INTERPRET=1
+  shift
 fi
-mkdir -p "$results"
-
 status=0
 stage() { printf '\n=== %s (%ds)\n' "$1" "$SECONDS"; }
 try() { "$@" || { status=1; echo "failed: $*" >&2; }; } # the rest still runs
 
-stage "device"
-try "$python" -m crosscoder doctor
-if command -v nvidia-smi >/dev/null; then nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,memory.total --format=csv; fi
+stage "install"
+python=${PYTHON:-.venv/bin/python}
+"$python" -c 'import crosscoder._core' 2>/dev/null || {
+  python=${PYTHON:-python3}
+  site=${TMPDIR:-/tmp}/crosscoder-site
+  "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$site" .whl/*.whl 2>/dev/null ||
+    "$python" -m pip install -q --no-index --no-deps --no-build-isolation --upgrade --target "$site" . ||
+    { echo "crosscoder cannot be installed here: put a wheel for this Python into .whl/" >&2; exit 1; }
+  export PYTHONPATH=$site
+}
+if ((${#tiny[@]} == 0)); then
+  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+    echo "torch sees no CUDA device here; nothing is measured. --tiny runs the parts in the interpreter." >&2
+    exit 1
+  }
+fi
+results=${1:-$( ((${#tiny[@]})) && mktemp -d || echo benchmarks/results/gpu)}
+mkdir -p "$results"
+command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,memory.total --format=csv
 
 stage "tests"
-try "$python" -m pytest -q "${tests[@]}"
+workers=() # compiling hundreds of small kernels is the CPU's work
+"$python" -c 'import xdist' 2>/dev/null && ((${#tiny[@]} == 0)) && workers=(-n 8)
+if ((${#tiny[@]})); then
+  try "$python" -m pytest -q -p no:cacheprovider tests/backends/test_triton_step.py \
+    -k "(each_gradient and snapshot-tanh-quad) or wrong_shape or device"
+else
+  try timeout 180 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests/kernels tests/backends -k triton \
+    >"$results/tests.txt" 2>&1
+  tail -25 "$results/tests.txt"
+fi
 
-stage "kernels as compiled"
-try env -u TRITON_INTERPRET "$python" -W ignore tools/compile_gate.py "${gate[@]}" --json "$results/compile-gate.json"
+stage "measurements"
+budget=240
+((${#tiny[@]})) && budget=3000
+try timeout $((budget + 60)) "$python" benchmarks/gpu_run.py "${tiny[@]}" --budget "$budget" --out "$results/gpu.jsonl"
 
-stage "the model of time"
-try "$python" benchmarks/gpu_model.py
-
-stage "steps"
-try "$python" benchmarks/gpu_step.py "${size[@]}" --json "$results/gpu-step.json"
-
-if ((${#size[@]} == 0)); then
-  stage "benchmarks"
-  try "$python" -m pytest -q benchmarks --device cuda --full --results "$results"
+if ((${#tiny[@]})); then
+  stage "kernels as compiled"
+  try env -u TRITON_INTERPRET "$python" -W ignore tools/compile_gate.py --arch 90 --size 160m --variant plain \
+    --json "$results/compile-gate.json"
+elif command -v compute-sanitizer >/dev/null; then
+  stage "compute-sanitizer"
+  try timeout 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m pytest -q -p no:cacheprovider \
+    tests/backends/test_triton_step.py -k "each_gradient and sparse and tanh-quad" >"$results/sanitizer.txt" 2>&1
+  tail -3 "$results/sanitizer.txt"
+else
+  echo "compute-sanitizer is not here: memory accesses are not checked" >&2
 fi
 
 stage "done: $results"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from crosscoder.code import SparseCode
 
 Array = np.ndarray[Any, Any]
+Perhaps = Tensor | None
 
 
 def array(tensor: Tensor) -> Array:
@@ -23,21 +24,22 @@ def array(tensor: Tensor) -> Array:
     return values
 
 
-def array_or_none(tensor: Tensor | None) -> Array | None:
-    """`array`, or None."""
-    return None if tensor is None else array(tensor)
+@overload
+def arrays(a: Perhaps, b: Perhaps, /) -> tuple[Any, Any]: ...
+@overload
+def arrays(a: Perhaps, b: Perhaps, c: Perhaps, /) -> tuple[Any, Any, Any]: ...
+@overload
+def arrays(a: Perhaps, b: Perhaps, c: Perhaps, d: Perhaps, /) -> tuple[Any, Any, Any, Any]: ...
+@overload
+def arrays(*tensors: Perhaps) -> tuple[Any, ...]: ...
+def arrays(*tensors: Perhaps) -> tuple[Any, ...]:
+    """`array` of each; None stays None. Type checkers count up to four, for calls with more arguments behind."""
+    return tuple(None if tensor is None else array(tensor) for tensor in tensors)
 
 
-def code_arrays(code: SparseCode) -> tuple[Array, Array, Array, Array, int, int]:
+def code_arrays(code: SparseCode) -> tuple[Any, Any, Any, Any, int, int]:
     """A sparse code as the core takes it."""
-    return (
-        array(code.row_offsets),
-        array(code.features),
-        array(code.values),
-        array(code.gates),
-        code.n_snapshots,
-        code.n_features,
-    )
+    return *arrays(code.row_offsets, code.features, code.values, code.gates), code.n_snapshots, code.n_features
 
 
 def n_threads() -> int:

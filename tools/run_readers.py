@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ import torch
 
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, Trainer, configfile
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.attribution.coding import PromptActivations
 from crosscoder.attribution.finished import finished_tasks
-from crosscoder.common.arrays import load_arrays
+from crosscoder.common.arrays import load_arrays, load_mapped
 from crosscoder.common.tables import read_table
 from crosscoder.config import TrainConfig
 from crosscoder.evolution.analyses import analysis
@@ -25,10 +23,12 @@ from crosscoder.evolution.study import Study
 from crosscoder.explain.answers import Answers
 from crosscoder.explain.explanation_study import ExplanationStudy
 from crosscoder.files import read_json
+from crosscoder.quickstart.language_model import LanguageModelConfig, train_language_model
 from crosscoder.quickstart.tokenizer import load_tokenizer
 from crosscoder.report import finished, language_model
 from crosscoder.report.assemble import _settings
 from crosscoder.runs import Run
+from crosscoder.train.log import read_metrics
 from crosscoder.train.run import train, training_seconds
 from crosscoder.verbs.train import TrainVerbConfig
 
@@ -61,7 +61,7 @@ _CHECKPOINT: list[Any] = []
 
 
 def _metrics(run: Run, path: Path) -> Any:
-    return training_seconds(path.parent.parent), [json.loads(line) for line in path.read_text().splitlines()]
+    return training_seconds(path.parent.parent), read_metrics(path)
 
 
 def _segment(run: Run, path: Path) -> Any:
@@ -78,12 +78,6 @@ def _analysis(run: Run, path: Path) -> Any:
 
 def _task(run: Run, path: Path) -> Any:
     return finished_tasks(run, run.snapshots().revisions)
-
-
-def _prompt_activations(run: Run, path: Path) -> Any:
-    snapshots = run.snapshots()
-    revision, _, side = path.stem.rpartition("-")
-    return PromptActivations(None, snapshots, path.parent).read(snapshots.revisions.index(revision), side)  # type: ignore[arg-type]
 
 
 def _answers(run: Run, path: Path) -> Any:
@@ -107,6 +101,9 @@ def _tokenizer(run: Run, path: Path) -> Any:
 
 
 def _own_tokenizer(run: Run, path: Path) -> Any:
+    config = LanguageModelConfig(**read_json(run.path / "language_model" / "training.json")["config"])
+    tokens = TokenSet.load(run.tokens("language_model"))
+    train_language_model(config, tokens, path.parent, run.path / "language_model")  # quickstart's next call
     return _uses(load_tokenizer(path.parent))
 
 
@@ -152,7 +149,7 @@ READERS: dict[str, Reader] = {
     "run/evolution/*.npz": _analysis,
     "run/comparison/*": lambda run, path: finished.finished(Study.of(run)),
     "run/attribution/*/work-*.npz": lambda run, path: load_arrays(path),
-    "run/attribution/*/work-*.npy": _prompt_activations,
+    "run/attribution/*/work-*.npy": lambda run, path: load_mapped(path),
     "run/attribution/*/results.json": _task,
     "run/attribution/*/circuit.npz": _task,
     "run/attribution/*/curves.parquet": _task,

@@ -29,13 +29,6 @@ namespace {
 
 using arrays::str;
 
-unsigned checked_threads(int n_threads) {
-    if (n_threads < 1) {
-        throw py::value_error("n_threads must be at least 1, not " + std::to_string(n_threads));
-    }
-    return static_cast<unsigned>(n_threads);
-}
-
 std::size_t size_of(const py::array& array, py::ssize_t axis) { return static_cast<std::size_t>(array.shape(axis)); }
 
 // A numpy array that owns the vector's memory, without a copy.
@@ -79,7 +72,7 @@ void bind_add(NgramCounter& counter, const py::object& tokens, int n_threads) {
     const std::size_t n_sequences = ids.ndim() == 2 ? size_of(ids, 0) : 1;
     const std::size_t length = size_of(ids, ids.ndim() - 1);
     const std::size_t n = n_sequences * length;
-    const unsigned threads = checked_threads(n_threads);
+    const unsigned threads = arrays::threads(n_threads);
     const auto* values = static_cast<const std::int32_t*>(ids.data());
     std::size_t invalid = 0;
     {
@@ -98,7 +91,7 @@ void bind_add(NgramCounter& counter, const py::object& tokens, int n_threads) {
 }
 
 py::tuple bind_bigrams(const NgramCounter& counter, int n_threads) {
-    const unsigned threads = checked_threads(n_threads);
+    const unsigned threads = arrays::threads(n_threads);
     Bigrams bigrams;
     {
         const py::gil_scoped_release release;

@@ -7,6 +7,7 @@
 #include <cxxabi.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstddef>
 #include <string>
 #include <utility>
@@ -154,6 +155,16 @@ inline std::size_t length(const py::object& object, const char* name, std::size_
                               std::to_string(array.ndim()));
     }
     return static_cast<std::size_t>(array.shape(static_cast<py::ssize_t>(axis)));
+}
+
+// The lengths of an array of that many axes.
+template <std::size_t ndim>
+std::array<std::size_t, ndim> lengths(const py::object& object, const char* name) {
+    std::array<std::size_t, ndim> found{};
+    for (std::size_t axis = 0; axis < ndim; ++axis) {
+        found[axis] = length(object, name, axis, ndim);
+    }
+    return found;
 }
 
 inline unsigned threads(int n_threads) {

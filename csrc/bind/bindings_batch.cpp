@@ -12,23 +12,8 @@
 namespace py = pybind11;
 
 namespace crosscoder {
-namespace {
 
-using arrays::code_of;
-using arrays::CodeTuple;
-using arrays::in;
-using arrays::in_or_null;
-using arrays::kernels;
-using arrays::length;
-using arrays::order_of;
-using arrays::OrderTuple;
-using arrays::out;
-using arrays::out_or_null;
-using arrays::penalty_of;
-using arrays::PenaltyTuple;
-using arrays::tile_of;
-
-}  // namespace
+using namespace arrays;
 
 void bind_threshold(py::module_& m) {
     m.def(
@@ -48,10 +33,9 @@ void bind_threshold(py::module_& m) {
             const auto* theta_F = in<float>(theta, "theta", {F});
             const auto* slope_F = in<float>(closed_slope, "closed_slope", {F});
             auto* sums_F = out<float>(sums, "sums", {F});
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
             threshold_tile(kernels(), tile, products, n_rows, bias_F, unit_F, theta_F, slope_F, window, gradient_scale,
-                           sums_F, threads);
+                           sums_F, threads(n_threads));
         },
         py::arg("h"), py::arg("inner"), py::arg("first"), py::arg("bias"), py::arg("unit"), py::arg("theta"),
         py::arg("closed_slope"), py::arg("window"), py::arg("gradient_scale"), py::arg("sums"), py::arg("n_threads"));
@@ -69,10 +53,9 @@ void bind_threshold(py::module_& m) {
             const auto* theta_F = in<float>(theta, "theta", {F});
             const PenaltyView options = penalty_of(penalty);
             auto* gradient_F = out<float>(gradient, "gradient", {F});
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
             threshold_open_gates(kernels(), view, by_feature, chosen_B, weight_F, norms_FK, theta_F, options,
-                                 gradient_F, threads);
+                                 gradient_F, threads(n_threads));
         },
         py::arg("code"), py::arg("order"), py::arg("chosen"), py::arg("weight"), py::arg("norms"), py::arg("theta"),
         py::arg("penalty"), py::arg("gradient"), py::arg("n_threads"));
@@ -93,8 +76,7 @@ void bind_batch(py::module_& m) {
         [](const py::object& x, const py::object& fourth, const py::object& bf16, const py::object& int8,
            const py::object& int8_scale, const py::object& int8_norm, const py::object& inverse_column_scale,
            int n_threads) {
-            const std::size_t B = length(x, "x", 0, 2);
-            const std::size_t width = length(x, "x", 1, 2);
+            const auto [B, width] = lengths<2>(x, "x");
             const auto* rows = in<float>(x, "x", {B, width});
             const PreparedBatch prepared = {out<float>(fourth, "fourth", {B}),
                                             out_or_null<std::uint16_t>(bf16, "bf16", {B, width}),
@@ -106,50 +88,41 @@ void bind_batch(py::module_& m) {
                                              prepared.inverse_column_scale == nullptr)) {
                 throw py::value_error("int8 rows need int8_scale, int8_norm and inverse_column_scale");
             }
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            prepare_batch(kernels(), rows, B, width, prepared, threads);
+            prepare_batch(kernels(), rows, B, width, prepared, threads(n_threads));
         },
         py::arg("x"), py::arg("fourth"), py::arg("bf16"), py::arg("int8"), py::arg("int8_scale"),
         py::arg("int8_norm"), py::arg("inverse_column_scale"), py::arg("n_threads"));
     m.def(
         "column_sums",
         [](const py::object& a, const py::object& sums, int n_threads) {
-            const std::size_t rows = length(a, "a", 0, 2);
-            const std::size_t width = length(a, "a", 1, 2);
+            const auto [rows, width] = lengths<2>(a, "a");
             const auto* values = in<float>(a, "a", {rows, width});
             auto* to = out<float>(sums, "sums", {width});
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            column_sums(kernels(), values, rows, width, to, threads);
+            column_sums(kernels(), values, rows, width, to, threads(n_threads));
         },
         py::arg("a"), py::arg("sums"), py::arg("n_threads"));
     m.def(
         "mix_snapshots",
         [](const py::object& x, const py::object& mix, const py::object& result, int n_threads) {
-            const std::size_t B = length(x, "x", 0, 3);
-            const std::size_t K = length(x, "x", 1, 3);
-            const std::size_t D = length(x, "x", 2, 3);
+            const auto [B, K, D] = lengths<3>(x, "x");
             const auto* values = in<float>(x, "x", {B, K, D});
             const auto* factors = in<float>(mix, "mix", {K, K});
             auto* to = out<float>(result, "out", {B, K, D});
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            mix_snapshots(kernels(), values, factors, B, K, D, to, threads);
+            mix_snapshots(kernels(), values, factors, B, K, D, to, threads(n_threads));
         },
         py::arg("x"), py::arg("mix"), py::arg("out"), py::arg("n_threads"));
     m.def(
         "squared_distances",
         [](const py::object& x, const py::object& mean, const py::object& result, int n_threads) {
-            const std::size_t B = length(x, "x", 0, 3);
-            const std::size_t K = length(x, "x", 1, 3);
-            const std::size_t D = length(x, "x", 2, 3);
+            const auto [B, K, D] = lengths<3>(x, "x");
             const auto* values = in<float>(x, "x", {B, K, D});
             const auto* center = in<float>(mean, "mean", {K, D});
             auto* to = out<float>(result, "out", {B, K});
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            squared_distances(values, center, B, K, D, to, threads);
+            squared_distances(values, center, B, K, D, to, threads(n_threads));
         },
         py::arg("x"), py::arg("mean"), py::arg("out"), py::arg("n_threads"));
 }

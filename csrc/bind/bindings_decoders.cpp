@@ -11,25 +11,8 @@
 namespace py = pybind11;
 
 namespace crosscoder {
-namespace {
 
-using arrays::code_of;
-using arrays::CodeTuple;
-using arrays::in;
-using arrays::in_or_null;
-using arrays::kernels;
-using arrays::length;
-using arrays::make;
-using arrays::order_of;
-using arrays::OrderTuple;
-using arrays::out;
-using arrays::out_or_null;
-using arrays::penalty_of;
-using arrays::PenaltyTuple;
-using arrays::rows_of;
-using arrays::Shape;
-
-}  // namespace
+using namespace arrays;
 
 void bind_code(py::module_& m) {
     m.def(
@@ -42,10 +25,9 @@ void bind_code(py::module_& m) {
             std::int64_t* to_offsets = offsets.mutable_data();
             std::int32_t* to_tokens = tokens.mutable_data();
             std::int64_t* to_order = order.mutable_data();
-            const unsigned threads = arrays::threads(n_threads);
             {
                 const ReleasedGil released;
-                transpose(view, to_offsets, to_tokens, to_order, threads);
+                transpose(view, to_offsets, to_tokens, to_order, threads(n_threads));
             }
             return py::make_tuple(offsets, tokens, order);
         },
@@ -69,10 +51,9 @@ void bind_code(py::module_& m) {
             const auto* norms_FK = in<float>(norms, "norms", {F, K});
             const auto* theta_F = in<float>(theta, "theta", {F});
             const PenaltyView options = penalty_of(penalty);
-            const unsigned threads = arrays::threads(n_threads);
             {
                 const ReleasedGil released;
-                feature_sums(kernels(), view, by_feature, norms_FK, theta_F, options, sums, threads);
+                feature_sums(kernels(), view, by_feature, norms_FK, theta_F, options, sums, threads(n_threads));
             }
             return py::make_tuple(activity, slope, fired, open, above, n_above);
         },
@@ -92,9 +73,8 @@ void bind_decoders(py::module_& m) {
             const auto* bias = in<float>(b_dec, "b_dec", {view.n_snapshots, D});
             const auto* x = in_or_null<float>(target, "target", batch);
             auto* to = out<float>(result, "out", batch);
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            decode(kernels(), view, rows, bias, x, to, threads);
+            decode(kernels(), view, rows, bias, x, to, threads(n_threads));
         },
         py::arg("code"), py::arg("W_dec"), py::arg("b_dec"), py::arg("target"), py::arg("out"), py::arg("n_threads"));
     m.def(
@@ -122,10 +102,9 @@ void bind_decoders(py::module_& m) {
             auto* error_BK = out<float>(error, "error", {view.n_tokens, K});
             const PairGradients pairs = {out<float>(dh, "dh", {view.n_pairs}),
                                          out_or_null<float>(threshold, "threshold", {view.n_pairs})};
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
             pair_gradients(kernels(), view, rows, bias, x, gradient_scale, weight_F, norms_FK, theta_F, options, to,
-                           error_BK, pairs, threads);
+                           error_BK, pairs, threads(n_threads));
         },
         py::arg("code"), py::arg("W_dec"), py::arg("b_dec"), py::arg("target"), py::arg("gradient_scale"),
         py::arg("weight"), py::arg("norms"), py::arg("theta"), py::arg("penalty"), py::arg("residual"), py::arg("error"), py::arg("dh"),

@@ -16,13 +16,7 @@ namespace py = pybind11;
 namespace crosscoder {
 namespace {
 
-using arrays::in;
-using arrays::in_or_null;
-using arrays::kernels;
-using arrays::length;
-using arrays::make;
-using arrays::rows_of;
-using arrays::tile_of;
+using namespace arrays;
 
 // (cut_F, width0_F, width1_F, margin0_B, margin1_B, scale_F, token_scale_B), None where there is none.
 using RuleTuple = std::tuple<py::object, py::object, py::object, py::object, py::object, py::object, py::object>;
@@ -63,8 +57,7 @@ struct EncoderInputs {
 };
 
 EncoderInputs encoder_inputs(const py::object& x, const py::object& weights, const py::object& bias) {
-    const std::size_t B = length(x, "x", 0, 2);
-    const std::size_t width = length(x, "x", 1, 2);
+    const auto [B, width] = lengths<2>(x, "x");
     const std::size_t F = length(weights, "weights", 0, 2);
     return {in<float>(x, "x", {B, width}), B, rows_of(weights, "weights", {F, width}, width),
             in<float>(bias, "bias", {F}), F};
@@ -100,9 +93,8 @@ void bind_encoders(py::module_& m) {
                 const KeepRule keep = {in<float>(keep_scale, "keep_scale", {F}),
                                        in<float>(keep_level, "keep_level", {F}),
                                        in_or_null<float>(keep_also, "keep_also", {F})};
-                const unsigned threads = arrays::threads(n_threads);
                 const ReleasedGil released;
-                return self.encoder->add(kernels(), tile, candidates, keep, threads);
+                return self.encoder->add(kernels(), tile, candidates, keep, threads(n_threads));
             },
             py::arg("products"), py::arg("first"), py::arg("rule"), py::arg("keep_scale"), py::arg("keep_level"),
             py::arg("keep_also"), py::arg("n_threads"))
@@ -125,10 +117,9 @@ void bind_encoders(py::module_& m) {
                 std::int64_t* offsets = row_offsets.mutable_data();
                 std::int32_t* ids = features.mutable_data();
                 float* h = values.mutable_data();
-                const unsigned threads = arrays::threads(n_threads);
                 {
                     const ReleasedGil released;
-                    self.encoder->finish(norms_FK, K, theta_F, shared, offsets, ids, h, bits, threads);
+                    self.encoder->finish(norms_FK, K, theta_F, shared, offsets, ids, h, bits, threads(n_threads));
                 }
                 return py::make_tuple(row_offsets, features, values, gates);
             },
@@ -156,18 +147,16 @@ void bind_encoders(py::module_& m) {
                int n_threads) {
                 const ProductTile tile = tile_of(products, "products", first, self.n_tokens, self.n_features);
                 const CandidateRule candidates = rule_of(rule, self.n_tokens, self.n_features, tile.type);
-                const unsigned threads = arrays::threads(n_threads);
                 const ReleasedGil released;
-                self.encoder->add(kernels(), tile, candidates, relative, threads);
+                self.encoder->add(kernels(), tile, candidates, relative, threads(n_threads));
             },
             py::arg("products"), py::arg("first"), py::arg("rule"), py::arg("relative"), py::arg("n_threads"))
         .def(
             "finish",
             [](RankHolder& self, int n_threads) {
-                const unsigned threads = arrays::threads(n_threads);
                 {
                     const ReleasedGil released;
-                    self.encoder->select(kernels(), threads);
+                    self.encoder->select(kernels(), threads(n_threads));
                 }
                 const std::size_t n = self.encoder->n_pairs();
                 auto row_offsets = make<std::int64_t>({self.n_tokens + 1});

@@ -13,9 +13,7 @@ namespace py = pybind11;
 namespace crosscoder {
 namespace {
 
-using arrays::in;
-using arrays::length;
-using arrays::out;
+using namespace arrays;
 
 // (fired, fired_any, sum, histogram)
 using CountsTuple = std::tuple<py::object, py::object, py::object, py::object>;
@@ -49,10 +47,10 @@ void bind_examples(py::module_& m) {
     m.attr("HISTOGRAM_BINS") = kHistogramBins;
     m.def(
         "collect_examples",
-        [](const arrays::CodeTuple& code, const py::object& place, const CountsTuple& counts,
+        [](const CodeTuple& code, const py::object& place, const CountsTuple& counts,
            const KeptTuple& strongest, const KeptTuple& sampled, std::size_t before, std::uint64_t seed,
            int n_threads) {
-            const CodeView view = arrays::code_of(code);
+            const CodeView view = code_of(code);
             const std::size_t F = view.n_features;
             const std::size_t L = length(std::get<3>(strongest), "activations", 2, 3);
             const auto* place_B = in<std::int64_t>(place, "place", {view.n_tokens});
@@ -71,9 +69,8 @@ void bind_examples(py::module_& m) {
                                         before,
                                         L,
                                         seed};
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            collect_examples(view, place_B, state, threads);
+            collect_examples(view, place_B, state, threads(n_threads));
         },
         py::arg("code"), py::arg("place"), py::arg("counts"), py::arg("strongest"), py::arg("sampled"),
         py::arg("before"), py::arg("seed"), py::arg("n_threads"));

@@ -10,14 +10,10 @@ namespace py = pybind11;
 namespace crosscoder {
 namespace {
 
-using arrays::in;
-using arrays::length;
-using arrays::out;
+using namespace arrays;
 
 DecoderBlock block_of(const py::object& decoders) {
-    const std::size_t n = length(decoders, "decoders", 0, 3);
-    const std::size_t K = length(decoders, "decoders", 1, 3);
-    const std::size_t D = length(decoders, "decoders", 2, 3);
+    const auto [n, K, D] = lengths<3>(decoders, "decoders");
     if (!has_geometry()) {
         throw py::value_error("this CPU has no bfloat16 instructions (geometry_available() tells)");
     }
@@ -51,9 +47,8 @@ void bind_geometry(py::module_& m) {
             if (n_bins == 0) {
                 throw py::value_error("histogram has no bins");
             }
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            add_cosines(values, group_n, n, K, to, threads);
+            add_cosines(values, group_n, n, K, to, threads(n_threads));
         },
         py::arg("cosines"), py::arg("groups"), py::arg("sums"), py::arg("counts"), py::arg("histogram"),
         py::arg("extremes"), py::arg("n_threads"));
@@ -63,9 +58,8 @@ void bind_geometry(py::module_& m) {
         [](const py::object& decoders, const py::object& products, int n_threads) {
             const DecoderBlock block = block_of(decoders);
             auto* to = out<float>(products, "products", {block.n, block.n_snapshots, block.n_snapshots});
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            snapshot_products(block, to, threads);
+            snapshot_products(block, to, threads(n_threads));
         },
         py::arg("decoders"), py::arg("products"), py::arg("n_threads"));
     m.def(
@@ -73,9 +67,8 @@ void bind_geometry(py::module_& m) {
         [](const py::object& decoders, const py::object& squares, int n_threads) {
             const DecoderBlock block = block_of(decoders);
             auto* to = out<float>(squares, "squares", {block.n, block.n_snapshots});
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            squared_norms(block, to, threads);
+            squared_norms(block, to, threads(n_threads));
         },
         py::arg("decoders"), py::arg("squares"), py::arg("n_threads"));
     m.def("padded_width", &padded_width, py::arg("width"));
@@ -85,9 +78,8 @@ void bind_geometry(py::module_& m) {
             const DecoderBlock block = block_of(decoders);
             const std::size_t padded = padded_width(block.width);
             auto* to = out<float>(grams, "grams", {block.n_snapshots, padded, padded});
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            add_grams(block, to, threads);
+            add_grams(block, to, threads(n_threads));
         },
         py::arg("decoders"), py::arg("grams"), py::arg("n_threads"));
     m.def(
@@ -95,7 +87,7 @@ void bind_geometry(py::module_& m) {
         [](const py::object& gram, std::size_t width) {
             const std::size_t padded = padded_width(width);
             const auto* from = in<float>(gram, "gram", {padded, padded});
-            auto form = arrays::make<std::uint16_t>({form_size(width)});
+            auto form = make<std::uint16_t>({form_size(width)});
             auto* to = form.mutable_data();
             {
                 const ReleasedGil released;
@@ -110,9 +102,8 @@ void bind_geometry(py::module_& m) {
             const DecoderBlock block = block_of(decoders);
             const auto* packed = in<std::uint16_t>(forms, "forms", {block.n_snapshots, form_size(block.width)});
             auto* to = out<float>(values, "values", {block.n, block.n_snapshots});
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            quadratic_forms(block, packed, to, threads);
+            quadratic_forms(block, packed, to, threads(n_threads));
         },
         py::arg("decoders"), py::arg("forms"), py::arg("values"), py::arg("n_threads"));
 }

@@ -14,20 +14,7 @@ namespace py = pybind11;
 namespace crosscoder {
 namespace {
 
-using arrays::code_of;
-using arrays::CodeTuple;
-using arrays::in;
-using arrays::in_or_null;
-using arrays::is_bf16;
-using arrays::kernels;
-using arrays::length;
-using arrays::make;
-using arrays::order_of;
-using arrays::OrderTuple;
-using arrays::out;
-using arrays::out_or_null;
-using arrays::rows_of;
-using arrays::Shape;
+using namespace arrays;
 
 // (w, m, v, m_scale, v_scale): fp32 with scales None, or bf16 bits, int8, uint8.
 using MatrixTuple = std::tuple<py::object, py::object, py::object, py::object, py::object>;
@@ -66,6 +53,14 @@ DerivedRows derived_of(const DerivedTuple& tuple, std::size_t F, std::size_t K, 
         throw py::value_error("enc_int8 needs enc_scale, enc_norm and column_scale");
     }
     return derived;
+}
+
+UpdatedRows rows_to_update(std::size_t F, std::size_t K, const MatrixTuple& W_enc, const MatrixTuple& W_dec,
+                           const MatrixTuple& bias, const py::object& last_step, const DerivedTuple& derived) {
+    const std::size_t D = length(std::get<0>(W_dec), "W_dec", 2, 3);
+    return {matrix_of(W_enc, "W_enc", F, K, D), matrix_of(W_dec, "W_dec", F, K, D), vector_of(bias, "b_enc", F),
+            is_bf16(std::get<0>(W_dec)), out<std::int32_t>(last_step, "last_step", {F}),
+            derived_of(derived, F, K, D), K, D};
 }
 
 // (lr, beta1, beta2, epsilon, t, lazy, gradient_factor, norm_limit, seed)
@@ -109,10 +104,9 @@ void bind_updates(py::module_& m) {
             const RowsView rows = rows_of(W_dec, "W_dec", {view.n_features, view.n_snapshots, D}, D);
             auto squares = make<float>({view.n_features});
             float* to = squares.mutable_data();
-            const unsigned threads = arrays::threads(n_threads);
             {
                 const ReleasedGil released;
-                gradient_squares(kernels(), view, by_feature, gradient, rows, to, threads);
+                gradient_squares(kernels(), view, by_feature, gradient, rows, to, threads(n_threads));
             }
             return squares;
         },
@@ -129,9 +123,8 @@ void bind_updates(py::module_& m) {
             const RowsView rows = rows_of(W_dec, "W_dec", shape, D);
             auto* to_enc = out<float>(dW_enc, "dW_enc", shape);
             auto* to_dec = out<float>(dW_dec, "dW_dec", shape);
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            gradient_rows(kernels(), view, by_feature, gradient, rows, to_enc, to_dec, threads);
+            gradient_rows(kernels(), view, by_feature, gradient, rows, to_enc, to_dec, threads(n_threads));
         },
         py::arg("code"), py::arg("order"), py::arg("parts"), py::arg("W_dec"), py::arg("dW_enc"), py::arg("dW_dec"),
         py::arg("n_threads"));
@@ -143,21 +136,12 @@ void bind_updates(py::module_& m) {
             const CodeView view = code_of(code);
             const OrderView by_feature = order_of(order, view);
             const std::size_t F = view.n_features;
-            const std::size_t K = view.n_snapshots;
-            const std::size_t D = length(std::get<0>(W_dec), "W_dec", 2, 3);
-            const GradientParts gradient = parts_of(parts, view, D);
+            const UpdatedRows rows = rows_to_update(F, view.n_snapshots, W_enc, W_dec, bias, last_step, derived);
+            const GradientParts gradient = parts_of(parts, view, rows.width);
             const auto* db = in<float>(db_enc, "db_enc", {F});
-            const MatrixState encoder = matrix_of(W_enc, "W_enc", F, K, D);
-            const MatrixState decoder = matrix_of(W_dec, "W_dec", F, K, D);
-            const MatrixState b = vector_of(bias, "b_enc", F);
-            auto* last = out<std::int32_t>(last_step, "last_step", {F});
-            const DerivedRows rows = derived_of(derived, F, K, D);
-            const bool bf16 = is_bf16(std::get<0>(W_dec));
             const UpdateOptions update = options_of(options);
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            update_rows(kernels(), view, by_feature, gradient, db, encoder, decoder, b, bf16, last, rows, D, update,
-                        threads);
+            update_rows(kernels(), view, by_feature, gradient, db, rows, update, threads(n_threads));
         },
         py::arg("code"), py::arg("order"), py::arg("parts"), py::arg("db_enc"), py::arg("W_enc"), py::arg("W_dec"),
         py::arg("b_enc"), py::arg("last_step"), py::arg("derived"), py::arg("options"), py::arg("n_threads"));
@@ -166,9 +150,8 @@ void bind_updates(py::module_& m) {
         [](const py::object& dW_enc, const py::object& dW_dec, const py::object& db_enc, const py::object& touched,
            std::size_t first, const MatrixTuple& W_enc, const MatrixTuple& W_dec, const MatrixTuple& bias, const py::object& last_step,
            const DerivedTuple& derived, const OptionsTuple& options, int n_threads) {
-            const std::size_t F = length(std::get<0>(W_dec), "W_dec", 0, 3);
-            const std::size_t K = length(std::get<0>(W_dec), "W_dec", 1, 3);
-            const std::size_t D = length(std::get<0>(W_dec), "W_dec", 2, 3);
+            const auto [F, K, D] = lengths<3>(std::get<0>(W_dec), "W_dec");
+            const UpdatedRows rows = rows_to_update(F, K, W_enc, W_dec, bias, last_step, derived);
             const std::size_t n = length(db_enc, "db_enc", 0, 1);
             if (first + n > F) {
                 throw py::value_error("the gradients reach beyond feature " + std::to_string(F));
@@ -177,35 +160,24 @@ void bind_updates(py::module_& m) {
             const auto* d_dec = in<float>(dW_dec, "dW_dec", {n, K, D});
             const auto* db = in<float>(db_enc, "db_enc", {n});
             const auto* any = in<std::uint8_t>(touched, "touched", {n});
-            const MatrixState encoder = matrix_of(W_enc, "W_enc", F, K, D);
-            const MatrixState decoder = matrix_of(W_dec, "W_dec", F, K, D);
-            const MatrixState b = vector_of(bias, "b_enc", F);
-            auto* last = out<std::int32_t>(last_step, "last_step", {F});
-            const DerivedRows rows = derived_of(derived, F, K, D);
-            const bool bf16 = is_bf16(std::get<0>(W_dec));
             const UpdateOptions update = options_of(options);
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            update_dense_rows(kernels(), d_enc, d_dec, db, any, first, n, K, encoder, decoder, b, bf16, last, rows, D,
-                              update, threads);
+            update_dense_rows(kernels(), d_enc, d_dec, db, any, first, n, rows, update, threads(n_threads));
         },
         py::arg("dW_enc"), py::arg("dW_dec"), py::arg("db_enc"), py::arg("touched"), py::arg("first"), py::arg("W_enc"),
         py::arg("W_dec"), py::arg("b_enc"), py::arg("last_step"), py::arg("derived"), py::arg("options"), py::arg("n_threads"));
     m.def(
         "derive_rows",
         [](const py::object& W_enc, const py::object& W_dec, const DerivedTuple& derived, int n_threads) {
-            const std::size_t F = length(W_dec, "W_dec", 0, 3);
-            const std::size_t K = length(W_dec, "W_dec", 1, 3);
-            const std::size_t D = length(W_dec, "W_dec", 2, 3);
+            const auto [F, K, D] = lengths<3>(W_dec, "W_dec");
             if (is_bf16(W_enc) != is_bf16(W_dec)) {
                 throw py::value_error("W_enc and W_dec must be of one dtype");
             }
             const RowsView encoder = rows_of(W_enc, "W_enc", {F, K, D}, K * D);
             const RowsView decoder = rows_of(W_dec, "W_dec", {F, K, D}, D);
             const DerivedRows rows = derived_of(derived, F, K, D);
-            const unsigned threads = arrays::threads(n_threads);
             const ReleasedGil released;
-            derive_rows(kernels(), encoder, decoder, 0, F, K, rows, threads);
+            derive_rows(kernels(), encoder, decoder, 0, F, K, rows, threads(n_threads));
         },
         py::arg("W_enc"), py::arg("W_dec"), py::arg("derived"), py::arg("n_threads"));
 }

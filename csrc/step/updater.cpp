@@ -147,22 +147,15 @@ void derive_feature(const StepKernels& kernels, const T* W_enc, const T* W_dec, 
 // Adam on the rows of one feature, whose gradient comes from `fill(k0, k1, encoder rows, decoder rows)`.
 class RowUpdater {
   public:
-    RowUpdater(const StepKernels& kernels, const MatrixState& W_enc, const MatrixState& W_dec,
-               const MatrixState& bias, bool bf16, std::int32_t* last_step_F, const DerivedRows& derived,
-               std::size_t n_snapshots, std::size_t width, const UpdateOptions& options)
+    RowUpdater(const StepKernels& kernels, const UpdatedRows& rows, const UpdateOptions& options)
         : kernels_(kernels),
-          W_enc_(W_enc),
-          W_dec_(W_dec),
-          bias_(bias),
-          bf16_(bf16),
-          last_step_F_(last_step_F),
-          derived_(derived),
-          K_(n_snapshots),
-          D_(width),
+          rows_(rows),
+          K_(rows.n_snapshots),
+          D_(rows.width),
           options_(options),
-          together_(snapshots_together(width, n_snapshots)),
-          d_enc_(together_ * width),
-          d_dec_(together_ * width) {}
+          together_(snapshots_together(D_, K_)),
+          d_enc_(together_ * D_),
+          d_dec_(together_ * D_) {}
 
     template <class Fill>
     void update(std::size_t f, float db_enc, const Fill& fill) {
@@ -174,24 +167,24 @@ class RowUpdater {
                 kernels_.scale(d_enc_.data(), options_.gradient_factor, (k1 - k0) * D_);
                 kernels_.scale(d_dec_.data(), options_.gradient_factor, (k1 - k0) * D_);
             }
-            step(W_enc_, f * K_ + k0, k1 - k0, d_enc_.data(), factors, options_.seed);
-            step(W_dec_, f * K_ + k0, k1 - k0, d_dec_.data(), factors, options_.seed ^ kDecoderSalt);
+            step(rows_.W_enc, f * K_ + k0, k1 - k0, d_enc_.data(), factors, options_.seed);
+            step(rows_.W_dec, f * K_ + k0, k1 - k0, d_dec_.data(), factors, options_.seed ^ kDecoderSalt);
         }
         const float db = db_enc * options_.gradient_factor;
-        kernels_.adam_fp32(static_cast<float*>(bias_.w) + f, static_cast<float*>(bias_.m) + f,
-                           static_cast<float*>(bias_.v) + f, &db, &factors, 1);
-        last_step_F_[f] = options_.t;
-        if (bf16_) {
-            derive(static_cast<const std::uint16_t*>(W_enc_.w), static_cast<std::uint16_t*>(W_dec_.w), f);
+        kernels_.adam_fp32(static_cast<float*>(rows_.bias.w) + f, static_cast<float*>(rows_.bias.m) + f,
+                           static_cast<float*>(rows_.bias.v) + f, &db, &factors, 1);
+        rows_.last_step_F[f] = options_.t;
+        if (rows_.bf16) {
+            derive(static_cast<const std::uint16_t*>(rows_.W_enc.w), static_cast<std::uint16_t*>(rows_.W_dec.w), f);
         } else {
-            derive(static_cast<const float*>(W_enc_.w), static_cast<float*>(W_dec_.w), f);
+            derive(static_cast<const float*>(rows_.W_enc.w), static_cast<float*>(rows_.W_dec.w), f);
         }
     }
 
   private:
     AdamFactors factors_of(std::size_t f) const {
         const double t = options_.t;
-        const double elapsed = options_.t - last_step_F_[f];
+        const double elapsed = options_.t - rows_.last_step_F[f];
         return {static_cast<float>(options_.lr / (1 - std::pow(options_.beta1, t))),
                 static_cast<float>(1 / std::sqrt(1 - std::pow(options_.beta2, t))),
                 options_.epsilon,
@@ -204,7 +197,7 @@ class RowUpdater {
     // `n_rows` rows of D numbers, from row `first` = f K + k on.
     void step(const MatrixState& matrix, std::size_t first, std::size_t n_rows, const float* gradient,
               const AdamFactors& factors, std::uint32_t seed) const {
-        if (!bf16_) {
+        if (!rows_.bf16) {
             kernels_.adam_fp32(static_cast<float*>(matrix.w) + first * D_, static_cast<float*>(matrix.m) + first * D_,
                                static_cast<float*>(matrix.v) + first * D_, gradient, &factors, n_rows * D_);
             return;
@@ -224,24 +217,19 @@ class RowUpdater {
 
     template <class T>
     void derive(const T* W_enc, T* W_dec, std::size_t f) {
-        derive_feature(kernels_, W_enc, W_dec, f, K_, D_, derived_, row_);
-        const float* norms = derived_.norms_FK + f * K_;
+        derive_feature(kernels_, W_enc, W_dec, f, K_, D_, rows_.derived, row_);
+        const float* norms = rows_.derived.norms_FK + f * K_;
         const float top = *std::max_element(norms, norms + K_);
         if (options_.norm_limit > 0 && top > options_.norm_limit) {
             rescale(kernels_, W_dec + f * K_ * D_, options_.norm_limit / top, K_ * D_);
             for (std::size_t k = 0; k < K_; ++k) {
-                derived_.norms_FK[f * K_ + k] = std::sqrt(sum_squares(kernels_, W_dec + (f * K_ + k) * D_, D_));
+                rows_.derived.norms_FK[f * K_ + k] = std::sqrt(sum_squares(kernels_, W_dec + (f * K_ + k) * D_, D_));
             }
         }
     }
 
     const StepKernels& kernels_;
-    const MatrixState& W_enc_;
-    const MatrixState& W_dec_;
-    const MatrixState& bias_;
-    bool bf16_;
-    std::int32_t* last_step_F_;
-    const DerivedRows& derived_;
+    const UpdatedRows& rows_;
     std::size_t K_;
     std::size_t D_;
     const UpdateOptions& options_;
@@ -293,13 +281,10 @@ void gradient_rows(const StepKernels& kernels, const CodeView& code, const Order
 }
 
 void update_rows(const StepKernels& kernels, const CodeView& code, const OrderView& order, const GradientParts& parts,
-                 const float* db_enc_F, const MatrixState& W_enc, const MatrixState& W_dec, const MatrixState& bias,
-                 bool bf16, std::int32_t* last_step_F, const DerivedRows& derived, std::size_t width,
-                 const UpdateOptions& options, unsigned n_threads) {
-    for_features(kernels, code, order, parts, W_dec.w, bf16, width, n_threads,
+                 const float* db_enc_F, const UpdatedRows& rows, const UpdateOptions& options, unsigned n_threads) {
+    for_features(kernels, code, order, parts, rows.W_dec.w, rows.bf16, rows.width, n_threads,
                  [&](auto& gradient, std::size_t begin, std::size_t end) {
-                     RowUpdater updater(kernels, W_enc, W_dec, bias, bf16, last_step_F, derived, code.n_snapshots,
-                                        width, options);
+                     RowUpdater updater(kernels, rows, options);
                      for (std::size_t f = begin; f < end; ++f) {
                          if (!gradient.select(f) && options.lazy) {
                              continue;
@@ -313,19 +298,19 @@ void update_rows(const StepKernels& kernels, const CodeView& code, const OrderVi
 }
 
 void update_dense_rows(const StepKernels& kernels, const float* dW_enc, const float* dW_dec, const float* db_enc,
-                       const std::uint8_t* touched, std::size_t first, std::size_t n, std::size_t n_snapshots,
-                       const MatrixState& W_enc, const MatrixState& W_dec, const MatrixState& bias, bool bf16, std::int32_t* last_step_F,
-                       const DerivedRows& derived, std::size_t width, const UpdateOptions& options,
-                       unsigned n_threads) {
+                       const std::uint8_t* touched, std::size_t first, std::size_t n, const UpdatedRows& rows,
+                       const UpdateOptions& options, unsigned n_threads) {
+    const std::size_t K = rows.n_snapshots;
+    const std::size_t D = rows.width;
     parallel_chunks(n, kFeaturesPerChunk, n_threads, [&](std::size_t begin, std::size_t end) {
-        RowUpdater updater(kernels, W_enc, W_dec, bias, bf16, last_step_F, derived, n_snapshots, width, options);
+        RowUpdater updater(kernels, rows, options);
         for (std::size_t i = begin; i < end; ++i) {
             if (touched[i] == 0 && options.lazy) {
                 continue;
             }
             updater.update(first + i, db_enc[i], [&](std::size_t k0, std::size_t k1, float* d_enc, float* d_dec) {
-                std::copy_n(dW_enc + (i * n_snapshots + k0) * width, (k1 - k0) * width, d_enc);
-                std::copy_n(dW_dec + (i * n_snapshots + k0) * width, (k1 - k0) * width, d_dec);
+                std::copy_n(dW_enc + (i * K + k0) * D, (k1 - k0) * D, d_enc);
+                std::copy_n(dW_dec + (i * K + k0) * D, (k1 - k0) * D, d_dec);
             });
         }
     });

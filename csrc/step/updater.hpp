@@ -42,6 +42,19 @@ struct DerivedRows {
     const float* column_scale; // (K D)
 };
 
+// Everything that an update writes: the matrices, the encoder's bias (w, m, v fp32), t of each row's last update, and
+// what is derived from the rows.
+struct UpdatedRows {
+    MatrixState W_enc;
+    MatrixState W_dec;
+    MatrixState bias;
+    bool bf16;
+    std::int32_t* last_step_F;
+    DerivedRows derived;
+    std::size_t n_snapshots;
+    std::size_t width;
+};
+
 struct UpdateOptions {
     double lr;
     double beta1, beta2;
@@ -62,20 +75,15 @@ void gradient_rows(const StepKernels& kernels, const CodeView& code, const Order
                    const GradientParts& parts, const RowsView& W_dec, float* dW_enc, float* dW_dec,
                    unsigned n_threads);
 
-// Adam on W_enc, W_dec and b_enc (`bias`: w, m, v fp32) with the gradient `db_enc_F`; `last_step_F` is t of each
-// row's last update.
+// Adam on W_enc, W_dec and b_enc, whose gradient is `db_enc_F`.
 void update_rows(const StepKernels& kernels, const CodeView& code, const OrderView& order, const GradientParts& parts,
-                 const float* db_enc_F, const MatrixState& W_enc, const MatrixState& W_dec, const MatrixState& bias,
-                 bool bf16, std::int32_t* last_step_F, const DerivedRows& derived, std::size_t width,
-                 const UpdateOptions& options, unsigned n_threads);
+                 const float* db_enc_F, const UpdatedRows& rows, const UpdateOptions& options, unsigned n_threads);
 
 // The same for given gradients dW_enc, dW_dec (n, K, D) of the features first to first + n - 1; `touched` (n): which
 // of them have any, for the lazy mode.
 void update_dense_rows(const StepKernels& kernels, const float* dW_enc, const float* dW_dec, const float* db_enc,
-                       const std::uint8_t* touched, std::size_t first, std::size_t n, std::size_t n_snapshots, const MatrixState& W_enc,
-                       const MatrixState& W_dec, const MatrixState& bias, bool bf16, std::int32_t* last_step_F,
-                       const DerivedRows& derived, std::size_t width, const UpdateOptions& options,
-                       unsigned n_threads);
+                       const std::uint8_t* touched, std::size_t first, std::size_t n, const UpdatedRows& rows,
+                       const UpdateOptions& options, unsigned n_threads);
 
 // Everything derived from the rows first to first + n - 1.
 void derive_rows(const StepKernels& kernels, const RowsView& W_enc, const RowsView& W_dec, std::size_t first,

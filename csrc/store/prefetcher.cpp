@@ -279,11 +279,7 @@ void Prefetcher::load(const Task& task, Scratch& scratch) {
     const std::size_t per_block = head.rows_per_block;
     const auto first = static_cast<std::size_t>(run.first);
     const std::size_t end = first + static_cast<std::size_t>(run.rows);
-    for (std::size_t b = span.first_block; b <= span.last_block; ++b) {
-        // Not mapped: a file that is cut under a reader would end the process with SIGBUS. One block fits the cache.
-        const unsigned char* block =
-            data != nullptr ? data + (head.offset_of(b) - span.begin) : file.read_block(b, scratch.copy);
-        file.check(b, block);
+    const auto place_rows = [&](std::size_t b, const unsigned char* block) {
         const std::size_t rows = head.rows_of(b);
         const std::size_t begin = b * per_block;
         for (std::size_t row = std::max(first, begin); row < std::min(end, begin + rows); ++row) {
@@ -294,6 +290,26 @@ void Prefetcher::load(const Task& task, Scratch& scratch) {
                 unpack(block, rows, row - begin, batch + (place % window.batch_rows * K + task.k) * row_out);
             }
         }
+    };
+    // Mapped, what is in the page cache is read once; pread would copy it first.
+    if (data == nullptr && file.is_checked(span.first_block, span.last_block) &&
+        is_cached(file.descriptor(), span.begin + span.bytes - 1)) {
+        if (MappedFile* mapped = file.mapped()) {
+            const MappedFile::Reading reading(*mapped);
+            for (std::size_t b = span.first_block; b <= span.last_block; ++b) {
+                place_rows(b, mapped->data() + head.offset_of(b));
+            }
+            if (reading.is_whole()) {
+                file.require_unchanged();
+                return;
+            }
+        }
+    }
+    for (std::size_t b = span.first_block; b <= span.last_block; ++b) {
+        const unsigned char* block =
+            data != nullptr ? data + (head.offset_of(b) - span.begin) : file.read_block(b, scratch.copy);
+        file.check(b, block);
+        place_rows(b, block);
     }
     file.require_unchanged();
 }

@@ -597,6 +597,16 @@ void SegmentFile::check(std::size_t block, const unsigned char* data) {
     }
 }
 
+bool SegmentFile::is_checked(std::size_t first_block, std::size_t last_block) const {
+    return std::all_of(checked_.get() + first_block, checked_.get() + last_block + 1,
+                       [](const std::atomic<bool>& checked) { return checked.load(std::memory_order_relaxed); });
+}
+
+MappedFile* SegmentFile::mapped() {
+    std::call_once(mapping_, [this] { mapped_ = std::make_unique<MappedFile>(descriptor_, head_.file_bytes()); });
+    return mapped_->data() != nullptr ? mapped_.get() : nullptr;
+}
+
 std::vector<std::size_t> SegmentFile::damaged_blocks() const {
     std::vector<std::size_t> damaged;
     std::vector<unsigned char> block;

@@ -5,10 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "store/mapped_file.hpp"
 #include "store/unpack_kernels.hpp"
 
 namespace crosscoder {
@@ -112,6 +114,10 @@ class SegmentFile {
     void require_unchanged() const;
     // Throws FormatError if the checksum of the block at `data` does not hold; looks once while the file is open.
     void check(std::size_t block, const unsigned char* data);
+    // Whether the checksums of these blocks held since the file was opened.
+    bool is_checked(std::size_t first_block, std::size_t last_block) const;
+    // The whole file in memory; null where the system does not map it.
+    MappedFile* mapped();
 
   private:
     [[noreturn]] void refuse(std::size_t block) const;
@@ -121,6 +127,8 @@ class SegmentFile {
     SegmentHead head_;
     timespec written_{};  // when the file was last written to, at opening
     std::unique_ptr<std::atomic<bool>[]> checked_;  // blocks whose checksum held in this process
+    std::once_flag mapping_;
+    std::unique_ptr<MappedFile> mapped_;
 };
 
 // Turns one row of a block into T (0: fp32, 1: bf16), times a scale that is fixed when this is made.

@@ -10,7 +10,7 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.code import SparseCode
 from crosscoder.gate import Gate
-from crosscoder.kernels.arrays import array, array_or_none, code_arrays, n_threads
+from crosscoder.kernels.arrays import arrays, code_arrays, n_threads
 from crosscoder.kernels.scratch import Scratch
 from crosscoder.penalty import Penalty
 from crosscoder.sharding import ONE_PROCESS, Sharding
@@ -26,14 +26,7 @@ def decode(
     """x^ (B, K, D) float32, or x^ - target; in `out_BKD` where that is given."""
     if out_BKD is None:
         out_BKD = torch.empty(code.n_tokens, *b_dec_KD.shape)
-    _core.decode(
-        code_arrays(code),
-        array(W_dec_FKD),
-        array(b_dec_KD),
-        array_or_none(target_BKD),
-        array(out_BKD),
-        n_threads(),
-    )
+    _core.decode(code_arrays(code), *arrays(W_dec_FKD, b_dec_KD, target_BKD, out_BKD), n_threads())
     return out_BKD
 
 
@@ -80,18 +73,11 @@ def residual_and_pairs(
     threshold_N = torch.empty(code.n_pairs) if gate.window else None
     _core.pair_gradients(
         code_arrays(code),
-        array(W_dec_FKD),
-        array(b_dec_KD) if sharding.alone else None,
-        array(x_BKD) if sharding.alone else None,
+        *arrays(W_dec_FKD, b_dec_KD if sharding.alone else None, x_BKD if sharding.alone else None),
         2 / max(1, B * K),
-        array(weight_F),
-        array(norms_FK),
-        array(theta_F),
+        *arrays(weight_F, norms_FK, theta_F),
         penalty_arguments(penalty, gate, gate.window),
-        array(residual_BKD),
-        array(error_BK),
-        array(dh_N),
-        array_or_none(threshold_N),
+        *arrays(residual_BKD, error_BK, dh_N, threshold_N),
         n_threads(),
     )
     return Decoded(residual_BKD, error_BK, dh_N, threshold_N)

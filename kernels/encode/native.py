@@ -11,7 +11,7 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.code import SparseCode
 from crosscoder.gate import Gate
-from crosscoder.kernels.arrays import array, array_or_none, n_threads
+from crosscoder.kernels.arrays import array, arrays, n_threads
 from crosscoder.kernels.encode.products import Batch, tiles
 from crosscoder.kernels.encode.rows import EncoderRows
 from crosscoder.kernels.scratch import Scratch
@@ -45,15 +45,15 @@ def encode(
     cut_F -= batch.relative * cut_F.abs() + SLACK * b_enc_F.abs()
     rule = batch.rule(cut_F, rows)
     level_F = theta_F - gate.window / 2
-    keep = (array(scale_F), array(level_F), array_or_none(theta_F if gate.above else None))
-    encoder = _core.Encoder(array(batch.x_BC), array(W_enc_FKD.flatten(1)), array(b_enc_F))
+    keep = arrays(scale_F, level_F, theta_F if gate.above else None)
+    encoder = _core.Encoder(*arrays(batch.x_BC, W_enc_FKD.flatten(1), b_enc_F))
     for first, products in tiles(batch, W_enc_FKD, rows, scratch):
         n_pairs = encoder.add(array(products), first, rule, *keep, n_threads())
         n_seen = len(batch.x_BC) * (first + products.shape[1])
         if max_density is not None and n_pairs > max_density * n_seen:
             return None, None
     units_FK = norms_FK if gate.shared else gate.units(norms_FK).contiguous()
-    found = encoder.finish(array(units_FK), array(theta_F), gate.shared, n_threads())
+    found = encoder.finish(*arrays(units_FK, theta_F), gate.shared, n_threads())
     row_offsets, features, values, gates = map(torch.from_numpy, found)
     return SparseCode(row_offsets, features, values, gates, norms_FK.shape[1], len(theta_F)), None
 
@@ -69,14 +69,8 @@ def _encode_ranked(
 ) -> tuple[SparseCode, Tensor]:
     """The pairs of a gate by rank, and the smallest score kept, ()."""
     largest_F = gate.scale(norms_FK)
-    encoder = _core.RankEncoder(
-        array(batch.x_BC),
-        array(W_enc_FKD.flatten(1)),
-        array(b_enc_F),
-        array(largest_F),
-        gate.top_k,
-        whole_batch=gate.whole_batch,
-    )
+    inputs = arrays(batch.x_BC, W_enc_FKD.flatten(1), b_enc_F, largest_F)
+    encoder = _core.RankEncoder(*inputs, gate.top_k, whole_batch=gate.whole_batch)
     rule = batch.rule(None, rows)
     for first, products in tiles(batch, W_enc_FKD, rows, scratch):
         encoder.add(array(products), first, rule, batch.relative, n_threads())

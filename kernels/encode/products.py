@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from crosscoder import _core
-from crosscoder.kernels.arrays import Array, array, array_or_none, n_threads
+from crosscoder.kernels.arrays import arrays, n_threads
 from crosscoder.kernels.encode.rows import EncoderRows
 from crosscoder.kernels.scratch import Scratch
 
@@ -47,17 +48,10 @@ class Batch:
     relative: float
     """Error of a product relative to itself, from storing it in bf16."""
 
-    def rule(self, cut_F: Tensor | None, rows: EncoderRows) -> tuple[Array | None, ...]:
+    def rule(self, cut_F: Tensor | None, rows: EncoderRows) -> tuple[Any, ...]:
         """The core's rule for candidates."""
-        return (
-            array_or_none(cut_F),
-            array(self.width0_F),
-            array_or_none(self.width1_F),
-            array(self.margin0_B),
-            array_or_none(self.margin1_B),
-            array_or_none(rows.int8_scale_F),
-            array_or_none(self.token_scale_B),
-        )
+        of_batch = (self.width0_F, self.width1_F, self.margin0_B, self.margin1_B)
+        return arrays(cut_F, *of_batch, rows.int8_scale_F, self.token_scale_B)
 
 
 def prepare(x_BC: Tensor, rows: EncoderRows, scratch: Scratch) -> Batch:
@@ -70,16 +64,8 @@ def prepare(x_BC: Tensor, rows: EncoderRows, scratch: Scratch) -> Batch:
     if rows.int8_norm_F is not None and rows.int8_scale_F is not None and rows.column_scale is not None:
         int8 = scratch.take("x int8", shape, torch.int8)
         scale_B, norm_B, inverse = torch.empty(B), torch.empty(B), 1 / rows.column_scale
-    _core.prepare_batch(
-        array(x_BC),
-        array(fourth_B),
-        array_or_none(bf16),
-        array_or_none(int8),
-        array_or_none(scale_B),
-        array_or_none(norm_B),
-        array_or_none(inverse),
-        n_threads(),
-    )
+    of_int8 = arrays(int8, scale_B, norm_B, inverse)
+    _core.prepare_batch(*arrays(x_BC, fourth_B, bf16), *of_int8, n_threads())
     if int8 is not None and scale_B is not None and norm_B is not None and rows.int8_norm_F is not None:
         deviation = INT8_DEVIATIONS / math.sqrt(12)
         return Batch(

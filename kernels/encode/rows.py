@@ -7,14 +7,14 @@ Decoder norms, ||W_enc[f]||_4 for the candidates' margin, and a copy of W_enc in
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from crosscoder import _core
 from crosscoder.hardware import faster_gemm_dtype
-from crosscoder.kernels.arrays import Array, array, array_or_none, n_threads
+from crosscoder.kernels.arrays import array, arrays, n_threads
 from crosscoder.parameters import Weights
 
 Products = Literal["fp32", "bf16", "int8"]
@@ -45,17 +45,10 @@ class EncoderRows:
             if copy is not None:
                 _core.prefer_huge_pages(array(copy))
 
-    def arrays(self) -> tuple[Array | None, ...]:
+    def arrays(self) -> tuple[Any, ...]:
         """As the core takes them."""
-        return (
-            array(self.norms_FK),
-            array(self.fourth_F),
-            array_or_none(self.bf16_FKD),
-            array_or_none(self.int8_FKD),
-            array_or_none(self.int8_scale_F),
-            array_or_none(self.int8_norm_F),
-            array_or_none(self.column_scale),
-        )
+        int8 = (self.int8_FKD, self.int8_scale_F, self.int8_norm_F, self.column_scale)
+        return arrays(self.norms_FK, self.fourth_F, self.bf16_FKD, *int8)
 
     def fit(self, W_enc_FKD: Tensor) -> bool:
         """Are they of weights of this shape and dtype?"""
@@ -65,7 +58,7 @@ class EncoderRows:
         """Bring everything up to date, if the weights changed since the last time."""
         state = weights.state()
         if state is None or state != self._seen:
-            _core.derive_rows(array(weights.W_enc), array(weights.W_dec), self.arrays(), n_threads())
+            _core.derive_rows(*arrays(weights.W_enc, weights.W_dec), self.arrays(), n_threads())
             self._seen = state
 
     def current(self, weights: Weights) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from crosscoder import _core
 from crosscoder.code import SparseCode
 from crosscoder.gate import Gate
-from crosscoder.kernels.arrays import array, code_arrays, n_threads
+from crosscoder.kernels.arrays import array, arrays, code_arrays, n_threads
 from crosscoder.kernels.decode.native import penalty_arguments
 from crosscoder.kernels.encode.products import TILE
+from crosscoder.kernels.transpose.native import order_arrays
 from crosscoder.kernels.transpose.reference import FeatureOrder
 from crosscoder.penalty import Penalty
 
@@ -51,19 +52,9 @@ def threshold_gradient(
         tile = slice(first, first + TILE)
         h_nT = x_nC @ W_enc_FKD[tile].flatten(1).to(dtype).T
         for k in range(K):
-            _core.threshold_tile(
-                array(h_nT),
-                array(g_Kn[k] @ W_dec_FKD[tile, k].to(dtype).T),
-                first,
-                array(b_enc_F),
-                array(units_KF[k]),
-                array(theta_F),
-                array(closed_slope_KF[k]),
-                window,
-                scale,
-                array(sums_KF[k]),
-                n_threads(),
-            )
+            products = arrays(h_nT, g_Kn[k] @ W_dec_FKD[tile, k].to(dtype).T)
+            of_features = arrays(b_enc_F, units_KF[k], theta_F, closed_slope_KF[k])
+            _core.threshold_tile(*products, first, *of_features, window, scale, array(sums_KF[k]), n_threads())
     factor_KF = torch.where(units_KF > 0, -(theta_F**2) / (window * torch.where(units_KF > 0, units_KF, 1.0)), 0.0)
     gradient_F = (factor_KF * sums_KF).sum(dim=0)
     mask_B = torch.ones(B, dtype=torch.uint8)
@@ -71,11 +62,8 @@ def threshold_gradient(
         mask_B.zero_()[tokens] = 1
     _core.threshold_open_gates(
         code_arrays(code),
-        (array(order.feature_offsets), array(order.tokens), array(order.order)),
-        array(mask_B),
-        array(weight_F),
-        array(norms_FK),
-        array(theta_F),
+        order_arrays(order),
+        *arrays(mask_B, weight_F, norms_FK, theta_F),
         penalty_arguments(penalty, gate, window),
         array(gradient_F),
         n_threads(),

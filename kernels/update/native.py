@@ -10,8 +10,9 @@ from torch import Tensor
 
 from crosscoder import _core
 from crosscoder.code import SparseCode
-from crosscoder.kernels.arrays import Array, array, array_or_none, code_arrays, n_threads
+from crosscoder.kernels.arrays import array, arrays, code_arrays, n_threads
 from crosscoder.kernels.encode.rows import EncoderRows
+from crosscoder.kernels.transpose.native import order_arrays
 from crosscoder.kernels.transpose.reference import FeatureOrder
 
 
@@ -43,21 +44,11 @@ class GradientParts:
     every_F: Tensor | None = None
     x_sum_KD: Tensor | None = None
 
-    def arrays(self) -> tuple[Any, ...]:
-        return (
-            array(self.dh_N),
-            array(self.x_BKD),
-            array(self.residual_BKD),
-            self.residual_scale,
-            array(self.dnorm_FK),
-            array(self.norms_FK),
-            array_or_none(self.every_F),
-            array_or_none(self.x_sum_KD),
-            array(self.theta_F),
-        )
-
-    def order_arrays(self) -> tuple[Array, Array, Array]:
-        return array(self.order.feature_offsets), array(self.order.tokens), array(self.order.order)
+    def arguments(self) -> tuple[Any, Any, Any]:
+        """As the core takes them: code, order, and what is multiplied."""
+        batch = arrays(self.dh_N, self.x_BKD, self.residual_BKD)
+        of_features = arrays(self.dnorm_FK, self.norms_FK, self.every_F, self.x_sum_KD, self.theta_F)
+        return code_arrays(self.code), order_arrays(self.order), (*batch, self.residual_scale, *of_features)
 
     def encoder_bias(self) -> Tensor:
         """db_enc (F,) = the sum of a feature's dh over all tokens."""
@@ -73,26 +64,13 @@ class GradientParts:
 
 def gradient_squares(parts: GradientParts, W_dec_FKD: Tensor) -> Tensor:
     """(F,): squared norm of each feature's rows of dW_enc and dW_dec together."""
-    squares: Tensor = torch.from_numpy(
-        _core.gradient_squares(
-            code_arrays(parts.code), parts.order_arrays(), parts.arrays(), array(W_dec_FKD), n_threads()
-        )
-    )
-    return squares
+    return torch.from_numpy(_core.gradient_squares(*parts.arguments(), array(W_dec_FKD), n_threads()))
 
 
 def gradient_rows(parts: GradientParts, W_dec_FKD: Tensor) -> tuple[Tensor, Tensor]:
     """dW_enc and dW_dec (F, K, D) themselves, for optimisers that want them."""
     dW_enc_FKD, dW_dec_FKD = torch.empty(W_dec_FKD.shape), torch.empty(W_dec_FKD.shape)
-    _core.gradient_rows(
-        code_arrays(parts.code),
-        parts.order_arrays(),
-        parts.arrays(),
-        array(W_dec_FKD),
-        array(dW_enc_FKD),
-        array(dW_dec_FKD),
-        n_threads(),
-    )
+    _core.gradient_rows(*parts.arguments(), *arrays(W_dec_FKD, dW_enc_FKD, dW_dec_FKD), n_threads())
     return dW_enc_FKD, dW_dec_FKD
 
 
@@ -115,21 +93,13 @@ class AdamOptions:
     """Of stochastic rounding, 32 bits."""
 
     def arguments(self) -> tuple[Any, ...]:
-        return (
-            self.lr,
-            *self.betas,
-            self.epsilon,
-            self.t,
-            self.lazy,
-            self.gradient_factor,
-            self.norm_limit or 0.0,
-            self.seed & 0xFFFFFFFF,
-        )
+        """As the core takes them."""
+        clipping = (self.gradient_factor, self.norm_limit or 0.0)
+        return self.lr, *self.betas, self.epsilon, self.t, self.lazy, *clipping, self.seed & 0xFFFFFFFF
 
 
-def _matrix(parameter: Tensor, moments: dict[str, Tensor]) -> tuple[Array | None, ...]:
-    scales = (array_or_none(moments.get("m_scale")), array_or_none(moments.get("v_scale")))
-    return array(parameter), array(moments["m"]), array(moments["v"]), *scales
+def _matrix(parameter: Tensor, moments: dict[str, Tensor]) -> tuple[Any, ...]:
+    return arrays(parameter, moments["m"], moments["v"], moments.get("m_scale"), moments.get("v_scale"))
 
 
 def _targets(
@@ -158,7 +128,7 @@ def update_rows(
 ) -> None:
     """Adam on W_enc, W_dec and b_enc in place, from the pairs; `rows` stay up to date."""
     targets = _targets(W_enc_FKD, W_dec_FKD, b_enc_F, state, rows, options)
-    _core.update_rows(code_arrays(parts.code), parts.order_arrays(), parts.arrays(), array(db_enc_F), *targets)
+    _core.update_rows(*parts.arguments(), array(db_enc_F), *targets)
 
 
 def update_dense_rows(
@@ -176,5 +146,5 @@ def update_dense_rows(
 ) -> None:
     """The same with given gradients of n features from `first` on; `touched_n` bool: which have any."""
     targets = _targets(W_enc_FKD, W_dec_FKD, b_enc_F, state, rows, options)
-    gradients = (array(dW_enc_nKD), array(dW_dec_nKD), array(db_enc_n), array(touched_n.to(torch.uint8)))
+    gradients = arrays(dW_enc_nKD, dW_dec_nKD, db_enc_n, touched_n.to(torch.uint8))
     _core.update_dense_rows(*gradients, first, *targets)

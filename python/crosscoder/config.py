@@ -6,10 +6,12 @@ import dataclasses
 import math
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from typing_extensions import Doc
 
 from crosscoder.errors import ConfigError
-from crosscoder.registry import check_name
+from crosscoder.registry import check_name, described
 
 MAX_SNAPSHOTS = 64
 """The gates of one (token, feature) pair are the bits of one 64-bit integer."""
@@ -149,9 +151,7 @@ class TrainConfig:
     """A feature that has not fired for so many tokens counts as dead in the metrics."""
     seed: int = 0
     """Seed of everything random in training: initialisation, batches, revival, sampling."""
-    backend: str = "auto"
-    """What computes the step: dense torch ("reference"), C++ on a CPU ("native"), Triton on a GPU ("triton"), one of
-    your own (crosscoder.registry), or the fastest that fits the weights ("auto")."""
+    backend: Annotated[str, Doc(f"What computes the step: {described()}. crosscoder.registry adds your own.")] = "auto"
     optimizer_mode: Literal["lazy", "exact"] = "lazy"
     """"lazy": Adam on the rows of the features that fired, the others wait (their moments decay meanwhile); "exact":
     torch.optim.Adam's step on every parameter at every step."""

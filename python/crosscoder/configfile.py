@@ -1,9 +1,10 @@
-"""Configurations as YAML: read with every unknown key refused, written beside each run."""
+"""Configurations as YAML: read with every unknown key refused, written sealed beside each run."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 import tyro
 
-from crosscoder.errors import ConfigError
-from crosscoder.files import write_text
+from crosscoder.errors import ConfigError, DataError
+from crosscoder.files import read_bytes, write_bytes
+from crosscoder.seals import BrokenSealError, is_sealed_yaml, open_yaml, seal_yaml
 
 PRESETS = Path(__file__).parent / "presets"
+MOST_CONFIG_BYTES = 1 << 20
+"""The largest file of options that is read: YAML takes some seconds for it."""
 
 
 def locate_config(name: str, verb: str) -> Path:
@@ -26,28 +30,45 @@ def locate_config(name: str, verb: str) -> Path:
     raise ConfigError(f"there is no configuration file {name}, and no preset of that name (presets: {known})")
 
 
-def read_config(path: Path, config_class: type) -> Any:
+def read_config(path: Path, config_class: type, *, record: bool = False) -> Any:
     """An instance of the dataclass `config_class` from a YAML file; what the file leaves out keeps its default.
 
-    Raises `ConfigError` naming the file and the key: unreadable, unknown (with a suggestion), wrong type.
+    Raises `ConfigError` naming the file and the key: unreadable, unknown (with a suggestion), wrong type; and where it
+    is not as `write_config` left it. A file without a checksum is a user's own, and is taken as it is unless it must be
+    a `record` of what was done: damage to that is a `DataError`.
     """
+    return _build(config_class, read_options(path, record=record), str(path))
+
+
+def read_options(path: Path, *, record: bool = False) -> dict[str, Any]:
+    """The options in a YAML file, by name, as YAML has them. Raises `ConfigError`, of a record `DataError`."""
     import yaml
 
+    kind = DataError if record else ConfigError
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {reason}") from error
-    return _build(config_class, {} if values is None else values, str(path))
+        data = read_bytes(path, MOST_CONFIG_BYTES)
+        if record or is_sealed_yaml(data):
+            data = open_yaml(data)
+        values = yaml.safe_load(data.decode())
+    except DataError as error:
+        raise kind(str(error)) from error
+    except BrokenSealError as error:
+        raise kind(
+            f"{path} {error}; restore it, or run the command that wrote it again (a copy without that line is taken by "
+            "--config as it is)"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise kind(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, (dict, type(None))):
+        raise kind(f"{path} must be a mapping of options, not {type(values).__name__}")
+    return values or {}
 
 
 def write_config(path: Path, config: Any) -> None:
-    """Write a dataclass as YAML, in a form that `read_config` takes. Raises `StorageError`."""
+    """Write a dataclass as YAML, sealed, in a form that `read_config` takes. Raises `StorageError`."""
     import yaml
 
-    write_text(path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    write_bytes(path, seal_yaml(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)))
 
 
 def plain(value: Any) -> Any:
@@ -75,7 +96,10 @@ def _build(config_class: type, values: Any, where: str) -> Any:
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             built.setdefault(name, tyro.MISSING)  # then the command line must give it
-    return config_class(**built)
+    try:
+        return config_class(**built)
+    except ConfigError as error:  # what the class itself finds wrong
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -95,7 +119,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            pass
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 5e-5, without a point, as text
         try:
             return float(value)
@@ -104,4 +131,4 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     wanted = " or ".join(map(str, arguments)) if origin is typing.Literal else getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where} must be {wanted}, not {value!r}")
+    raise ConfigError(f"{where} must be {wanted}, not {reprlib.repr(value)}")

@@ -1,4 +1,4 @@
-"""Files that a reader sees whole or not at all, whenever the writer is killed; and records that notice damage.
+"""Files that a reader sees whole or not at all, whenever the writer is killed; and sealed records.
 
 Names that this module makes itself (temporary files, locks) are never followed through a link: what a link points to
 is another's file.
@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
-from crosscoder import _core
 from crosscoder.errors import DataError, StorageError
+from crosscoder.seals import BrokenSealError, open_json, seal_json
 
 _TEMPORARY = ".tmp-"
-_UNSIGNED = "0" * 16
 MOST_RECORD_BYTES = 1 << 28
 """The largest JSON file that is read: text in memory takes several times its size."""
 
@@ -130,14 +128,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as indented JSON, atomically, with a checksum of the whole text as its last entry.
-
-    The checksum is XXH3 (64 bits, hexadecimal) of the text with zeros in its place. NaN and infinity are refused with
-    `ValueError`: they are not JSON.
-    """
-    unsigned = json.dumps({**record, "checksum": _UNSIGNED}, indent=2, allow_nan=False) + "\n"
-    head, tail = unsigned.rsplit(_UNSIGNED, 1)
-    write_text(path, f"{head}{_core.xxh3_64(unsigned.encode()):016x}{tail}")
+    """Write a record as indented JSON, atomically, sealed. NaN and infinity are refused with `ValueError`."""
+    write_bytes(path, seal_json(record, indent=2))
 
 
 def read_json(path: Path, **kinds: type) -> dict[str, Any]:
@@ -146,19 +138,10 @@ def read_json(path: Path, **kinds: type) -> dict[str, Any]:
     `kinds` names entries that must be there, and their types. Raises `DataError` naming the file where it is missing,
     malformed or damaged, or lacks one of them.
     """
-    data = read_bytes(path, MOST_RECORD_BYTES)
     try:
-        record = json.loads(data.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not readable JSON ({error}); restore or delete it") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{path} holds no JSON object; restore or delete it")
-    checksum = record.pop("checksum", None)
-    if not isinstance(checksum, str) or len(checksum) != len(_UNSIGNED):
-        raise DataError(f"{path} has no checksum: it is damaged, or of an earlier release; restore it or make it anew")
-    head, _, tail = data.rpartition(checksum.encode())
-    if f"{_core.xxh3_64(head + _UNSIGNED.encode() + tail):016x}" != checksum:
-        raise DataError(f"{path} is damaged, or was changed by hand (its checksum differs); restore it or make it anew")
+        record = open_json(read_bytes(path, MOST_RECORD_BYTES))
+    except BrokenSealError as error:
+        raise DataError(f"{path} {error}; restore it or make it anew") from error
     for name, kind in kinds.items():
         value = record.get(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -169,8 +152,23 @@ def read_json(path: Path, **kinds: type) -> dict[str, Any]:
 _KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Number and record of each line of a file of sealed JSON lines; None for a damaged one.
+
+    A last line that does not end is passed over: a process was killed while it wrote that. Raises as `read_bytes`.
+    """
+    *lines, rest = read_bytes(path).split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        yield number, _opened(line)
+    if _opened(rest[:-1]) is not None:  # not cut off: it is its end that is damaged
+        yield len(lines) + 1, None
+
+
+def _opened(line: bytes) -> dict[str, Any] | None:
+    try:
+        return open_json(line + b"\n")
+    except BrokenSealError:
+        return None
 
 
 @contextlib.contextmanager

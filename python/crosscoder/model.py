@@ -5,6 +5,7 @@ Letters: B tokens, K snapshots, D width of one activation, F features. Source: d
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -219,8 +220,28 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         self._writes.count += 1
 
     def update_batch_threshold(self, smallest: Tensor) -> None:
-        """BatchTopK's running mean of the smallest score kept, its threshold at inference."""
+        """BatchTopK's running mean of the smallest score kept: its threshold at inference until one is calibrated."""
         self.weights().update_batch_threshold(smallest)
+
+    @torch.no_grad()
+    def calibrated_batch_threshold(self, x_BKD: Tensor, *, backend: str = "auto") -> Tensor:
+        """(): the threshold at which BatchTopK lets `top_k` features a token through on `x_BKD`, with these weights.
+
+        It is the smallest of the B x `top_k` largest scores; 0 where fewer are positive. To use it:
+        `model.batch_threshold.copy_(...)`. `Trainer` does so when training ends, and in its checkpoints; a training
+        loop of your own should, on some thousand of its last tokens. Raises `ConfigError` for another gate, and as
+        `encode`.
+        """
+        gate = Gate.of(self.config)
+        if not gate.whole_batch:
+            raise ConfigError(f'gate "{self.config.gate}" has no threshold for all features; only "batchtopk" has')
+        found = dataclasses.replace(self.weights(), training=True)
+        with devices.current(self.W_enc.device):
+            code = self.backend(backend).encode(found, found.input(x_BKD))
+        if code.n_pairs < gate.top_k * code.n_tokens or not code.n_tokens:
+            return self.batch_threshold.new_zeros(())
+        scores_N = code.values * gate.scale(found.norms())[code.features.long()]
+        return scores_N.amin().to(self.batch_threshold.dtype)
 
     # ------------------------------------------------------------------------------------------- coordinates
 

@@ -14,7 +14,8 @@ from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import DataError
 from crosscoder.gate import Gate
 
-BATCH_THRESHOLD_DECAY = 0.99
+BATCH_THRESHOLD_DECAY = 0.9
+"""Of the running mean over batches: about twenty count, so that it lags ten steps behind weights that change."""
 PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_dec", "log_threshold")
 
 
@@ -96,7 +97,7 @@ class Weights:
 
     @torch.no_grad()
     def update_batch_threshold(self, smallest: Tensor) -> None:
-        """BatchTopK's running mean of the smallest score kept, its threshold at inference."""
+        """BatchTopK's running mean of the smallest score kept: its threshold at inference until one is calibrated."""
         start = self.batch_threshold == 0
         mean = BATCH_THRESHOLD_DECAY * self.batch_threshold + (1 - BATCH_THRESHOLD_DECAY) * smallest
         self.batch_threshold.copy_(torch.where(start, smallest, mean))

@@ -24,12 +24,16 @@ _entries: dict[str, str] = {
     "native": "crosscoder.backends.native:NativeBackend",
     "triton": "crosscoder.backends.triton:TritonBackend",
 }
+_words = {"reference": "dense torch", "native": "C++ on a CPU", "triton": "Triton on a GPU"}
+"""What each is, in a few words."""
 _automatic = ["native", "triton"]
 """Whom "auto" asks, in this order, before the reference."""
 
 
-def register(name: str, target: str, *, automatic: bool = False) -> None:
+def register(name: str, target: str, *, automatic: bool = False, words: str = "") -> None:
     """Add the backend `target` ("module:Class") under `name`; `automatic`: "auto" asks it first of all.
+
+    `words` say in the help what it is.
 
     Raises `ConfigError` for a name that is taken by another class, or a target of another form.
     """
@@ -39,6 +43,8 @@ def register(name: str, target: str, *, automatic: bool = False) -> None:
     if name == AUTO or _entries.get(name, target) != target:
         raise ConfigError(f"there is a backend {name!r} already; choose another name")
     _entries[name] = target
+    if words:
+        _words[name] = words
     if automatic and name not in _automatic:
         _automatic.insert(0, name)
 
@@ -47,6 +53,7 @@ def unregister(name: str) -> None:
     """Take a backend out again. Raises `ConfigError` if there is none of that name."""
     check_name(name)
     _entries.pop(name, None)
+    _words.pop(name, None)
     if name in _automatic:
         _automatic.remove(name)
 
@@ -54,6 +61,14 @@ def unregister(name: str) -> None:
 def backend_names() -> tuple[str, ...]:
     """Every backend there is."""
     return tuple(_entries)
+
+
+def described() -> str:
+    """The backends in words, for the help of an option."""
+    return (
+        ", ".join(f'{_words.get(name, target)} ("{name}")' for name, target in _entries.items())
+        + f', or the fastest that fits ("{AUTO}")'
+    )
 
 
 def automatic_names() -> tuple[str, ...]:

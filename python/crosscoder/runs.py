@@ -42,7 +42,8 @@ Open `report.html` in a browser: it needs no network.
 | `sweep/` | explained variance against L0 beside SAEs: `results.parquet`, `frontier.svg`, every trained point |
 | `figures/` | every figure as SVG, its data as CSV |
 
-Files appear complete or not at all. Any command that was killed goes on when it is run again.
+Files appear complete or not at all. Any command that was killed goes on when it is run again. Records carry a checksum:
+a changed one is refused. (To use a changed `config/VERB.yaml`, give a copy of it without its last line to `--config`.)
 `activations/` is the large part; it can be deleted when no further training is wanted.
 """
 
@@ -136,7 +137,7 @@ class Run:
         path = self.path / "config" / f"{verb}.yaml"
         if not path.exists():
             return
-        before, now = plain(read_config(path, type(config))), plain(config)
+        before, now = plain(read_config(path, type(config), record=True)), plain(config)
         different = [
             f"{name}: {before[name]} there, {value} now"
             for name, value in now.items()
@@ -178,15 +179,16 @@ class Run:
                 record.get("whole", False),
                 record.get("proven", False),
                 tuple(record.get("content", ())),
+                record.get("tokenizer", ""),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self.snapshots_file} is malformed ({error!r}); restore it or collect again") from error
 
     def snapshots_identity(self) -> dict[str, Any]:
         """What results rest on of `snapshots.json`: the place of the model's folder does not matter where its content
-        is recorded, nor what was noticed of the snapshots."""
+        is recorded, nor the tokenizer's files, nor what was noticed of the snapshots."""
         record: dict[str, Any] = read_json(self.snapshots_file)
-        beside = {"model", "alike"} if record.get("content") else set()
+        beside = {"model", "alike", "tokenizer"} if record.get("content") else {"tokenizer"}
         return {key: value for key, value in record.items() if key not in beside}
 
     def write_snapshots(self, snapshots: SnapshotSet, alike: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -201,6 +203,7 @@ class Run:
             "whole": snapshots.whole,
             "proven": snapshots.proven,
             "content": list(snapshots.content),
+            "tokenizer": snapshots.tokenizer,
             "alike": [dict(group) for group in alike],
         }
         write_json(self.snapshots_file, record)

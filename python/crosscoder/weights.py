@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crosscoder import _core
 from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.files import explained_write_errors, read_json, require_file, write_bytes, write_json
+from crosscoder.seals import digest
 
 FORMAT = "crosscoder"
 FORMAT_VERSION = 1
@@ -28,7 +28,7 @@ _CHECKED_AT_ONCE = 1 << 20
 def checksum(tensor: Tensor) -> str:
     """XXH3 of a tensor's bytes in row-major order, 16 hexadecimal digits."""
     data = tensor.detach().cpu().contiguous().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().view(1)
-    return f"{_core.xxh3_64(data.reshape(-1).view(torch.uint8).numpy()):016x}"
+    return digest(data.reshape(-1).view(torch.uint8).numpy())
 
 
 def save(config: CrosscoderConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_folder_without_tokens_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tokens\.json does not exist"):
         TokenSet.load(tmp_path)
     (tmp_path / "tokens.json").write_text("[1")
-    with pytest.raises(DataError, match="not readable JSON"):
+    with pytest.raises(DataError, match="tokens.json has no checksum"):
         TokenSet.load(tmp_path)
 
 

@@ -118,3 +118,25 @@ def test_low_memory_resumes_bit_for_bit(tmp_path: Any) -> None:
     for x in batches(SHAPE, 9)[4:]:
         second.step(x)
     assert same_bits(whole, second)
+
+
+@pytest.mark.parametrize("density", [-1.0, 0.3, 2.0], ids=["dense", "as it comes", "sparse"])
+@pytest.mark.parametrize("candidates", ["exact", "int8"])
+def test_a_write_before_the_first_step_is_noticed_whichever_way_it_goes(candidates: str, density: float) -> None:
+    """The dense way refreshes only what is derived from rows that it changes: here most features never fire."""
+    trainer = trained("native", steps=0, candidates=candidates)
+    trainer.engine.dense_above = density
+    model = trainer.model
+    with torch.no_grad():
+        for matrix in (model.W_enc, model.W_dec):
+            matrix.mul_(1 + torch.rand(len(matrix), 1, 1, generator=torch.Generator().manual_seed(4)))
+        model.b_enc[10:] = -100
+    (x,) = batches(SHAPE, 1)
+    trainer.step(x)
+    with torch.no_grad():
+        model.b_enc.zero_()
+    code, expected = model.encode(x, backend="native", candidates=candidates), model.encode(x, backend="reference")
+    assert abs(code.n_pairs - expected.n_pairs) <= 2
+    torch.testing.assert_close(code.to_dense(), expected.to_dense(), rtol=1e-4, atol=2e-3)
+    rows = model.backend("native").rows(model.weights(), "int8" if candidates == "int8" else None)  # type: ignore[attr-defined]
+    torch.testing.assert_close(rows.norms_FK, model.decoder_norms().detach(), rtol=1e-6, atol=0)

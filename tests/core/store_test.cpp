@@ -1,8 +1,13 @@
 // Tests of segments and the prefetcher, meant for sanitizers: damaged bytes, many threads, buffers of exact size.
 
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -11,6 +16,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.hpp"
@@ -321,6 +327,123 @@ void test_prefetching() {
     }
 }
 
+// The page of a cut file reads as zeros and is told; a SIGBUS of others goes to the handler that was there before.
+volatile int others = 0;
+sigjmp_buf elsewhere;
+
+bool jumps_away(const unsigned char* at) {
+    if (sigsetjmp(elsewhere, 1) == 0) {
+        return *const_cast<const volatile unsigned char*>(at) == 'y';
+    }
+    return true;
+}
+
+void test_mapped_files_that_are_cut() {
+    const Folder folder;
+    const std::string path = folder.of("mapped");
+    const std::vector<char> bytes(16 * kPage, 'x');
+    const auto write = [&] { std::ofstream(path, std::ios::binary).write(bytes.data(), 16 * kPage); };
+    write();
+    struct sigaction before {};
+    before.sa_handler = [](int) {
+        others = others + 1;
+        siglongjmp(elsewhere, 1);
+    };
+    struct sigaction saved {};
+    CHECK(::sigaction(SIGBUS, &before, &saved) == 0);
+    const int descriptor = ::open(path.c_str(), O_RDONLY);
+    MappedFile file(descriptor, 16 * kPage), other(descriptor, 16 * kPage), whole(descriptor, 16 * kPage);
+    CHECK(file.data() != nullptr);
+    {
+        const MappedFile::Reading reading(whole);
+        CHECK(whole.data()[0] == 'x' && whole.data()[16 * kPage - 1] == 'x');
+        CHECK(reading.is_whole());
+    }
+    fs::resize_file(path, 4 * kPage);
+    for (int round = 0; round < 2; ++round) {  // twice: a handler that jumps away leaves nothing behind
+        const MappedFile::Reading reading(file);
+        CHECK(jumps_away(other.data() + 9 * kPage) && others == round + 1);
+        CHECK(reading.is_whole());
+    }
+    sigset_t bus;
+    sigemptyset(&bus);
+    sigaddset(&bus, SIGBUS);
+    CHECK(::pthread_sigmask(SIG_BLOCK, &bus, nullptr) == 0);
+    {
+        const MappedFile::Reading reading(file);
+        CHECK(file.data()[9 * kPage] == 0);
+        CHECK(!reading.is_whole());
+    }
+    CHECK(::pthread_sigmask(SIG_UNBLOCK, &bus, nullptr) == 0);
+    CHECK(others == 2);
+    CHECK(::sigaction(SIGBUS, &saved, nullptr) == 0);
+    ::close(descriptor);
+}
+
+// Segments cut and grown again while several threads read them: whole, or refused.
+void test_segments_that_are_cut_under_readers() {
+    constexpr std::size_t K = 2, T = 4'001, B = 500, total = T - 1;
+    constexpr std::uint32_t D = 256;
+    const Folder folder;
+    std::vector<float> x(T * D);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        x[i] = static_cast<float>(i / D);
+    }
+    StoreLayout layout;
+    layout.store = 77;
+    layout.width = D;
+    layout.item = Item::fp32;
+    std::vector<std::string> paths;
+    for (std::size_t k = 0; k < K; ++k) {
+        layout.snapshots.push_back("s" + std::to_string(k));
+        layout.scales.push_back(1.0F);
+        paths.push_back(folder.of(layout.snapshots.back()));
+        CHECK(write_activations(paths.back(), folder.of("t"), head_of(Item::fp32, D, T, 0, layout.snapshots.back()),
+                                x.data()));
+    }
+    std::vector<float> memory(total * K * D);
+    std::vector<void*> batches;
+    for (std::size_t i = 0; i < total / B; ++i) {
+        batches.push_back(memory.data() + i * B * K * D);
+    }
+    std::vector<char> bytes(fs::file_size(paths[1]));
+    const auto size = static_cast<std::streamsize>(bytes.size());
+    std::ifstream(paths[1], std::ios::binary).read(bytes.data(), size);
+    int refused = 0;
+    for (int round = 0; round < 20; ++round) {
+        std::ofstream(paths[1], std::ios::binary).write(bytes.data(), size);
+        Prefetcher prefetcher(layout, 3);
+        const auto read = [&] { prefetcher.wait(prefetcher.submit(window_of(paths, K, T, batches, B))); };
+        read();  // checked: from now on mapped
+        std::atomic<bool> stop = false;
+        std::thread attacker([&] {
+            Random random;
+            std::this_thread::sleep_for(std::chrono::microseconds(100 * round));
+            while (!stop) {
+                fs::resize_file(paths[1], random() % bytes.size());
+                fs::resize_file(paths[1], bytes.size());
+            }
+        });
+        for (int i = 0; i < 10; ++i) {
+            std::fill(memory.begin(), memory.end(), -1.0F);
+            try {
+                read();
+            } catch (const FormatError&) {
+                ++refused;
+                continue;
+            }
+            for (std::size_t i_row = 0; i_row < total; ++i_row) {
+                const float wanted = i_row % 7 == 3 ? -1.0F : static_cast<float>(i_row + 1);
+                const float* rows = memory.data() + i_row * 7 % total * K * D;
+                CHECK(std::all_of(rows, rows + K * D, [&](float value) { return value == wanted; }));
+            }
+        }
+        stop = true;
+        attacker.join();
+    }
+    CHECK(refused > 0);
+}
+
 }  // namespace
 
 int main() {
@@ -329,6 +452,8 @@ int main() {
     test_headers_of_all_kinds(Item::int8);
     test_headers_of_all_kinds(Item::int4);
     test_prefetching();
+    test_mapped_files_that_are_cut();
+    test_segments_that_are_cut_under_readers();
     std::puts("store_test: all passed");
     return 0;
 }

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from crosscoder.errors import DataError
-from crosscoder.evolution.analyses.change import decoder_change, shares, summary, turning_or_growing
+from crosscoder.evolution.analyses.change import CHANGE, decoder_change, shares, summary, turning_or_growing
 from crosscoder.figures.results import Results
 
 F, K, D = 40, 5, 16
@@ -113,11 +113,11 @@ def test_shapes_that_do_not_match_are_refused() -> None:
 def test_the_page_says_where_turning_is_least_and_most() -> None:
     found = decoder_change(*norms_and_cosines(vectors()))
     results = Results(np.array([0, 1, 8, 64, 512]), [found])
-    sentence = turning_or_growing(results)
+    sentence = turning_or_growing(found, results)
     least, most = (int(pick(found.overall.turning)) for pick in (np.nanargmin, np.nanargmax))
     assert f"between {found.overall.turning[least]:.0%} (step {[0, 1, 8, 64][least - 1]} to" in sentence
     assert f"and {found.overall.turning[most]:.0%} (step {[0, 1, 8, 64][most - 1]} to" in sentence
-    table = shares(results)
+    table = shares(found, results)
     assert table is not None and table.columns["turning"][0] is None
     assert table.columns["growing"][2] == pytest.approx(found.overall.growing[2], rel=1e-5)
     assert table.columns["random directions"][4] == pytest.approx(found.overall.turning_random[4], rel=1e-5)
@@ -125,7 +125,7 @@ def test_the_page_says_where_turning_is_least_and_most() -> None:
 
 
 def test_a_run_without_the_result_has_no_figure_and_no_sentence() -> None:
-    nothing = Results(np.arange(K), [])
-    assert shares(nothing) is None and turning_or_growing(nothing) == ""
+    nothing, page = Results(np.arange(K), []), CHANGE.page
+    assert page is not None and page.tables(nothing) == [] and page.found(nothing) == []
     still = Results(np.arange(2), [decoder_change(np.ones((3, 2)), np.full((3, 2), np.nan))])
-    assert shares(still) is None and turning_or_growing(still) == ""
+    assert page.tables(still) == [] and page.found(still) == []

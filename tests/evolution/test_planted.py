@@ -16,7 +16,7 @@ def test_analyses_find_the_truth(seed: int) -> None:
     truth = PlantedDictionary(PlantedConfig(seed=seed))
     assert truth.directions.shape == (512, 8, 64) and truth.strengths.shape == (512, 8)
     assert truth.rates.sum() == pytest.approx(8, rel=0.01)
-    assert 4 < truth.l0_snapshot.mean() < 6.5
+    assert 4 < (truth.rates @ truth.present).mean() < 6.5
     cycles = life_cycles(truth.strengths.numpy(), truth.steps)
     for name in ("emergence", "peak", "death"):
         assert (getattr(cycles, name) == getattr(truth, name)).all()

@@ -18,6 +18,7 @@ from crosscoder.explain.answers import Answers, key_of
 from crosscoder.explain.asking import Asker, Question, Spending
 from crosscoder.explain.endpoint import Endpoint, EndpointError
 from crosscoder.explain.prompts import VERSION, read_passages
+from crosscoder.files import read_lines
 
 
 def echo(prompt: str) -> str:
@@ -55,7 +56,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [record or {} for _, record in read_lines(path)]
 
 
 def test_answers_are_kept_beside_their_prompts(path: Path) -> None:
@@ -260,7 +261,7 @@ def test_a_torn_last_line_is_dropped_and_a_damaged_one_asked_again(
         path.write_bytes(b"\n".join([parts[0], b'{"key": "x"}', b"\xff{", *parts[3:]]))
         assert len(Answers(path)) == 2
         printed = capsys.readouterr().err
-        assert "line 2 is damaged" in printed and "line 3 is damaged" in printed
+        assert "2 line(s) damaged" in printed and "the first is line 2" in printed
         assert Setting(server, path).ask(questions(4)) == [[0], [1], [2], [3]]
         assert server.counts == {"question 1": 1, "question 2": 2, "question 3": 2, "question 4": 2}
 

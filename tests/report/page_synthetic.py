@@ -17,19 +17,23 @@ from crosscoder.attribution.circuits import Circuit
 from crosscoder.attribution.finished import TaskResult
 from crosscoder.common.byte_text import Vocabulary
 from crosscoder.evolution.analyses import dimensionality, induction, ngrams, rotation
+from crosscoder.evolution.analyses.life import LifeResult
 from crosscoder.evolution.analyses.life import figures as life_figures
 from crosscoder.figures.results import Fact, Part
 from crosscoder.figures.table import FigureTable
 from crosscoder.report import evaluation
 from crosscoder.report.data import Contexts, Features, PageData
 
-PARTS = (
+PARTS: tuple[Part[Any], ...] = (
     Part(
-        "Strength and life", (life_figures.norms, life_figures.emergence, life_figures.lifetimes, life_figures.turnover)
+        LifeResult,
+        "Strength and life",
+        (life_figures.norms, life_figures.emergence, life_figures.lifetimes, life_figures.turnover),
     ),
-    Part("Rotation", (rotation.cosines,)),
-    Part("Dimensionality", (dimensionality.curves,)),
-    Part("N-gram phase", (ngrams.loss, ngrams.distances, induction.curve)),
+    Part(rotation.RotationResult, "Rotation", (rotation.cosines,)),
+    Part(dimensionality.Dimensionality, "Dimensionality", (dimensionality.curves,)),
+    Part(ngrams.NgramsResult, "N-gram phase", (ngrams.loss, ngrams.distances)),
+    Part(induction.InductionResult, "N-gram phase", (induction.curve,)),
     evaluation.PART,
 )
 """The figures of the page that are made up here; those of other analyses are in results_synthetic.py."""

@@ -14,7 +14,7 @@ from crosscoder.common.statistics import correlate
 from crosscoder.config import StudySettings
 from crosscoder.figures.results import Results
 from crosscoder.report.assemble import alike_notes, findings, parts
-from crosscoder.report.evaluation import PART, Evaluated, facts
+from crosscoder.report.evaluation import PART, Evaluated
 
 STRENGTH, ROTATION, DIMENSIONALITY = "Strength and life", "Rotation", "Dimensionality"
 NGRAMS, TYPES, COMPLEXITY = "N-gram phase", "Feature types", "Complexity"
@@ -281,13 +281,15 @@ def test_ordinary_tokens_have_a_figure_of_their_own_where_norms_were_told_apart(
         "n_train_tokens": 10_000,
         "explained_variance_by_norm": {"ordinary": 0.8594},
     }
-    told = {fact.label: fact for fact in facts(Results(STEPS, [Evaluated(summary | more, 2048, 4, 8)]))}
+    told = {fact.label: fact for fact in PART.tiles(Results(STEPS, [Evaluated(summary | more, 2048, 4, 8)]))}
     assert (
         told["… of ordinary norms"].value == "0.859"
         and "under 4 median norms" in told["… of ordinary norms"].explanation
     )
     more["explained_variance_by_norm"] = {"ordinary": None}
-    assert all("ordinary" not in fact.label for fact in facts(Results(STEPS, [Evaluated(summary | more, 2048, 4, 8)])))
+    assert all(
+        "ordinary" not in fact.label for fact in PART.tiles(Results(STEPS, [Evaluated(summary | more, 2048, 4, 8)]))
+    )
 
 
 def test_the_page_names_snapshots_that_are_alike() -> None:

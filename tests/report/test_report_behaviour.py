@@ -15,6 +15,7 @@ from playwright.sync_api import expect
 
 from crosscoder.attribution.figures import sentence
 from crosscoder.attribution.finished import TaskResult
+from crosscoder.figures.results import Results
 from crosscoder.report.data import PageData
 from crosscoder.report.figures import save_figures
 from crosscoder.report.page import write_page
@@ -179,7 +180,7 @@ def test_findings_follow_the_figures() -> None:
 
     def told(name: str, **changes: Any) -> str:
         record = {"task": name, "figures": {**figures, **changes}}
-        return sentence(dataclasses.replace(page_synthetic.tasks(300, [0, 10, 100])[0], record=record))
+        return sentence(dataclasses.replace(page_synthetic.tasks(300, [0, 10, 100])[0], record=record), Results([], []))
 
     found = told("induction")
     assert "at 2 of 3 snapshots, from step10 on (90% right at step100)" in found

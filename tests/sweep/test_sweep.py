@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
 import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from faults.killing import crosscoder, files_of, run_with_kills
-from faults.killing import run as run_command
 from support.command_line import error, run
 
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig
@@ -324,34 +321,6 @@ def test_a_point_that_fails_does_not_stop_the_others(
     assert "1 of 3 points failed (sae, F 32, lambda 0.1, lr 0.003, seed 0)" in error(capsys)
     table = pyarrow.parquet.read_table(tmp_path / "other" / "results.parquet").to_pydict()
     assert table["method"] == ["crosscoder", "chain"]
-
-
-@pytest.mark.slow
-def test_a_sweep_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same weights and figures in the end, and no left-overs. SWEEP_KILLS=20 tries more moments."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    file = tmp_path / "settings.yaml"
-    options = {"n_steps": 150, "batch_size": 64, "lr": LR, "checkpoint_every": 20}
-    file.write_text(json.dumps({"n_features": 128, "train": options}))
-    for name in ("whole", "killed"):
-        make_run(tmp_path / name / "run", 2000)
-    command = crosscoder("sweep", "run", "--settings", file, "--sparsity", 0.05, 0.3, "--baseline-lr", LR)
-    run_command(command, tmp_path / "whole")
-    kills = int(os.environ.get("SWEEP_KILLS", "3"))
-    seed = int(os.environ.get("KILL_SEED", "0"))
-    killed = run_with_kills(command, tmp_path / "killed", kills, 6.0, seed)
-    patterns = ["run/sweep/points/**/crosscoder/*", "run/sweep/settings.json", "run/sweep/snapshots.parquet"]
-    whole, other = files_of(tmp_path / "whole", *patterns), files_of(tmp_path / "killed", *patterns)
-    assert len(whole) == 2 * (1 + 1 + K) * 3 + 2 and whole.keys() == other.keys()
-    assert [name for name in whole if whole[name] != other[name]] == []
-    rows = []
-    for name in ("whole", "killed"):
-        table = pyarrow.parquet.read_table(tmp_path / name / "run" / "sweep" / "results.parquet").to_pydict()
-        assert all(seconds > 0 for seconds in table.pop("seconds"))
-        rows.append(table)
-    assert rows[0] == rows[1]
-    assert not list((tmp_path / "killed").rglob(".tmp-*")), "left-overs of killed writes"
-    print(f"killed {killed} times")
 
 
 # ----------------------------------------------------------------------------------------------- errors

@@ -14,10 +14,10 @@ from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, Trainer
 from crosscoder.backends import closed_form, native
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.kernels.threshold.reference import sample_tokens
-from crosscoder.train import trainer as trainer_module
 from crosscoder.train.initialization import search_decoder_norm
 from crosscoder.train.revival import revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
+from crosscoder.train.seeds import Purpose, _splitmix64, step_seed
 
 K, D, F, B = 3, 16, 64, 128
 
@@ -283,13 +283,33 @@ def test_same_seed_same_bits() -> None:
 
 
 def test_random_numbers_differ_between_steps_purposes_and_seeds() -> None:
-    seeds = set()
+    """Also at shifted steps: a sum of multiples gave seed s at step 1,000,003 the numbers of seed s + 1 at step 0."""
+    steps = (*range(300), 1_000_002, 1_000_003, 1_000_004, 2_000_006, 2**31, 2**40)
+    seeds = (0, 1, 2, 3, 2**31, 2**32, 2**32 + 1, 2**63 - 1)
+    drawn = {step_seed(seed, step, purpose) for seed in seeds for step in steps for purpose in Purpose}
+    assert len(drawn) == len(seeds) * len(steps) * len(Purpose)
+    assert min(drawn) >= 0 and max(drawn) < 2**63
+    low = {number % 2**31 for number in drawn}  # as many as Triton's kernels take
+    assert len(low) >= len(drawn) - 2
+
+
+def test_seeds_are_splitmix64s() -> None:
+    """Its first numbers from state 1234567, from the reference implementation."""
+    state, found = 1234567, []
+    for _ in range(3):
+        found.append(_splitmix64(state))
+        state += 0x9E3779B97F4A7C15
+    assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_a_trainer_draws_by_its_seed_and_step() -> None:
+    drawn: set[int] = set()
     for seed in range(3):
         trainer = make(seed=seed)
         for trainer.step_number in range(50):
-            seeds |= {trainer._seed(purpose) for purpose in (trainer_module._SAMPLING, trainer_module._REVIVAL)}
-    assert len(seeds) == 3 * 50 * 2
-    assert make(seed=2)._seed(0) == make(seed=2)._seed(0)
+            drawn |= {trainer._seed(purpose) for purpose in Purpose}
+    assert len(drawn) == 3 * 50 * len(Purpose)
+    assert make(seed=2)._seed(Purpose.STEP) == make(seed=2)._seed(Purpose.STEP)
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])

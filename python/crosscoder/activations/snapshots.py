@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crosscoder.activations.content import snapshot_digest
+from crosscoder.activations.content import files_digest, snapshot_digest, tokenizer_files, weight_files
 from crosscoder.activations.presets import PRESETS, REVISIONS, revision_names
 from crosscoder.activations.steps import REMEDY, step_of, steps_of
 from crosscoder.activations.trunk import SITES, decoder_layers, truncate
@@ -46,6 +46,8 @@ class SnapshotSet:
     """`proof.prove` has shown that what is taken from the snapshots is the whole model's own."""
     content: tuple[str, ...] = ()
     """What `contents` gave when the snapshots were collected: one that has changed since is not loaded."""
+    tokenizer: str = ""
+    """What `tokenizer_content` gave then."""
 
     def __post_init__(self) -> None:
         if not self.revisions:
@@ -124,7 +126,11 @@ class SnapshotSet:
             return tuple(values[k] for k in kept) if values else ()
 
         return dataclasses.replace(
-            self, revisions=tuple(names), given_steps=of(self.given_steps), content=of(self.content)
+            self,
+            revisions=tuple(names),
+            given_steps=of(self.given_steps),
+            content=of(self.content),
+            tokenizer=self.tokenizer if names[-1] == self.revisions[-1] else "",
         )
 
     def contents(self) -> tuple[str, ...]:
@@ -140,6 +146,27 @@ class SnapshotSet:
             return f"commit {getattr(self.load_config(k), '_commit_hash', None)}"
         except DataError:
             return ""
+
+    def tokenizer_content(self) -> str:
+        """A digest of the files of the last snapshot's tokenizer, where it is a local folder; else empty."""
+        folder = Path(self.model) / self.revisions[-1]
+        return files_digest(tokenizer_files(folder), folder) if folder.is_dir() else ""
+
+    def _require_unchanged(self, k: int) -> None:
+        """Raises `DataError` if snapshot k is not the one that was collected."""
+        if not (self.content and self.content[k]):
+            return
+        folder = Path(self.model) / self.revisions[k]
+        if folder.is_dir():
+            changed = f"config.json or the weights in {', '.join(path.name for path in weight_files(folder))}"
+            same = snapshot_digest(folder) == self.content[k]
+        else:
+            changed, same = "the commit", self._content(k) in ("", self.content[k])
+        if not same:
+            raise DataError(
+                f"snapshot {self.revisions[k]} of {self.model} is another than the one that was collected ({changed} "
+                "changed since); bring it back, or collect into another run"
+            )
 
     def _location(self, k: int) -> tuple[str, dict[str, Any]]:
         if Path(self.model).is_dir():
@@ -186,11 +213,7 @@ class SnapshotSet:
     def _read(self, kind: Any, k: int, dtype: torch.dtype, **options: Any) -> Any:
         """Snapshot k, every weight of it from its files, in eval mode."""
         quiet_transformers()
-        if self.content and self.content[k] and self._content(k) not in ("", self.content[k]):
-            raise DataError(
-                f"snapshot {self.revisions[k]} of {self.model} is another than the one that was collected (its "
-                "configuration or weights have changed); bring it back, or collect into another run"
-            )
+        self._require_unchanged(k)
         name, where = self._location(k)
         try:
             with _without_load_report():
@@ -230,7 +253,7 @@ class SnapshotSet:
             return AutoConfig.from_pretrained(name, **options)
         except Exception as error:
             raise DataError(
-                f"cannot load snapshot {self.revisions[k]} of {self.model}: {_first_line(error)}"
+                f"cannot load snapshot {self.revisions[k]} of {self.model}, its config.json: {_first_line(error)}"
             ) from error
 
     def first_config(self) -> Any:
@@ -243,9 +266,15 @@ class SnapshotSet:
         raise last
 
     def load_tokenizer(self) -> Any:
-        """The last snapshot's tokenizer."""
+        """The last snapshot's tokenizer. Raises `DataError` if it is missing, damaged, or changed since collection."""
         from transformers import AutoTokenizer
 
+        if self.tokenizer and self.tokenizer_content() not in ("", self.tokenizer):
+            folder = Path(self.model) / self.revisions[-1]
+            names = ", ".join(path.name for path in tokenizer_files(folder)) or "there are no files of it"
+            raise DataError(
+                f"the tokenizer in {folder} is another than the one of the collected tokens ({names}); bring it back"
+            )
         name, options = self._location(self.n_snapshots - 1)
         try:
             return AutoTokenizer.from_pretrained(name, **options)

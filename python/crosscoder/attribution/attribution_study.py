@@ -34,7 +34,7 @@ from crosscoder.common.tables import write_table
 from crosscoder.config import AttributionSettings
 from crosscoder.errors import DataError
 from crosscoder.evolution.strength import life_cycles
-from crosscoder.files import make_folder, read_json, remove_folder, write_json
+from crosscoder.files import clear_left_overs, make_folder, read_json, remove_folder, write_json
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress, warn
 from crosscoder.runs import Run
@@ -43,7 +43,7 @@ RESULTS = "results.json"
 CIRCUIT = "circuit.npz"
 FORMAT_VERSION = 1
 """Of the results: those of another version are computed again."""
-WORK_VERSION = 2
+WORK_VERSION = 3
 """Of what a killed study goes on from."""
 DEFINITION = (
     "attribution (the paper's) by gradient x activation, attribution patching and integrated gradients between clean "
@@ -152,19 +152,24 @@ class AttributionStudy:
     def folder(self, task_name: str) -> Path:
         return self.run.path / "attribution" / task_name
 
-    def compute(self, name: str) -> dict[str, Any]:
-        """The record of a task's results, computed where it is not there for these settings and this crosscoder."""
+    def compute(self, name: str, *, resume: bool = True) -> dict[str, Any]:
+        """The record of a task's results, computed where it is not there for these settings and this crosscoder.
+
+        Without `resume` it is computed from nothing all the same; results that are there stay until then.
+        """
         task = self.task(name)
         folder = self.folder(task.name)
         record = self._record(task)
         done = folder / RESULTS
-        if done.exists() and read_json(done).get("of") == record["of"]:
-            finished: dict[str, Any] = read_json(done)
-            return finished
         work = folder / f"work-{WORK_VERSION}-{record['of'][:12]}"
+        finished = read_json(done) if resume and done.exists() else {}
+        current = finished.get("of") == record["of"]
+        clear_left_overs(folder)
         for other in folder.glob("work-*"):
-            if other != work:
+            if other != work or current or not resume:
                 remove_folder(other)
+        if current:
+            return finished
         make_folder(work)
         activations = PromptActivations(task, self.snapshots, work, left_out=self.left_out)
         parts = self._measure(activations, work)

@@ -19,8 +19,8 @@ from crosscoder.activations.tokens import END_OF_TEXT
 from crosscoder.attribution.splice import CutModel, Pairs, SnapshotPrompts
 from crosscoder.attribution.task import Task
 from crosscoder.code import SparseCode
+from crosscoder.common.arrays import load_mapped, save_mapped
 from crosscoder.errors import DataError, NonFiniteError
-from crosscoder.files import write_bytes
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress
 
@@ -107,12 +107,7 @@ class PromptActivations:
 
     def open(self, k: int, side: str) -> np.ndarray:
         """(P, T, D), on disk. Raises `DataError` naming a damaged file."""
-        path = self._file(k, side)
-        try:
-            opened: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from error
-        return opened
+        return load_mapped(self._file(k, side))
 
     def read(self, k: int, side: str) -> Tensor:
         """(P, T, D) in the language model's dtype."""
@@ -121,11 +116,7 @@ class PromptActivations:
 
 def _save(path: Path, x: Tensor) -> None:
     """bfloat16 is unknown to numpy: kept as its bits."""
-    import io
-
-    buffer = io.BytesIO()
-    np.save(buffer, (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).contiguous().numpy(), allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
+    save_mapped(path, (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).contiguous().numpy())
 
 
 def _tensor(x: np.ndarray) -> Tensor:

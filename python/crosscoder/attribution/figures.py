@@ -6,8 +6,7 @@ Letters: n features of the circuit, K snapshots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from crosscoder.common.byte_text import Vocabulary
 from crosscoder.evolution.analyses.examples import ExamplesResult
 from crosscoder.evolution.examples import ContextWindows
 from crosscoder.figures.results import Part, Results
-from crosscoder.figures.spec import SNAPSHOTS, Axis, Bars, Field, Heat, Lines, Listing, Measure, Panel, Series, Spec
+from crosscoder.figures.spec import SNAPSHOTS, Axis, Bars, Field, Heat, Lines, Listing, Measure, Panel, Series
 from crosscoder.figures.table import Column, FigureTable, plain_column
 
 STACKED = 8
@@ -26,25 +25,10 @@ AROUND = 12
 """Tokens shown before and after the strongest one of a context."""
 
 
-def part(task: TaskResult) -> Part:
+def part(task: TaskResult) -> Part[TaskResult]:
     """The section of a task; one at chance has its first figure alone."""
     kinds = _KINDS if task.circuit.features.size else _KINDS[:1]
-    figures = tuple(partial(make, task) for make in kinds)
-    return Part(f"Behaviour: {task.name}", figures, (lambda results: sentence(task),))
-
-
-def _table(
-    task: TaskResult,
-    kind: str,
-    title: str,
-    definition: str,
-    caption: str,
-    columns: Mapping[str, Column],
-    spec: Spec | None,
-    extra: Mapping[str, Any] | None = None,
-) -> FigureTable:
-    wide = kind in ("ability", "ablation", "carriers")
-    return FigureTable(f"{kind}--{task.name}", title, definition, caption, columns, spec, extra or {}, wide)
+    return Part(task, f"Behaviour: {task.name}", kinds, (sentence,))
 
 
 def _ability(task: TaskResult, results: Results) -> FigureTable:
@@ -52,9 +36,8 @@ def _ability(task: TaskResult, results: Results) -> FigureTable:
     known = "At no snapshot is it above chance, so nothing is attributed." if not above.any() else (
         f"Above chance at {int(above.sum())} of {above.size} snapshots; elsewhere nothing is attributed."
     )  # fmt: skip
-    return _table(
-        task,
-        "ability",
+    return FigureTable(
+        f"ability--{task.name}",
         "What the model can do",
         "ours",
         f"{task.note[:1].upper()}{task.note[1:]}. {task.n_prompts} pairs of prompts. Accuracy: share of prompts "
@@ -83,6 +66,7 @@ def _ability(task: TaskResult, results: Results) -> FigureTable:
                 ),
             ]
         ),
+        wide=True,
     )
 
 
@@ -93,9 +77,8 @@ def _circuit(task: TaskResult, results: Results) -> FigureTable:
     def flat(values: Any) -> Column:
         return plain_column(np.where(known, np.asarray(values).ravel(), np.nan))
 
-    return _table(
-        task,
-        "circuit",
+    return FigureTable(
+        f"circuit--{task.name}",
         "Which features carry it, when",
         "both",
         "Attribution by integrated gradients from corrupted to clean prompts (the paper's; mean over prompts), "
@@ -150,9 +133,8 @@ def _dominance(task: TaskResult, results: Results) -> FigureTable:
     }
     columns["other features"] = plain_column(1 - share[stacked].sum(axis=0))
     columns["dominant"] = [int(feature) for feature in task.circuit.dominant]
-    return _table(
-        task,
-        "dominance",
+    return FigureTable(
+        f"dominance--{task.name}",
         "Who dominates when",
         "ours",
         f"Shares of the positive attribution of all features, for the {len(stacked)} features with the largest; "
@@ -173,9 +155,8 @@ def _ablation(task: TaskResult, results: Results) -> FigureTable:
         text = np.asarray(values).dtype.kind in "UO"
         columns[name] = [str(value) for value in values] if text else plain_column(values)
     columns["step"] = plain_column(np.asarray(results.steps)[np.asarray(task.curves["snapshot"])])
-    return _table(
-        task,
-        "ablation",
+    return FigureTable(
+        f"ablation--{task.name}",
         "Ablating the top features, and all others",
         "both",
         "Features ranked by integrated gradients on one half of the prompts, ablated on the other half (the "
@@ -188,6 +169,7 @@ def _ablation(task: TaskResult, results: Results) -> FigureTable:
         columns,
         None,
         {"main": task.curves["ablation"][0], "metric": task.metric.replace("-", " ")},
+        wide=True,
     )
 
 
@@ -213,9 +195,8 @@ def _carriers(task: TaskResult, results: Results) -> FigureTable:
             snippets = [_snippet(examples.contexts, vocabulary.texts, int(feature)) for feature in features]
     for place, name in enumerate(("before", "token", "after")):
         columns[name] = [snippet[place] for snippet in snippets]
-    return _table(
-        task,
-        "carriers",
+    return FigureTable(
+        f"carriers--{task.name}",
         "The features, with their contexts",
         "both",
         "The circuit's features by their largest attribution, at the snapshot where they have it; each with the "
@@ -232,6 +213,7 @@ def _carriers(task: TaskResult, results: Results) -> FigureTable:
             "attribution",
             "where it is most active",
         ),
+        wide=True,
     )
 
 
@@ -251,7 +233,7 @@ def _snippet(contexts: ContextWindows, texts: Sequence[str], feature: int) -> tu
     return text(peak - AROUND, peak), text(peak, peak + 1), text(peak + 1, peak + 1 + AROUND)
 
 
-def sentence(task: TaskResult) -> str:
+def sentence(task: TaskResult, results: Results) -> str:
     """One sentence on a task's attribution: whether the model can do it, then what carries it."""
     name, figures, accuracy = task.name, task.figures, task.accuracy
     above = figures["above_chance"]

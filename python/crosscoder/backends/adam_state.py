@@ -5,11 +5,10 @@
 
     m = scale * q |q| / 127^2, q int8        sqrt(v) = scale * q^2 / 255^2, q uint8
 
-(the square keeps small numbers apart: a block spans a factor of 16,129, or 65,025 in sqrt(v)). Rounding is
-stochastic, since a moment that moves by a thousandth a step would otherwise stand still: up or down so that the mean
-of m and of sqrt(v), not that of q, is what was rounded. Only a sqrt(v) below the smallest number is always raised to
-it. All other parameters are small
-and stay in float32.
+(the square keeps small numbers apart: a block spans a factor of 16,129, or 65,025 in sqrt(v)). Rounding is stochastic,
+since a moment that moves by a thousandth a step would otherwise stand still: up or down so that the mean of m and of
+sqrt(v), not that of q, is what was rounded. Only a sqrt(v) below the smallest number is always raised to it. All other
+parameters are small and stay in float32.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from crosscoder.backends.reference import TorchVectors
 from crosscoder.code import SparseCode
 from crosscoder.config import TrainConfig
 from crosscoder.gate import Gate
-from crosscoder.kernels.arrays import array, code_arrays, n_threads
+from crosscoder.kernels.arrays import array, arrays, code_arrays, n_threads
 from crosscoder.kernels.batch import column_sums, mix_snapshots
 from crosscoder.kernels.decode import native as decode_native
 from crosscoder.kernels.encode import native as encode_native
@@ -39,7 +39,7 @@ from crosscoder.kernels.encode.rows import EncoderRows, Products, column_scale, 
 from crosscoder.kernels.scratch import NoScratch, Scratch
 from crosscoder.kernels.threshold.native import threshold_gradient
 from crosscoder.kernels.threshold.reference import sample_tokens
-from crosscoder.kernels.transpose.native import transpose
+from crosscoder.kernels.transpose.native import order_arrays, transpose
 from crosscoder.kernels.update.native import (
     AdamOptions,
     GradientParts,
@@ -251,15 +251,10 @@ def sparse_pass(
 
 
 def _feature_sums(code: SparseCode, order: Any, norms_FK: Tensor, theta_F: Tensor, penalty: Penalty) -> list[Tensor]:
-    arrays = _core.feature_sums(
-        code_arrays(code),
-        (array(order.feature_offsets), array(order.tokens), array(order.order)),
-        array(norms_FK),
-        array(theta_F),
-        decode_native.penalty_arguments(penalty),
-        n_threads(),
-    )
-    return [torch.from_numpy(values) for values in arrays]
+    of_features = arrays(norms_FK, theta_F)
+    options = decode_native.penalty_arguments(penalty)
+    found = _core.feature_sums(code_arrays(code), order_arrays(order), *of_features, options, n_threads())
+    return [torch.from_numpy(values) for values in found]
 
 
 class NativeTraining(TorchVectors):
@@ -287,13 +282,19 @@ class NativeTraining(TorchVectors):
             yield "int8_column_scale", self._column_scale
             yield "int8_audit", self._audit.tally
 
+    def input(self, weights: Weights, x_BKD: Tensor) -> Tensor:
+        """In float32. What is derived from the weights is brought up to date here, for the dense way too: its update
+        refreshes only the rows that it changes."""
+        x_BKD = super().input(weights, x_BKD)
+        self._rows = self._current_rows(weights, x_BKD)
+        return x_BKD
+
     def tile(self, n_tokens: int) -> int:
         return DENSE_TILE
 
     def sparse_pass(
         self, weights: Weights, x_BKD: Tensor, settings: StepSettings, max_density: float, room: Room | None
     ) -> SparsePass | None:
-        self._rows = self._current_rows(weights, x_BKD)
         batch = sparse_pass(weights, x_BKD, self._rows, self._scratch, settings.loss(), max_density=max_density)
         if batch is None or not self._int8:
             return batch

@@ -1,4 +1,4 @@
-"""Results as named arrays: flattened from dataclasses, saved as `.npz`, and made dataclasses again."""
+"""Results as named arrays: flattened from dataclasses, saved as `.npz`, and made dataclasses again; mapped arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from crosscoder.errors import DataError
-from crosscoder.files import new_file, read_bytes
+from crosscoder.files import new_file, read_bytes, read_json, require_file, write_bytes, write_json
+from crosscoder.seals import CHECKSUM_BYTES, digest
 
 Arrays = dict[str, np.ndarray]
 R = TypeVar("R")
@@ -106,6 +107,21 @@ def save_arrays(path: Path, arrays: Arrays, *, compressed: bool = True) -> None:
         (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **arrays)
 
 
+def save_described(path: Path, result: Any, record: Mapping[str, Any]) -> None:
+    """Write a dataclass as `.npz`, and `record` as JSON beside it. Raises `StorageError`."""
+    arrays, described = flatten(result), path.with_suffix(".json")
+    # Without its record first: a kill between the two writes must not leave new arrays under an old description.
+    described.unlink(missing_ok=True)
+    save_arrays(path, arrays)
+    write_json(described, dict(record))
+
+
+def record_beside(path: Path) -> dict[str, Any]:
+    """The JSON beside results; empty where it or they are not there. Raises `DataError` naming a damaged file."""
+    described = path.with_suffix(".json")
+    return read_json(described) if path.exists() and described.exists() else {}
+
+
 def load_arrays(path: Path) -> Arrays:
     """Read what `save_arrays` wrote. Raises `DataError` naming a file that is missing, or damaged anywhere.
 
@@ -124,3 +140,25 @@ def load_arrays(path: Path) -> Arrays:
     except Exception as error:  # whatever damage makes zipfile, zlib and numpy raise
         reason = str(error) or type(error).__name__
         raise DataError(f"{path} is damaged ({reason}); delete it and run the same command again") from error
+
+
+def save_mapped(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` that `load_mapped` reads: its checksum stands behind the values. Raises `StorageError`."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    data = buffer.getvalue()
+    write_bytes(path, data + digest(data).encode())
+
+
+def load_mapped(path: Path) -> np.ndarray:
+    """The array that `save_mapped` wrote, on disk, after one pass over it. Raises `DataError` naming a damaged file."""
+    try:
+        whole = np.memmap(require_file(path), np.uint8, "r")
+        if len(whole) < CHECKSUM_BYTES or digest(whole[:-CHECKSUM_BYTES]) != whole[-CHECKSUM_BYTES:].tobytes().decode():
+            raise ValueError("its checksum differs")
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+    return array

@@ -22,9 +22,8 @@ def _byte_of_character() -> dict[str, int]:
 def byte_level_text(piece: str) -> str:
     """The text of one byte-level BPE piece: "ĠPresident" -> " President", "Ċ" -> newline.
 
-    Bytes that are no UTF-8 on their own (a part of a character) are written as \\xNN, so that different
-    tokens stay different. A piece with characters outside the byte alphabet (an added token) is returned as
-    it is.
+    Bytes that are no UTF-8 on their own (a part of a character) are written as \\xNN, so that different tokens stay
+    different. A piece with characters outside the byte alphabet (an added token) is returned as it is.
     """
     table = _byte_of_character()
     try:

@@ -28,11 +28,6 @@ class Comparisons:
     """Name of the other run -> this one's dictionary matched with its."""
 
 
-def _compared(results: Results) -> Mapping[str, Stability]:
-    found = results.of(Comparisons)
-    return {} if found is None else found.by_run
-
-
 def _compared_kinds(results: Results, found: Stability) -> Iterator[tuple[str, np.ndarray]]:
     """Kind -> (F,) its features that take part, where there are any."""
     for kind, mask in shown_kinds(results).items():
@@ -41,11 +36,11 @@ def _compared_kinds(results: Results, found: Stability) -> Iterator[tuple[str, n
             yield kind, members
 
 
-def matched_cosines(results: Results) -> FigureTable | None:
+def matched_cosines(compared: Comparisons, results: Results) -> FigureTable | None:
     """Histograms of the matched cosines by kind, beside the nearest random direction's."""
     columns: dict[str, Column] = {name: [] for name in ("run", "kind", "cosine", "features", "matched", "null")}
     kinds: dict[str, None] = {}
-    for name, found in _compared(results).items():
+    for name, found in compared.by_run.items():
         for kind, members in _compared_kinds(results, found):
             kinds[kind] = None
             columns["run"] += [name] * BINS
@@ -72,29 +67,29 @@ def matched_cosines(results: Results) -> FigureTable | None:
         "Cosines of matched features",
         "ours",
         f"This run's features, present at the last snapshot, matched one to one with those of "
-        f"{', '.join(_compared(results))} so that the sum of cosines of the decoders there is the largest; each point "
+        f"{', '.join(compared.by_run)} so that the sum of cosines of the decoders there is the largest; each point "
         f"counts what is within {1 / BINS:g}, and what has no match counts as 0. Dashed: the nearest of as many random "
-        f"directions with the same second moments, which need not be one to one.{_restriction(results)}",
+        f"directions with the same second moments, which need not be one to one.{_restriction(compared)}",
         columns,
         Lines(panels, x="cosine", x_axis=COSINE, split="run"),
         wide=True,
     )
 
 
-def _restriction(results: Results) -> str:
+def _restriction(compared: Comparisons) -> str:
     """What the caption says where not all pairs were candidates."""
     return "".join(
         f" {name}: among the {found.matching.candidates} nearest of cosine {FLOOR:g} or more, which costs at most "
         f"{found.matching.loss:.2g} of cosine a feature."
-        for name, found in _compared(results).items()
+        for name, found in compared.by_run.items()
         if found.matching.candidates
     )
 
 
-def matched_share(results: Results) -> FigureTable | None:
+def matched_share(compared: Comparisons, results: Results) -> FigureTable | None:
     """Share of features with a match of at least a cosine."""
     columns: dict[str, Column] = {name: [] for name in ("run", "cosine", "matched", "nearest", "null")}
-    for name, found in _compared(results).items():
+    for name, found in compared.by_run.items():
         nearest = np.sort(found.matching.nearest[np.isfinite(found.matching.nearest)])
         if len(nearest):
             columns["run"] += [name] * len(found.bars)
@@ -126,14 +121,14 @@ def matched_share(results: Results) -> FigureTable | None:
     )
 
 
-def matched_by_emergence(results: Results) -> FigureTable | None:
+def matched_by_emergence(compared: Comparisons, results: Results) -> FigureTable | None:
     """Share of features with a stable match by the snapshot of their emergence."""
-    life, compared = results.of(LifeResult), _compared(results)
-    if life is None or not compared:
+    life = results.of(LifeResult)
+    if life is None or not compared.by_run:
         return None
     K, emergence_F = len(results.steps), life.cycles.emergence
     columns: dict[str, Column] = {name: [] for name in ("run", "snapshot", "step", "features", "matched", "null")}
-    for name, found in compared.items():
+    for name, found in compared.by_run.items():
         members = np.isfinite(found.matching.nearest) & (emergence_F >= 0)
         columns["run"] += [name] * K
         for column, values in results.by_snapshot.items():
@@ -157,9 +152,9 @@ def matched_by_emergence(results: Results) -> FigureTable | None:
     )
 
 
-def matched_emergence(results: Results) -> FigureTable | None:
+def matched_emergence(compared: Comparisons, results: Results) -> FigureTable | None:
     """When the matches of the features that emerge at a snapshot emerge."""
-    shown = {name: found.emergence_pairs for name, found in _compared(results).items() if found.emergence_pairs.any()}
+    shown = {name: found.emergence_pairs for name, found in compared.by_run.items() if found.emergence_pairs.any()}
     if not shown:
         return None
     K = len(results.steps)
@@ -196,9 +191,9 @@ def matched_emergence(results: Results) -> FigureTable | None:
     )
 
 
-def sentences(results: Results) -> Iterator[str]:
+def sentences(compared: Comparisons, results: Results) -> Iterator[str]:
     """One a comparison."""
-    return (_stability(results, name, found) for name, found in _compared(results).items())
+    return (_stability(results, name, found) for name, found in compared.by_run.items())
 
 
 def _stability(results: Results, name: str, found: Stability) -> str:
@@ -227,6 +222,7 @@ def _stability(results: Results, name: str, found: Stability) -> str:
 
 
 PART = Part(
+    Comparisons,
     "Stability across runs",
     (matched_cosines, matched_share, matched_by_emergence, matched_emergence),
     (sentences,),

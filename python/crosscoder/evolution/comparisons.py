@@ -11,12 +11,12 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from crosscoder.common.arrays import flatten, layout, load_arrays, restore, save_arrays
+from crosscoder.common.arrays import layout, load_arrays, record_beside, restore, save_described
 from crosscoder.evolution.analyses.life import LIFE
 from crosscoder.evolution.stability import STABLE, Stability
 from crosscoder.evolution.study import Study
 from crosscoder.evolution.summary import finite
-from crosscoder.files import make_folder, read_json, write_json
+from crosscoder.files import make_folder, read_json
 
 VERSION = 1
 """To be raised when the same inputs give another comparison: those of other versions are stale."""
@@ -33,21 +33,15 @@ def save_comparison(found: Stability, study: Study, other: Study, settings: Mapp
     of, of_other = (one.record(LIFE)["of"] for one in (study, other))
     folder, other_path = make_folder(study.run.comparison), other.run.path.resolve()
     path = folder / f"{_free_name(folder, other_path, of_other)}.npz"
-    described = path.with_suffix(".json")
-    # Without its record first: a kill between the two writes must not leave new arrays under an old description.
-    described.unlink(missing_ok=True)
-    save_arrays(path, flatten(found))
-    write_json(
-        described,
-        {
-            "comparison": path.stem,
-            "other": str(other_path),
-            "version": VERSION,
-            "definition": DEFINITION,
-            "settings": dict(settings),
-            "of": {"run": of, "other": of_other, "arrays": layout(Stability)},
-        },
-    )
+    record = {
+        "comparison": path.stem,
+        "other": str(other_path),
+        "version": VERSION,
+        "definition": DEFINITION,
+        "settings": dict(settings),
+        "of": {"run": of, "other": of_other, "arrays": layout(Stability)},
+    }
+    save_described(path, found, record)
     return path
 
 
@@ -73,8 +67,7 @@ def finished_comparisons(study: Study) -> tuple[dict[str, Stability], dict[str, 
     stale: dict[str, str | None] = {}
     of = study.record(LIFE)["of"]
     for path in sorted(study.run.comparison.glob("*.npz"), key=lambda path: path.stem):
-        described = path.with_suffix(".json")
-        record = read_json(described) if described.exists() else {}
+        record = record_beside(path)
         rests_on = record.get("of", {})
         if record.get("version") == VERSION and rests_on["run"] == of and rests_on["arrays"] == layout(Stability):
             current[path.stem] = restore(Stability, load_arrays(path))

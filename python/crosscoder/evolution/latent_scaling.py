@@ -28,7 +28,6 @@ which every direction's sum follows. N K D multiplications a target, memory O(F 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,7 +38,7 @@ from torch import Tensor
 
 from crosscoder.code import SparseCode
 from crosscoder.errors import DataError
-from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of, inverse
+from crosscoder.evolution.checks import checked_decoders, inverse
 
 LOW_NORM = 0.1
 """Relative norms up to here are suspected."""
@@ -222,20 +221,6 @@ class ScalingSums:
         factor = length * self._inverse_FK[other, self.peak_F[other]]
         other_UD: Tensor = self._along_peak(other) * factor[:, None]
         return other_UD
-
-
-def latent_scaling(
-    batches: Iterable[tuple[SparseCode, Tensor, Tensor]],
-    W_dec: Decoders,
-    *,
-    alive_F: ArrayLike | None = None,
-    seed: int = 0,
-) -> LatentScaling:
-    """beta and nu from (code, x - x^, x^) batches, see `ScalingSums`."""
-    sums = ScalingSums(decoders_of(W_dec), alive_F=alive_F, seed=seed)
-    for code, error_BKD, reconstruction_BKD in batches:
-        sums.add(code, error_BKD, reconstruction_BKD)
-    return sums.result()
 
 
 def _others(alive: NDArray[np.int64], n_features: int, seed: int) -> Tensor:

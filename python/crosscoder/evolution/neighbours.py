@@ -27,8 +27,7 @@ class Neighbours:
     """The n nearest features of each feature."""
 
     features: NDArray[np.int32]
-    """(F, n) ids, the nearest first; -1 where there are fewer, and everywhere for a feature that is not
-    alive."""
+    """(F, n) ids, the nearest first; -1 where there are fewer, and everywhere for a feature that is not alive."""
     cosines: NDArray[np.float32]
     """(F, n) in [-1, 1]; 0 where the id is -1."""
     snapshot: int | None
@@ -47,10 +46,9 @@ def nearest_neighbours(
 ) -> Neighbours:
     """Nearest neighbours of decoders (F, K, D) on W_dec's device, blockwise: nothing of shape (F, F) exists.
 
-    `scale_K` (K,), at least 0, multiplies each snapshot's decoders first (without a copy of them all).
-    Only features alive (`alive_F` (F,) bool, default all) with a decoder that is not 0 take part. Equal
-    cosines are ordered by id. Raises `DataError` for wrong shapes, `ConfigError` for a snapshot that does not
-    exist.
+    `scale_K` (K,), at least 0, multiplies each snapshot's decoders first (without a copy of them all). Only features
+    alive (`alive_F` (F,) bool, default all) with a decoder that is not 0 take part. Equal cosines are ordered by id.
+    Raises `DataError` for wrong shapes, `ConfigError` for a snapshot that does not exist.
     """
     W_dec = decoders_of(W_dec)
     n_features, n_snapshots, _ = checked_decoders(W_dec)

@@ -3,15 +3,14 @@
 Letters: V vocabulary, S sequences, C context (tokens a sequence), R tracked current tokens, T predictions.
 Everything is in nats.
 
-The paper's (P, Fig. 7): KL_uni = KL(p || q) with q the mean prediction; KL_bi = sum_u p(u) KL(p(.|u) ||
-q(.|u)) with q(.|u) the mean prediction where the current token is u; the loss beside the unigram and
-bigram entropies. Finite counts make rows look more certain than they are, which raises a plug-in KL:
-beside KL_bi stands one less the first-order (Miller and Madow 1955) estimate of that, sum_u p(u)
-(m_u - 1) / (2 n_u) with m_u the distinct tokens seen after u in n_u (ours). Ours, because the paper leaves them
-open: the smoothing (add-k with k = 0.01, or Kneser-Ney), the bigram entropy (the cross-entropy of an
-interpolated Kneser-Ney bigram model on the evaluation tokens: what a bigram model can reach on text it
-has not seen), and the mean KL of each single prediction to the bigram row.
-Counts must come from text that is disjoint from the evaluation text.
+The paper's (P, Fig. 7): KL_uni = KL(p || q) with q the mean prediction; KL_bi = sum_u p(u) KL(p(.|u) || q(.|u)) with
+q(.|u) the mean prediction where the current token is u; the loss beside the unigram and bigram entropies. Finite counts
+make rows look more certain than they are, which raises a plug-in KL: beside KL_bi stands one less the first-order
+(Miller and Madow 1955) estimate of that, sum_u p(u) (m_u - 1) / (2 n_u) with m_u the distinct tokens seen after u in
+n_u (ours). Ours, because the paper leaves them open: the smoothing (add-k with k = 0.01, or Kneser-Ney), the bigram
+entropy (the cross-entropy of an interpolated Kneser-Ney bigram model on the evaluation tokens: what a bigram model can
+reach on text it has not seen), and the mean KL of each single prediction to the bigram row. Counts must come from text
+that is disjoint from the evaluation text.
 """
 
 from __future__ import annotations
@@ -71,16 +70,13 @@ class EntropyLines:
     unigram: float
     """Cross-entropy of the counting corpus's unigrams (add-k) on the evaluation tokens."""
     bigram: float
-    """Cross-entropy of the Kneser-Ney bigram model on the evaluation tokens: the bigram entropy on the same
-    tokens."""
+    """Cross-entropy of the Kneser-Ney bigram model on the evaluation tokens: the bigram entropy on the same tokens."""
     unigram_plugin: float
     """Entropy of the counting corpus's unigram frequencies: slightly optimistic."""
     bigram_plugin: float
-    """H(next | current) of the counting corpus's bigram frequencies: optimistic, as rare pairs look
-    certain."""
+    """H(next | current) of the counting corpus's bigram frequencies: optimistic, as rare pairs look certain."""
     bigram_corrected: float
-    """`bigram_plugin` with the Miller-Madow correction: less optimistic, still a lower line on sparse
-    counts."""
+    """`bigram_plugin` with the Miller-Madow correction: less optimistic, still a lower line on sparse counts."""
     n_tokens: int
     """Evaluation tokens predicted."""
 
@@ -149,7 +145,7 @@ class NgramCurves:
     smoothing: str
 
 
-# --------------------------------------------------------------------------------------------------- counts
+# ------------------------------------------------------------------------------------------- counts
 
 
 def count_ngrams(
@@ -204,17 +200,15 @@ def _checked_ids(ids_SC: ArrayLike, vocab_size: int) -> NDArray[Any]:
     return ids
 
 
-# --------------------------------------------------------------------------------------------------- bigram
-# model
+# ------------------------------------------------------------------------------------------- bigram model
 
 
 class KneserNey:
     """Interpolated Kneser-Ney bigram model: p(v|u) = max(c(uv) - d, 0) / c(u) + lambda(u) p_cont(v).
 
-    d = n1 / (n1 + 2 n2) from the numbers of bigrams seen once (at least 1) and twice; lambda(u) = d N(u.) /
-    c(u), 1 for a u never seen; p_cont(v) ~ N(.v) + 1/2, the number of distinct tokens before v (ours: the
-    half, so that nothing has probability 0). Each p(.|u) sums to 1. Source: Kneser and Ney 1995, in Chen and
-    Goodman's interpolated form.
+    d = n1 / (n1 + 2 n2) from the numbers of bigrams seen once (at least 1) and twice; lambda(u) = d N(u.) / c(u), 1 for
+    a u never seen; p_cont(v) ~ N(.v) + 1/2, the number of distinct tokens before v (ours: the half, so that nothing has
+    probability 0). Each p(.|u) sums to 1. Source: Kneser and Ney 1995, in Chen and Goodman's interpolated form.
     """
 
     def __init__(self, counts: NgramCounts) -> None:
@@ -223,8 +217,7 @@ class KneserNey:
         size = counts.vocab_size
         self.counts = counts
         once, twice = (counts.count == 1).sum(), (counts.count == 2).sum()
-        # Without a bigram seen once the estimate would be 0, and a new bigram impossible: as if there were
-        # one.
+        # Without a bigram seen once the estimate would be 0, and a new bigram impossible: as if there were one.
         once = max(once, 1)
         self.discount = float(once / (once + 2 * twice))
         continuation = np.bincount(counts.second, minlength=size) + 0.5
@@ -266,9 +259,8 @@ def _count_rows(counts: NgramCounts, tokens: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def entropy_lines(counts: NgramCounts, evaluation_SC: ArrayLike, *, add_k: float = 0.5) -> EntropyLines:
-    """Entropies of the counting corpus and cross-entropies on evaluation tokens (S, C), every token but each
-    sequence's first, as the model's loss has it. `add_k` smooths the unigrams. Raises `DataError` for bad
-    ids."""
+    """Entropies of the counting corpus and cross-entropies on evaluation tokens (S, C), every token but each sequence's
+    first, as the model's loss has it. `add_k` smooths the unigrams. Raises `DataError` for bad ids."""
     ids = _checked_ids(evaluation_SC, counts.vocab_size)
     if not add_k > 0:
         raise ConfigError(f"add_k must be above 0, or a token never counted has an infinite loss; got {add_k:g}")
@@ -293,8 +285,7 @@ def _entropy(count: NDArray[np.int64]) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-# ---------------------------------------------------------------------------------------------------
-# predictions
+# ------------------------------------------------------------------------------------------- predictions
 
 
 def ngram_targets(
@@ -305,10 +296,9 @@ def ngram_targets(
 ) -> NgramTargets:
     """The distributions that predictions are compared with.
 
-    `smoothing`: k of add-k for p and p(.|u), or "kneser-ney" (p is then unsmoothed). `max_rows`: how many of
-    the most frequent current tokens are tracked; default all for V up to 4,096, else 512. The table takes 4 R
-    V bytes here and 16 R V more while a snapshot is measured (V = 50,304, R = 512: 0.5 GB). Raises
-    `ConfigError` for a negative k.
+    `smoothing`: k of add-k for p and p(.|u), or "kneser-ney" (p is then unsmoothed). `max_rows`: how many of the most
+    frequent current tokens are tracked; default all for V up to 4,096, else 512. The table takes 4 R V bytes here and
+    16 R V more while a snapshot is measured (V = 50,304, R = 512: 0.5 GB). Raises `ConfigError` for a negative k.
     """
     size = counts.vocab_size
     if smoothing != "kneser-ney" and not (isinstance(smoothing, (int, float)) and smoothing >= 0):
@@ -430,9 +420,8 @@ def measure_phase(
 ) -> NgramPhase:
     """Run one snapshot (a causal language model of transformers, in eval mode) over token ids (S, C).
 
-    Only `model(input_ids=..., use_cache=False).logits` is used. `on_batch` is told the number of
-    sequences done with each batch. Raises `DataError` for bad ids, `NonFiniteError` for logits that are not
-    finite.
+    Only `model(input_ids=..., use_cache=False).logits` is used. `on_batch` is told the number of sequences done with
+    each batch. Raises `DataError` for bad ids, `NonFiniteError` for logits that are not finite.
     """
     size = targets.unigram.size
     ids = torch.from_numpy(_checked_ids(ids_SC, size).astype(np.int64))
@@ -447,8 +436,7 @@ def measure_phase(
 
 
 def phase_curves(phases: Sequence[NgramPhase], targets: NgramTargets) -> NgramCurves:
-    """Snapshots side by side. Raises `DataError` if there is none, or they saw different numbers of
-    predictions."""
+    """Snapshots side by side. Raises `DataError` if there is none, or they saw different numbers of predictions."""
     if len({phase.n_predictions for phase in phases}) != 1:
         raise DataError("the snapshots must be measured on the same tokens, at least one snapshot")
     return NgramCurves(
@@ -472,8 +460,7 @@ def _plogp(p: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _kl(p: NDArray[Any], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(R,) KL(p || q) of rows; q > 0 wherever p > 0, as a softmax gives it (underflow is caught at
-    1e-300)."""
+    """(R,) KL(p || q) of rows; q > 0 wherever p > 0, as a softmax gives it (underflow is caught at 1e-300)."""
     result = np.empty(len(p))
     for row, (p_V, q_V) in enumerate(zip(p, q, strict=True)):
         some = p_V > 0

@@ -43,8 +43,7 @@ class PlantedConfig:
     n_features: int = 512
     """T."""
     l0: float = 8.0
-    """Mean number of features a token fires, over the union of snapshots (about 5 of them at one
-    snapshot)."""
+    """Mean number of features a token fires, over the union of snapshots (about 5 of them at one snapshot)."""
     turning_point: int = 4
     """Index of the first snapshot with the turned directions."""
     turned_cosine: float = 0.1
@@ -157,11 +156,6 @@ class PlantedDictionary:
         """(T,) index of the last snapshot where the feature is there."""
         return np.where(self.death < 0, self.config.n_snapshots, self.death) - 1
 
-    @property
-    def l0_snapshot(self) -> NDArray[np.float64]:
-        """(K,) mean number of features that fire at a token and are there."""
-        return np.asarray(self.rates @ self.present)
-
     def decoders(self) -> Tensor:
         """(T, K, D) the true dictionary as a crosscoder's decoder: strengths times directions."""
         return self.strengths[:, :, None] * self.directions
@@ -189,8 +183,7 @@ class PlantedScore:
     """How much of the truth a dictionary holds."""
 
     match: NDArray[np.int64]
-    """(T,) learned feature matched to each true one, each used once; -1 if none is left or none is similar at
-    all."""
+    """(T,) learned feature matched to each true one, each used once; -1 if none is left or none is similar at all."""
     cosine: NDArray[np.float32]
     """(T,) cosine of the match, at the last snapshot where the true feature is there (the final one, unless
     it vanished); 0 without a match."""
@@ -203,8 +196,7 @@ class PlantedScore:
     emergence: NDArray[np.int64]
     """(T,) estimated index of emergence of the match; -1 if not recovered or without emergence."""
     emergence_correlation: float
-    """Spearman correlation of estimated and true emergence over recovered features; NaN if one of them is
-    constant."""
+    """Spearman correlation of estimated and true emergence over recovered features; NaN if one of them is constant."""
     emergence_exact: float
     """Share of the recovered features whose emergence is estimated exactly; NaN if none is recovered."""
     share_emergent: float
@@ -231,10 +223,9 @@ def score(
 ) -> PlantedScore:
     """Compare decoders (F, K, D) with the truth.
 
-    Matching is greedy by descending cosine, one to one: above 0.9 it is the optimal assignment unless two
-    true features lie within 52 degrees of each other. `scale_K` (K,): the factors by which the activations
-    were scaled for the crosscoder, undone here; `threshold`: tau of `life_cycles`. Raises `DataError` for
-    another K or D.
+    Matching is greedy by descending cosine, one to one: above 0.9 it is the optimal assignment unless two true features
+    lie within 52 degrees of each other. `scale_K` (K,): the factors by which the activations were scaled for the
+    crosscoder, undone here; `threshold`: tau of `life_cycles`. Raises `DataError` for another K or D.
     """
     W_dec = decoders_of(W_dec)
     n_features, n_snapshots, width = checked_decoders(W_dec)
@@ -324,8 +315,7 @@ def _profile(
     peak: NDArray[np.int64],
     end: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """(T, K): from 0.6 at emergence straight up to 1 at the peak, straight down to 0.7 at the last, else
-    0."""
+    """(T, K): from 0.6 at emergence straight up to 1 at the peak, straight down to 0.7 at the last, else 0."""
     rise = (snapshots - emergence) / np.maximum(peak - emergence, 1)
     fall = (snapshots - peak) / np.maximum(end - 1 - peak, 1)
     shape = np.where(snapshots <= peak, _EMERGING + (1 - _EMERGING) * rise, 1 - (1 - _ENDING) * fall)

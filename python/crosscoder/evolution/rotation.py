@@ -7,14 +7,13 @@ The paper's (P, Fig. 3c): the cosine between a feature's decoder directions at t
 features, as a (K, K) heat map. Ours: that the average runs over the features present at both snapshots, the
 quantiles, and the turning point with its interval and nulls.
 
-The turning point (ours). A boundary b splits the snapshots into 0 .. b-1 and b .. K-1, and the pairs of
-snapshots into those within a block and those across. The estimate is the b whose two mean cosines explain
-most of the variance of the mean cosines over pairs, among those with within > across. Every snapshot counts
-the same (`spacing="index"`), wherever it lies: snapshots at 0, 1, 2, 4, ... and then evenly make an axis that
-is logarithmic at first and linear later, and the boundary is one of that axis. `spacing="log"` weights each
-snapshot by the distance between its neighbours in log10(1 + step) instead. The interval comes from a
-bootstrap over features: it says how far the estimate depends on which features there are, not how sharp the
-turn is (see `explained_by_lag`).
+The turning point (ours). A boundary b splits the snapshots into 0 .. b-1 and b .. K-1, and the pairs of snapshots into
+those within a block and those across. The estimate is the b whose two mean cosines explain most of the variance of the
+mean cosines over pairs, among those with within > across. Every snapshot counts the same (`spacing="index"`), wherever
+it lies: snapshots at 0, 1, 2, 4, ... and then evenly make an axis that is logarithmic at first and linear later, and
+the boundary is one of that axis. `spacing="log"` weights each snapshot by the distance between its neighbours in
+log10(1 + step) instead. The interval comes from a bootstrap over features: it says how far the estimate depends on
+which features there are, not how sharp the turn is (see `explained_by_lag`).
 """
 
 from __future__ import annotations
@@ -104,20 +103,17 @@ class TurningPoint:
     across: float
     """Mean cosine of pairs across the boundary."""
     explained_by_blocks: float
-    """Share of the variance of the mean cosines over pairs that the split explains (1 parameter beside the
-    mean)."""
+    """Share of the variance of the mean cosines over pairs that the split explains (1 parameter beside the mean)."""
     explained_by_lag: float
-    """The same for a model without a turn, where the cosine depends on |i - j| alone (K - 2 parameters): if
-    it is near 1 and `explained_by_blocks` is not above it, a steady drift describes the data as well as a
-    turn does."""
+    """The same for a model without a turn, where the cosine depends on |i - j| alone (K - 2 parameters): if it is near
+    1 and `explained_by_blocks` is not above it, a steady drift describes the data as well as a turn does."""
     p_shuffled: float
     """Share of orderings of the snapshots that split as well: are the blocks contiguous in time? At most K!
     orders exist, so for a small K it cannot be small (K = 8: about 0.03)."""
     p_random: float
     """Share of random directions (independent at each snapshot, same presence) that split as well."""
     null_mean: NDArray[np.float64]
-    """(K, K) standard deviation of a mean cosine of random directions, 1 / sqrt(D n): the level of no
-    relation."""
+    """(K, K) standard deviation of a mean cosine of random directions, 1 / sqrt(D n): the level of no relation."""
     spacing: str
     """How snapshots were weighted."""
 
@@ -142,8 +138,7 @@ def decoder_cosines(
     n_groups: int = 256,
     seed: int = 0,
 ) -> Rotation:
-    """Cosines between snapshots of decoders (F, K, D), any floating dtype, over features `present_FK` (F, K)
-    bool.
+    """Cosines between snapshots of decoders (F, K, D), any floating dtype, over features `present_FK` (F, K) bool.
 
     One pass in blocks of features; nothing of shape (F, K, K) exists, and weights mapped from disk stay there.
     Quantiles come from histograms of 4,096 bins. `masks`: name -> (F,) bool, for example one a kind. `seed` draws
@@ -334,8 +329,7 @@ class _Split:
         self._across = ((self.first < boundary) & (self.second >= boundary)).astype(np.float64)
 
     def gain(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n, K - 1): variance between within-pairs and across-pairs of `means` (n, P), 0 unless within >
-        across."""
+        """(n, K - 1): variance between within-pairs and across-pairs of `means` (n, P), 0 unless within > across."""
         known = ~np.isnan(means)
         weight = known * self._weight
         total = weight.sum(axis=1, keepdims=True)
@@ -388,8 +382,7 @@ class _Split:
 
 
 def _snapshot_weights(steps: NDArray[np.int64], spacing: str) -> NDArray[np.float64]:
-    """(K,) weight of each snapshot, mean 1: equal, or half the distance between its neighbours on a log
-    axis."""
+    """(K,) weight of each snapshot, mean 1: equal, or half the distance between its neighbours on a log axis."""
     if spacing == "index":
         return np.ones(len(steps))
     if spacing != "log":

@@ -44,15 +44,13 @@ class LifeCycles:
     """(F,) index into `KIND_NAMES` (ours): "initialization" is present at step 0, "emergent" has an emergence
     and is not that, "other" is present only at single snapshots before the last one, "dead" is not alive."""
     emergence: NDArray[np.int32]
-    """(F,) index of the snapshot of birth, -1 where there is none (ours): 0 for an initialization feature,
-    else the first snapshot at which it is present there and at the next; the last snapshot needs no next one.
-    Without a snapshot of step 0, a feature present from the first snapshot on has 0 although it may be
-    older."""
+    """(F,) index of the snapshot of birth, -1 where there is none (ours): 0 for an initialization feature, else the
+    first snapshot at which it is present there and at the next; the last snapshot needs no next one. Without a snapshot
+    of step 0, a feature present from the first snapshot on has 0 although it may be older."""
     peak: NDArray[np.int32]
     """(F,) index of the snapshot of the largest norm, the later of ties; also given for dead features."""
     death: NDArray[np.int32]
-    """(F,) index of the first snapshot from which on it is never present again; -1 if present at the last
-    (ours)."""
+    """(F,) index of the first snapshot from which on it is never present again; -1 if present at the last (ours)."""
     revived: NDArray[np.bool_]
     """(F,) present, then absent, then present again (ours)."""
     lifetime: NDArray[np.float32]
@@ -62,8 +60,7 @@ class LifeCycles:
     only for a drop that is made good again, at least -1. NaN unless the feature is present before and after,
     and everywhere if there is no such snapshot between two others."""
     sharedness: NDArray[np.float32]
-    """(F,) entropy of n_fk / sum_k n_fk over log K: 1 is equally strong everywhere, 0 one snapshot only; 1 if
-    K = 1."""
+    """(F,) entropy of n_fk / sum_k n_fk over log K: 1 is equally strong everywhere, 0 one snapshot only; 1 if K = 1."""
     births: NDArray[np.int64]
     """(K,) emergent features born at each snapshot; initialization features are not born."""
     deaths: NDArray[np.int64]
@@ -175,8 +172,7 @@ def threshold_sweep(
     reference: float = 0.3,
     alive_F: ArrayLike | None = None,
 ) -> ThresholdSweep:
-    """`life_cycles` at T thresholds. Raises as `life_cycles` does, and `ConfigError` if there is no
-    threshold."""
+    """`life_cycles` at T thresholds. Raises as `life_cycles` does, and `ConfigError` if there is no threshold."""
     if not len(thresholds):
         raise ConfigError("a sweep over presence thresholds needs at least one")
     base = life_cycles(norms_FK, steps_K, threshold=reference, alive_F=alive_F)

@@ -25,12 +25,12 @@ from crosscoder.activations.loader import ActivationLoader
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.common.arrays import flatten, layout, load_arrays, restore, save_arrays
+from crosscoder.common.arrays import layout, load_arrays, record_beside, restore, save_described
 from crosscoder.config import StudySettings
 from crosscoder.configfile import read_config, write_config
 from crosscoder.evolution.partial import Partial
 from crosscoder.figures.results import Part
-from crosscoder.files import read_json, write_json
+from crosscoder.files import read_json
 from crosscoder.model import Crosscoder
 from crosscoder.runs import Run
 
@@ -63,7 +63,7 @@ class Analysis(Generic[R]):
     """The analyses whose results it reads."""
     summary: Callable[[R, Sequence[str]], dict[str, Any]] = _no_figures
     """From the result and the names of the snapshots: its part of `summary.json`."""
-    page: Part | None = None
+    page: Part[R] | None = None
     """What its result adds to the page."""
     required: bool = False
     """Whether no page is made without it. Of another analysis that was not run, or not since, the page has nothing."""
@@ -88,7 +88,7 @@ class Study:
         """The study with the settings that the run was last analysed with. Raises `DataError` if it never was."""
         path = run.evolution / SETTINGS_FILE
         run.require(path, f"run first: crosscoder evolve {run.path}")
-        return cls(run, read_config(path, StudySettings), device)
+        return cls(run, read_config(path, StudySettings, record=True), device)
 
     def save_settings(self) -> None:
         """Leave the settings beside the results, for those who read them. Raises `StorageError`."""
@@ -171,20 +171,14 @@ class Study:
         if finished is not None:
             return finished
         path, record = self.run.evolution / f"{analysis.name}.npz", self.record(analysis)
-        described = path.with_suffix(".json")
-        arrays = flatten(analysis.compute(self))
-        # Without its record first: a kill between the two writes must not leave new arrays under an old description.
-        described.unlink(missing_ok=True)
-        save_arrays(path, arrays)
-        write_json(described, record)
+        save_described(path, analysis.compute(self), record)
         self.partial(analysis).remove()
         return restore(analysis.result, load_arrays(path))
 
     def finished(self, analysis: Analysis[R]) -> R | None:
         """The result of an analysis if it is on disk and of this crosscoder and these settings."""
         path = self.run.evolution / f"{analysis.name}.npz"
-        described = path.with_suffix(".json")
-        current = path.exists() and described.exists() and read_json(described).get("of") == self.record(analysis)["of"]
+        current = record_beside(path).get("of") == self.record(analysis)["of"]
         return restore(analysis.result, load_arrays(path)) if current else None
 
     def partial(self, analysis: Analysis[Any], *order: object) -> Partial:

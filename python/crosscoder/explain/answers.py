@@ -1,4 +1,4 @@
-"""Answers on disk: one JSON record a line, only ever appended to, so that what was paid for is not asked again."""
+"""Answers on disk: a sealed JSON record a line, only ever appended to, so that what was paid for is not asked again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from crosscoder.errors import DataError
-from crosscoder.files import explained_write_errors, make_folder
+from crosscoder.files import explained_write_errors, make_folder, read_bytes, read_lines
 from crosscoder.progress import warn
+from crosscoder.seals import seal_json
 
 Record = dict[str, Any]
 
@@ -34,19 +34,22 @@ class Answers:
             self._load()
 
     def _load(self) -> None:
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read ({error.strerror}); its permissions?") from error
+        damaged = []
+        for number, record in read_lines(self.path):
+            try:
+                self._keep(record or {})
+            except (LookupError, TypeError):
+                damaged.append(number)
+        if damaged:
+            warn(
+                f"{self.path}: {len(damaged)} line(s) damaged, or of an earlier release, the first is line "
+                f"{damaged[0]}; what they answered is asked again"
+            )
+        data = read_bytes(self.path)
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             with explained_write_errors(self.path):
                 os.truncate(self.path, whole)
-        for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
-            try:
-                self._keep(json.loads(line))
-            except (ValueError, LookupError, TypeError):
-                warn(f"{self.path}: line {number} is damaged; what it answered is asked again")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -61,7 +64,7 @@ class Answers:
 
     def add(self, record: Record) -> None:
         """Append, durably. Raises `StorageError`."""
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        line = seal_json(record)
         with self._lock, explained_write_errors(self.path):
             make_folder(self.path.parent)
             with self.path.open("ab") as file:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosscoder.common.arrays import flatten, load_arrays, restore, save_arrays
+from crosscoder.common.arrays import load_arrays, record_beside, restore, save_described
 from crosscoder.common.statistics import bootstrap_interval, correlate
 from crosscoder.common.tables import Table, read_table, write_table
 from crosscoder.errors import ConfigError, DataError
@@ -45,7 +45,7 @@ from crosscoder.explain.prompts import (
     scoring_prompt,
 )
 from crosscoder.explain.scoring import HALF, KINDS, PASSES, Test, Texts, balanced_accuracy, make_test, top_passages
-from crosscoder.files import read_json, write_json
+from crosscoder.files import write_json
 from crosscoder.progress import Progress
 
 DEFINITION = (
@@ -106,8 +106,7 @@ class ExplanationStudy:
         path = self.folder / "contexts.npz"
         rests_on = [_CONTEXTS_VERSION, study.record(EXAMPLES)["of"], features.tolist(), self._seed]
         of = hashlib.sha256(json.dumps(rests_on).encode()).hexdigest()
-        described = path.with_suffix(".json")
-        if path.exists() and described.exists() and read_json(described).get("of") == of:
+        if record_beside(path).get("of") == of:
             return restore(FeatureContexts, load_arrays(path))
         places = strongest_places(study.result(EXAMPLES).contexts, study.train, features)
         scanned = scanned_sequences(study.train.n_sequences, study.train.context, self._seed)
@@ -117,9 +116,7 @@ class ExplanationStudy:
         with Progress("passages", len(wanted), "sequences") as progress:
             batches = study.store.whole_sequences(1024, sequences=wanted)
             contexts = collect_contexts(batches, study.train, encoder, places, scanned, self._seed, progress)
-        described.unlink(missing_ok=True)
-        save_arrays(path, flatten(contexts))
-        write_json(described, {"of": of, "n_sequences": len(wanted)})
+        save_described(path, contexts, {"of": of, "n_sequences": len(wanted)})
         return contexts
 
     @cached_property
@@ -257,9 +254,8 @@ class ExplanationStudy:
 
 def finished_explanations(study: Study) -> Table | None:
     """The explanations on disk if they are of this crosscoder: of the examples and lives that the run has now."""
-    folder = study.run.evolution / "explanations"
-    path, described = folder.with_suffix(".parquet"), folder.with_suffix(".json")
-    record = read_json(described) if path.exists() and described.exists() else {}
+    path = study.run.evolution / "explanations.parquet"
+    record = record_beside(path)
     current = all(record.get(analysis.name) == study.record(analysis)["of"] for analysis in (EXAMPLES, LIFE))
     return read_table(path, "run crosscoder explain again") if current else None
 

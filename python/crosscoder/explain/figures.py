@@ -41,11 +41,10 @@ class Explanations:
         return correlate(marks[known], np.log10(1 + step[known]))
 
 
-def complexity(results: Results) -> FigureTable | None:
+def complexity(table: Explanations, results: Results) -> FigureTable | None:
     """The language model's marks against emergence."""
-    table = results.of(Explanations)
-    known = np.zeros(0, dtype=int) if table is None else np.flatnonzero(np.isfinite(table.numbers("complexity")))
-    if table is None or not known.size:
+    known = np.flatnonzero(np.isfinite(table.numbers("complexity")))
+    if not known.size:
         return None
     shown, sentence = drawn(known)
     columns: dict[str, Column] = {
@@ -78,11 +77,8 @@ def complexity(results: Results) -> FigureTable | None:
     )
 
 
-def scores(results: Results) -> FigureTable | None:
+def scores(table: Explanations, results: Results) -> FigureTable | None:
     """Detection and fuzzing, beside the explanations of other features."""
-    table = results.of(Explanations)
-    if table is None:
-        return None
     edges = (np.arange(SCORE_BINS + 1) - 0.5) / (SCORE_BINS - 1)
     columns: dict[str, Column] = {"accuracy": plain_column(np.arange(SCORE_BINS) / (SCORE_BINS - 1))}
     for name in ("detection", "fuzzing", "detection_control", "fuzzing_control"):
@@ -109,10 +105,9 @@ def scores(results: Results) -> FigureTable | None:
     )
 
 
-def listing(results: Results) -> FigureTable | None:
+def listing(found: Explanations, results: Results) -> FigureTable | None:
     """The explanations themselves."""
-    found = results.of(Explanations)
-    table = {} if found is None else found.columns
+    table = found.columns
     rows = [row for row, text in enumerate(table.get("explanation", ())) if text][:LISTED]
     if not rows:
         return None
@@ -133,11 +128,8 @@ def listing(results: Results) -> FigureTable | None:
     )
 
 
-def hold(results: Results) -> str:
+def hold(table: Explanations, results: Results) -> str:
     """Whether the explanations hold, and whether what is called complex emerges later."""
-    table = results.of(Explanations)
-    if table is None:
-        return ""
     marks = table.numbers("complexity")
     parts = [
         f"A language model explained {int(np.isfinite(marks).sum()):,} of the {marks.size:,} features that it was "
@@ -169,4 +161,4 @@ def hold(results: Results) -> str:
     return sentence
 
 
-PART = Part(SECTION, (complexity, scores, listing), (hold,))
+PART = Part(Explanations, SECTION, (complexity, scores, listing), (hold,))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -47,37 +47,51 @@ class Fact:
     """One line: what was computed, on what."""
 
 
-Maker = Callable[[Results], FigureTable | None]
-"""A figure, or None where the results lack what it shows."""
-Words = Callable[[Results], str | Iterable[str]]
+Maker = Callable[[R, Results], FigureTable | None]
+"""A figure of a result; None where it, or the other results, lack what the figure shows."""
+Words = Callable[[R, Results], str | Iterable[str]]
 """A sentence or two, or "" where there is nothing to say; several such where there are several results of a kind."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """What some results add to the page. A part whose results are not there adds nothing."""
+class Part(Generic[R]):
+    """What a result adds to the page. One whose result is not there adds nothing."""
 
+    of: type[R] | R
+    """The result, or its type where a page has one of it at the most."""
     section: str
     """The heading that its figures stand under. Parts of one section stand together, where the first of them is."""
-    figures: tuple[Maker, ...] = ()
-    sentences: tuple[Words, ...] = ()
+    figures: tuple[Maker[R], ...] = ()
+    sentences: tuple[Words[R], ...] = ()
     """What was found. They stand at the head of the page, and again at the head of the section."""
-    facts: Callable[[Results], list[Fact]] | None = None
+    facts: Callable[[R, Results], list[Fact]] | None = None
     """Tiles of the summary."""
-    notes: tuple[Words, ...] = ()
+    notes: tuple[Words[R], ...] = ()
     """What a reader must know to judge the figures."""
+
+    def _result(self, results: Results) -> R | None:
+        return results.of(self.of) if isinstance(self.of, type) else self.of
 
     def tables(self, results: Results) -> list[FigureTable]:
         """The figures that the results have the numbers for."""
-        made = (make(results) for make in self.figures)
+        result = self._result(results)
+        made = () if result is None else (make(result, results) for make in self.figures)
         return [replace(table, section=self.section) for table in made if table is not None]
+
+    def tiles(self, results: Results) -> list[Fact]:
+        """Its facts."""
+        result = self._result(results)
+        return [] if result is None or self.facts is None else self.facts(result, results)
 
     def found(self, results: Results) -> list[str]:
         """Its sentences."""
-        return spoken(self.sentences, results)
+        return self._said(self.sentences, results)
 
+    def caveats(self, results: Results) -> list[str]:
+        """Its notes."""
+        return self._said(self.notes, results)
 
-def spoken(words: Iterable[Words], results: Results) -> list[str]:
-    """What there is to say."""
-    said = (speak(results) for speak in words)
-    return [one for some in said for one in ([some] if isinstance(some, str) else some) if one]
+    def _said(self, words: Iterable[Words[R]], results: Results) -> list[str]:
+        result = self._result(results)
+        said = () if result is None else (speak(result, results) for speak in words)
+        return [one for some in said for one in ([some] if isinstance(some, str) else some) if one]

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from crosscoder import files
+from crosscoder.activations.content import files_digest, tokenizer_files
 from crosscoder.activations.snapshots import quiet_transformers
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
@@ -309,21 +310,24 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def _check_record(out: Path, record: dict[str, Any]) -> None:
+def _check_record(out: Path, record: dict[str, Any], tokenizer_folder: Path) -> None:
     """Refuse to go on with what another configuration, text or tokenizer began in `out`."""
     path = out / _RECORD
     if not path.exists():
-        files.write_json(path, record)
         return
-    found = files.read_json(path)
-    if found == record:
-        return
-    remedy = f"delete {out} or choose another folder"
-    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-        raise DataError(f"{path} is damaged; {remedy}")
+    found = files.read_json(path, config=dict)
     before, now = {**found, **found["config"]}, {**record, **record["config"]}
     changed = [name for name in now if name != "config" and before.get(name) != now[name]]
-    raise ConfigError(f"{out} was begun with other settings ({', '.join(changed)}); {remedy}")
+    if changed == ["tokenizer"]:
+        names = ", ".join(file.name for file in tokenizer_files(tokenizer_folder))
+        raise DataError(
+            f"the tokenizer in {tokenizer_folder} ({names}) is another than the one that {out} was begun with; bring "
+            f"it back, or delete {out}"
+        )
+    if changed:
+        raise ConfigError(
+            f"{out} was begun with other settings ({', '.join(changed)}); delete {out} or choose another folder"
+        )
 
 
 def train_language_model(
@@ -346,6 +350,12 @@ def train_language_model(
     fit the tokenizer; `DataError` where a checkpoint is damaged; `NonFiniteError` where the loss or its
     gradient becomes so; `StorageError` where writing fails.
     """
+    record = {
+        "config": asdict(config),
+        "tokens": tokens.fingerprint,
+        "tokenizer": files_digest(tokenizer_files(tokenizer_folder), tokenizer_folder),
+    }
+    _check_record(out, record, tokenizer_folder)
     vocabulary = len(load_tokenizer(tokenizer_folder))
     if int(tokens.ids.max()) >= vocabulary:
         raise ConfigError(
@@ -358,9 +368,9 @@ def train_language_model(
             f"tokens, {tokens.context}"
         )
     revisions = config.revisions()
-    tokenizer_hash = hashlib.sha256((tokenizer_folder / "tokenizer.json").read_bytes()).hexdigest()
-    files.make_folder(out)
-    _check_record(out, {"config": asdict(config), "tokens": tokens.fingerprint, "tokenizer": tokenizer_hash})
+    if not (out / _RECORD).exists():
+        files.make_folder(out)
+        files.write_json(out / _RECORD, record)
     checkpoint = out / _CHECKPOINT
     if not all((out / revision).is_dir() for revision in revisions):
         _train(config, tokens, vocabulary, tokenizer_folder, out, torch.device(device))

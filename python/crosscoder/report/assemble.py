@@ -13,12 +13,13 @@ from crosscoder.activations.trunk import SITES
 from crosscoder.attribution.figures import part as task_part
 from crosscoder.attribution.finished import finished_tasks
 from crosscoder.common.byte_text import Vocabulary
+from crosscoder.configfile import read_options
 from crosscoder.errors import DataError
 from crosscoder.evolution import comparison_figures
 from crosscoder.evolution.analyses import analyses
 from crosscoder.evolution.study import Study
 from crosscoder.explain import figures as explanation_figures
-from crosscoder.figures.results import Part, Results, spoken
+from crosscoder.figures.results import Part, Results
 from crosscoder.files import read_json
 from crosscoder.report import evaluation, language_model
 from crosscoder.report.data import PageData
@@ -28,21 +29,21 @@ from crosscoder.runs import Run
 from crosscoder.sweep import figures as sweep_figures
 
 
-def parts() -> list[Part]:
+def parts() -> list[Part[Any]]:
     """All that a page may have, in its order: the analyses' parts in theirs, then those of other verbs."""
-    others = [explanation_figures.PART, comparison_figures.PART, evaluation.PART, sweep_figures.PART]
+    others: list[Part[Any]] = [explanation_figures.PART, comparison_figures.PART, evaluation.PART, sweep_figures.PART]
     return [*(one.page for one in analyses() if one.page is not None), *others]
 
 
-def _sections(shown: Iterable[Part]) -> dict[str, list[Part]]:
+def _sections(shown: Iterable[Part[Any]]) -> dict[str, list[Part[Any]]]:
     """Section -> its parts. Sections stand in the order of their first parts."""
-    by_section: dict[str, list[Part]] = {}
+    by_section: dict[str, list[Part[Any]]] = {}
     for part in shown:
         by_section.setdefault(part.section, []).append(part)
     return by_section
 
 
-def findings(results: Results, shown: Iterable[Part]) -> dict[str, list[str]]:
+def findings(results: Results, shown: Iterable[Part[Any]]) -> dict[str, list[str]]:
     """Section -> its sentences, in the order of the page; a section without any is left out."""
     told = {
         section: [sentence for part in of_section for sentence in part.found(results)]
@@ -51,7 +52,7 @@ def findings(results: Results, shown: Iterable[Part]) -> dict[str, list[str]]:
     return {section: sentences for section, sentences in told.items() if sentences}
 
 
-def page_of(results: Results, shown: Sequence[Part], **more: Any) -> PageData:
+def page_of(results: Results, shown: Sequence[Part[Any]], **more: Any) -> PageData:
     """The page of what was found: each of the parts `shown` as far as the results go; `more`: fields of `PageData`."""
     told = findings(results, shown)
     in_order = [part for of_section in _sections(shown).values() for part in of_section]
@@ -90,10 +91,10 @@ def assemble(run: Run, device: torch.device | str = "cpu") -> PageData:
             f"{source['model']}, block {source['layer']} ({SITES[study.snapshots.site]}), "
             f"{study.snapshots.n_snapshots} snapshots, {config.n_features:,} features"
         ),
-        facts=[fact for part in told if part.facts is not None for fact in part.facts(results)],
+        facts=[fact for part in told for fact in part.tiles(results)],
         settings=_settings(run),
         notes=[
-            *(note for part in shown for note in spoken(part.notes, results)),
+            *(note for part in shown for note in part.caveats(results)),
             *alike_notes(read_json(run.snapshots_file)),
             *language_model.notes(run, source["model"]),
             *stale,
@@ -122,7 +123,5 @@ def _analysed(study: Study) -> Sequence[object]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    import yaml
-
     files = sorted((run.path / "config").glob("*.yaml"))
-    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files if file.stem != "report"}
+    return {file.stem: read_options(file, record=True) for file in files if file.stem != "report"}

@@ -53,11 +53,8 @@ def require(run: Run) -> Mapping[str, Any]:
     return summary
 
 
-def explained_variance(results: Results) -> FigureTable | None:
+def explained_variance(found: Evaluated, results: Results) -> FigureTable | None:
     """Explained variance by snapshot, both definitions."""
-    found = results.of(Evaluated)
-    if found is None:
-        return None
     curves = {
         "mean of ratios": found.curve("explained_variance", "mean_of_ratios_by_snapshot"),
         "ratio of sums": found.curve("explained_variance", "by_snapshot"),
@@ -78,24 +75,20 @@ def explained_variance(results: Results) -> FigureTable | None:
     )
 
 
-def l0(results: Results) -> FigureTable | None:
+def l0(found: Evaluated, results: Results) -> FigureTable | None:
     """Active features a token, by snapshot."""
-    found = results.of(Evaluated)
-    return None if found is None else FigureTable(
+    return FigureTable(
         "l0",
         "Active features a token (L0)",
         "paper",
         "Mean number of features active on a token at each snapshot, on held-out tokens.",
         results.by_snapshot | {"l0": plain_column(found.curve("l0", "by_snapshot"))},
         Lines([Panel(Axis("active features a token", zero=True), [Series("l0", "l0", colour="l0")])]),
-    )  # fmt: skip
+    )
 
 
-def quality(results: Results) -> str:
+def quality(found: Evaluated, results: Results) -> str:
     """How much the crosscoder explains with how many features."""
-    found = results.of(Evaluated)
-    if found is None:
-        return ""
     summary, by_snapshot = found.summary, found.curve("explained_variance", "by_snapshot")
     worst, best = np.nanmin(by_snapshot), np.nanmax(by_snapshot)
     return (
@@ -106,11 +99,8 @@ def quality(results: Results) -> str:
     )
 
 
-def facts(results: Results) -> list[Fact]:
+def facts(found: Evaluated, results: Results) -> list[Fact]:
     """Quality and size."""
-    found = results.of(Evaluated)
-    if found is None:
-        return []
     summary = found.summary
     heldout = f"on {summary['n_heldout_tokens']:,} tokens of held-out documents"
     ordinary = summary.get("explained_variance_by_norm", {}).get("ordinary")
@@ -129,4 +119,4 @@ def facts(results: Results) -> list[Fact]:
     ]
 
 
-PART = Part(SECTION, (explained_variance, l0), (quality,), facts)
+PART = Part(Evaluated, SECTION, (explained_variance, l0), (quality,), facts)

@@ -1,8 +1,7 @@
 """The page: one HTML file with style, scripts and data inside, that asks the network for nothing.
 
-Scripts and styles are inline and allowed by their SHA-256 in a Content-Security-Policy of `default-src
-'none'`; data are inert elements (JSON, and gzip in base64) that no browser executes, and reach the document
-as text only.
+Scripts and styles are inline and allowed by their SHA-256 in a Content-Security-Policy of `default-src 'none'`; data
+are inert elements (JSON, and gzip in base64) that no browser executes, and reach the document as text only.
 """
 
 from __future__ import annotations

@@ -20,9 +20,8 @@ def _integer_type(bits: int) -> type[np.uint8] | type[np.uint16]:
 def linear_codes(values: Floats, low: float, high: float, bits: int, *, keep_positive: bool = False) -> Codes:
     """Codes 0 ... 2^bits - 1 spread evenly over [low, high]; values outside are clipped.
 
-    The error after `linear_values` is at most (high - low) / (2 · (2^bits - 1)). With `keep_positive` (for
-    low = 0) no value above 0 becomes 0: what fires stays visible; the error of the smallest may then be twice
-    as large.
+    A code stands for low + code (high - low) / (2^bits - 1), which is off by half a step at most. With `keep_positive`
+    (for low = 0) no value above 0 becomes 0: what fires stays visible; the smallest may then be off by a whole step.
     """
     dtype = _integer_type(bits)
     top = 2**bits - 1
@@ -32,9 +31,3 @@ def linear_codes(values: Floats, low: float, high: float, bits: int, *, keep_pos
     if keep_positive:
         codes[(codes == 0) & (scaled > 0)] = 1
     return codes
-
-
-def linear_values(codes: Codes, low: float, high: float, bits: int) -> NDArray[np.float64]:
-    """Inverse of `linear_codes`."""
-    values: NDArray[np.float64] = low + codes.astype(np.float64) * ((high - low) / (2**bits - 1))
-    return values

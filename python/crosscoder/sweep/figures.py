@@ -27,10 +27,9 @@ class Sweep:
     """As `tables.results` has them."""
 
 
-def frontier(results: Results) -> FigureTable | None:
+def frontier(found: Sweep, results: Results) -> FigureTable | None:
     """The frontiers of a sweep, at the last snapshot and over all of them."""
-    found = results.of(Sweep)
-    if found is None or not found.columns["method"]:
+    if not found.columns["method"]:
         return None
     table = found.columns
     columns: dict[str, Column] = {name: [] for name in ("scope", "frontier", "l0", *METHODS)}
@@ -73,11 +72,8 @@ def frontier(results: Results) -> FigureTable | None:
     )
 
 
-def leads(results: Results) -> str:
+def leads(sweep: Sweep, results: Results) -> str:
     """The crosscoder's lead at common L0, averaged over them, with its range."""
-    sweep = results.of(Sweep)
-    if sweep is None:
-        return ""
     table = sweep.columns
     leads_by = {"last": {"sae": "an SAE trained on it alone"}, "all": {"chain": "a chain of warm-started SAEs"}}
     parts, seeds = [], len(set(table["seed"]))
@@ -98,4 +94,4 @@ def leads(results: Results) -> str:
     return f"At the same L0 the crosscoder explains {', and '.join(parts)}; {sure}."
 
 
-PART = Part(SECTION, (frontier,), (leads,))
+PART = Part(Sweep, SECTION, (frontier,), (leads,))

@@ -17,7 +17,7 @@ from crosscoder.config import CrosscoderConfig, TrainConfig
 from crosscoder.errors import ConfigError, DataError, StorageError
 from crosscoder.files import new_folder, read_json, write_json
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 STATE_FILE = "trainer.safetensors"
 RECORD_FILE = "trainer.json"
 NUMBERS = ("step", "firing_steps", "revived", "joined")
@@ -79,7 +79,8 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
     kinds: dict[str, type] = {**dict.fromkeys(NUMBERS, int), "train_config": dict, "checksums": dict, "extra": dict}
     record = read_json(folder / RECORD_FILE, **kinds)
     if record.get("format_version") != FORMAT_VERSION:
-        raise DataError(f"{folder}: checkpoint of format version {record.get('format_version')!r}")
+        version = record.get("format_version")
+        raise DataError(f"{folder}: checkpoint of format version {version!r}, this release reads {FORMAT_VERSION}")
     saved_config, parameters = weights.load(folder)
     wanted = {**config.to_dict(), **train_config.to_dict()}
     found = {**saved_config.to_dict(), **record["train_config"]}

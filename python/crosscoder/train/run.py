@@ -6,7 +6,6 @@ In the run's `training/` folder: `checkpoints/step-*/`, `metrics.jsonl`. The fin
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -32,14 +31,15 @@ from crosscoder.files import (
     read_json,
     remove_folder,
     write_json,
-    write_text,
 )
 from crosscoder.locks import working_on
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress, warn
+from crosscoder.seals import seal_json
 from crosscoder.train import checkpoint
 from crosscoder.train.aside import OldTraining
 from crosscoder.train.initialization import initialize
+from crosscoder.train.log import LOG_FILE, forget_after, logged_seconds
 from crosscoder.train.trainer import Trainer
 
 KEPT_CHECKPOINTS = 2
@@ -125,15 +125,7 @@ def training_seconds(folder: Path) -> float:
 
     What a killed call did after its last checkpoint is done again, and counts once.
     """
-    return _logged_seconds(folder / "training" / "metrics.jsonl")
-
-
-def _logged_seconds(log: Path) -> float:
-    try:
-        lines = log.read_text(encoding="utf-8").splitlines()
-        return float(json.loads(lines[-1]).get("seconds", 0.0)) if lines else 0.0
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{log} cannot be read ({error}); delete {log.parent} and train again") from error
+    return logged_seconds(folder / "training" / LOG_FILE)
 
 
 def batch_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -169,11 +161,31 @@ def _identity(store: ActivationStore | LiveSource) -> dict[str, Any]:
 
 def _summary(trainer: Trainer) -> dict[str, Any]:
     dead_F = trainer.silent_tokens_F >= trainer.config.dead_after_tokens
-    return {
+    summary: dict[str, Any] = {
         "steps": trainer.step_number,
         "dead_features": int(dead_F.sum()),
         "revived_features": trainer.n_revived,
     }
+    if trainer.recent_tokens is not None:
+        x_nKD, model = trainer.recent_tokens.tokens(), trainer.model.eval()
+        code = model.encode(x_nKD, backend=trainer.config.backend)
+        summary["batch_threshold"] = {
+            "value": float(model.batch_threshold),
+            "tokens": len(x_nKD),
+            "l0_union": code.n_pairs / max(1, len(x_nKD)),
+        }
+    return summary
+
+
+def told_threshold(trained: dict[str, Any]) -> str:
+    """A line about BatchTopK's threshold at inference, from `trained` of `RECORD_FILE`; empty for other gates."""
+    found = trained.get("batch_threshold")
+    if found is None:
+        return ""
+    return (
+        f"BatchTopK at inference: a feature is on above {found['value']:.4g}, which lets {found['l0_union']:.2f} "
+        f"features a token through on the last {found['tokens']} tokens of training"
+    )
 
 
 def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
@@ -206,14 +218,14 @@ def _resume(trainer: Trainer, loader: Source, root: Path) -> bool:
 def _loop(trainer: Trainer, loader: Source, folder: Path, title: str, saved: Callable[[], None]) -> None:
     """All steps that are left; `saved` is called after each checkpoint."""
     config = trainer.config
-    log = folder / "metrics.jsonl"
-    _forget_after(log, trainer.step_number)
-    before = _logged_seconds(log) if log.exists() else 0.0
+    log = folder / LOG_FILE
+    forget_after(log, trainer.step_number)
+    before = logged_seconds(log) if log.exists() else 0.0
     started, first = time.monotonic(), trainer.step_number
     waited, since = loader.wait_seconds, started
     with (
         explained_write_errors(log),
-        log.open("a", encoding="utf-8") as lines,
+        log.open("ab") as lines,
         Progress(title, config.n_steps, "steps", done=trainer.step_number) as progress,
     ):
         while trainer.step_number < config.n_steps:
@@ -233,7 +245,7 @@ def _loop(trainer: Trainer, loader: Source, folder: Path, title: str, saved: Cal
                         "tokens_per_second": round(rate, 1),
                         "loader_wait_fraction": round(wait, 4),
                     }
-                    lines.write(json.dumps({**row, **speed}) + "\n")
+                    lines.write(seal_json({**row, **speed}))
                     lines.flush()
                     progress.advance(0, _figures(row))
                 progress.advance(1)
@@ -269,17 +281,3 @@ def _figures(row: dict[str, Any]) -> dict[str, str]:
         return sum(known) / len(known) if known else math.nan
 
     return {"EV": f"{mean(row['explained_variance']):.3f}", "L0": f"{mean(row['l0']):.1f}"}
-
-
-def _forget_after(log: Path, step: int) -> None:
-    """Drop the lines that an interrupted run wrote after its last checkpoint, and a line cut in the middle."""
-    if not log.exists():
-        return
-    kept = []
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_text(log, "".join(f"{line}\n" for line in kept))

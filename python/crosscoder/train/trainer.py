@@ -12,17 +12,18 @@ from torch import Tensor
 from crosscoder.backends.base import StepSettings, StepStatistics
 from crosscoder.config import TrainConfig
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.gate import Gate
 from crosscoder.metrics import batch_explained_variance
 from crosscoder.model import Crosscoder
 from crosscoder.train import checkpoint
 from crosscoder.train.checkpoint import TrainerState
 from crosscoder.train.engines import make_engine
 from crosscoder.train.joining import LAST_JOINING, N_BATCHES, JoiningSample, join_features
+from crosscoder.train.recent_tokens import RecentTokens
 from crosscoder.train.revival import LAST_SHARE_OF_STEPS, FiringRate, revive
 from crosscoder.train.schedules import lr_factor, sparsity_coefficient
+from crosscoder.train.seeds import Purpose, step_seed
 from crosscoder.train.whitening import whiten
-
-_SAMPLING, _REVIVAL = 0, 1
 
 
 class Trainer:
@@ -60,6 +61,8 @@ class Trainer:
         self.n_joined = 0
         self.joining_sample = JoiningSample(device)
         """Activations of the batches just before features are joined."""
+        self.recent_tokens = RecentTokens(model.weights()) if Gate.of(model.config).whole_batch else None
+        """BatchTopK: what its threshold at inference is calibrated on."""
         self._recent: list[tuple[int, Tensor, StepStatistics]] = []
         self._uncounted: tuple[StepStatistics, int] | None = None
         """The last step's figures and its tokens, where they are not yet in the counts above."""
@@ -88,15 +91,20 @@ class Trainer:
                 threshold_lr=lr * self.config.threshold_lr_factor,
                 sparsity_coefficient=sparsity_coefficient(self.config, self.step_number),
                 preactivation_coefficient=self.config.preactivation_coefficient,
-                seed=self._seed(_SAMPLING),
+                seed=self._seed(Purpose.STEP),
             ),
         )
         self._check_finite(x_BKD, result)
         self._uncounted = result, len(x_BKD)
         self.step_number += 1
+        if self.recent_tokens is not None:
+            self.recent_tokens.add(x_BKD)
         if not self.engine.asynchronous:
             self._count()
         self._repair(x_BKD, result)
+        if self.recent_tokens is not None and self.step_number == self.config.n_steps:
+            self._count()
+            self.model.batch_threshold.copy_(self._inference_threshold(self.recent_tokens))
         return self._metrics(x_BKD, result, factor) if measured else {}
 
     def _count(self) -> None:
@@ -156,8 +164,12 @@ class Trainer:
                 self.firing.rates(),
                 config.revival_rate,
                 self.step_number,
-                torch.Generator().manual_seed(self._seed(_REVIVAL)),
+                torch.Generator().manual_seed(self._seed(Purpose.REVIVAL)),
             )
+
+    def _inference_threshold(self, recent: RecentTokens) -> Tensor:
+        """BatchTopK's, for the weights as they are now."""
+        return self.model.calibrated_batch_threshold(recent.tokens(), backend=self.config.backend)
 
     def _join(self, cosine: float) -> None:
         given_up = join_features(self.model, self.joining_sample.take(self.model.config.n_features), cosine)
@@ -193,9 +205,9 @@ class Trainer:
                 metrics[name] = value
         return metrics
 
-    def _seed(self, purpose: int) -> int:
+    def _seed(self, purpose: Purpose) -> int:
         """Random numbers depend on nothing but seed, step and purpose, so that a resumed run repeats them."""
-        return ((self.config.seed * 1_000_003 + self.step_number) * 2 + purpose) % 2**63
+        return step_seed(self.config.seed, self.step_number, purpose)
 
     def _explain_non_finite(self, step: int, x_BKD: Tensor, result: StepStatistics) -> str:
         good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
@@ -213,6 +225,9 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """What a state holds beside the model and the joining sample; of the same shapes at every step."""
         tensors = {"firing_average": self.firing.average_F, "silent_tokens": self.silent_tokens_F}
+        if self.recent_tokens is not None:
+            # The crosscoder in a state has a calibrated threshold, and the running one goes on from here.
+            tensors |= {"running_threshold": self.model.batch_threshold, **dict(self.recent_tokens.tensors())}
         return {**tensors, **dict(self.engine.tensors())}
 
     def state_dict(self) -> TrainerState:
@@ -224,8 +239,11 @@ class Trainer:
         self.engine.settle()
         self._raise_pending(wait=True)
         numbers = {"step": self.step_number, "firing_steps": self.firing.n_steps}
+        model = self.model.state_dict()
+        if self.recent_tokens is not None:
+            model["batch_threshold"] = self._inference_threshold(self.recent_tokens)
         return TrainerState(
-            model=self.model.state_dict(),
+            model=model,
             tensors={**self._tensors(), **dict(self.joining_sample.tensors())},
             numbers={**numbers, "revived": self.n_revived, "joined": self.n_joined},
         )

@@ -33,7 +33,7 @@ class AttributeConfig:
     task: tuple[str, ...]
     """One task or several, by name, or files of your own (.jsonl)."""
     resume: bool = True
-    """Keep what is computed already. Without, the task is computed anew."""
+    """Keep what is computed already. Without, the task is computed anew; what is there is replaced at the end."""
     device: str = "auto"
     """Where it computes: auto (the GPU if there is one), cpu, cuda or cuda:N."""
     study: AttributionSettings = field(default_factory=AttributionSettings)
@@ -45,7 +45,6 @@ def run(config: AttributeConfig) -> int:
     from crosscoder.attribution.attribution_study import AttributionStudy
     from crosscoder.devices import announced
     from crosscoder.errors import ConfigError
-    from crosscoder.files import remove_folder
     from crosscoder.runs import Run
 
     if not config.task:
@@ -55,9 +54,7 @@ def run(config: AttributeConfig) -> int:
     tasks = [study.task(name) for name in config.task]  # what cannot work is refused before any work is done
     run.begin("attribute", config, device)
     for name, task in zip(config.task, tasks, strict=True):
-        if not config.resume and study.folder(task.name).exists():
-            remove_folder(study.folder(task.name))
-        figures = study.compute(name)["figures"]
+        figures = study.compute(name, resume=config.resume)["figures"]
         run.update_summary({"attribution": {**run.summary().get("attribution", {}), task.name: figures}})
         print(describe(task.name, figures))
         print(f"results: {study.folder(task.name)}")

@@ -141,7 +141,9 @@ def _opened(config: CollectConfig) -> SnapshotSet:
 
     snapshots = SnapshotSet.open(config.model, config.layer, config.revisions, config.site, config.steps)
     steps = tuple(snapshots.steps.tolist())
-    return dataclasses.replace(snapshots, given_steps=steps, content=snapshots.contents())
+    return dataclasses.replace(
+        snapshots, given_steps=steps, content=snapshots.contents(), tokenizer=snapshots.tokenizer_content()
+    )
 
 
 def _begin(
@@ -245,6 +247,8 @@ def _reconciled(run: Run, snapshots: SnapshotSet) -> SnapshotSet:
     ]
     if changed:
         different.append(f"other weights or another configuration under the names {', '.join(changed)}")
+    if before.tokenizer and before.revisions[-1] == snapshots.revisions[-1] and before.tokenizer != snapshots.tokenizer:
+        different.append(f"the tokenizer's files of {snapshots.revisions[-1]} have changed")
     if not before.content and run.absolute(run.relative(before.model)) != run.absolute(run.relative(snapshots.model)):
         different.append(f"model: {before.model} there, {snapshots.model} now")
     gone = [name for name in before.revisions if name not in snapshots.revisions]

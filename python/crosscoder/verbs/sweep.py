@@ -137,7 +137,7 @@ def _training(config: SweepConfig, run: Run) -> tuple[CrosscoderOptions, TrainCo
             run.path / "config" / "train.yaml",
             f"train the run first (crosscoder train {config.run} --help), or name its settings: --settings FILE.yaml",
         )
-    found: TrainVerbConfig = read_config(path, TrainVerbConfig)
+    found: TrainVerbConfig = read_config(path, TrainVerbConfig, record=config.settings is None)
     return found.crosscoder, found.train, (found.n_features,) if isinstance(found.n_features, int) else ()
 
 

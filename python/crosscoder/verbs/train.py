@@ -54,7 +54,7 @@ def run(config: TrainVerbConfig) -> int:
     from crosscoder.devices import announced
     from crosscoder.files import read_json
     from crosscoder.runs import Run
-    from crosscoder.train.run import RECORD_FILE, train
+    from crosscoder.train.run import RECORD_FILE, told_threshold, train
 
     run, device = Run(config.run), announced(config.device)
     store = _live(config, run, device) if config.live else _stored(config, run)
@@ -71,6 +71,9 @@ def run(config: TrainVerbConfig) -> int:
             "revived_features": trained["revived_features"],
         }
     )
+    line = told_threshold(trained)
+    if line:
+        print(line)
     print(f"crosscoder: {run.crosscoder}")
     return 0
 

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-NOUNS: tuple[tuple[str, str], ...] = tuple(
-    (noun, plural)
-    for noun, plural in (
-        pair.split("/")
-        for pair in """
-        friend/friends teacher/teachers doctor/doctors lawyer/lawyers farmer/farmers soldier/soldiers officer/officers
-        worker/workers writer/writers driver/drivers player/players leader/leaders member/members student/students
-        parent/parents father/fathers mother/mothers brother/brothers sister/sisters son/sons daughter/daughters
-        king/kings queen/queens judge/judges guard/guards pilot/pilots artist/artists actor/actors author/authors
-        boy/boys girl/girls chief/chiefs citizen/citizens neighbor/neighbors president/presidents secretary/secretaries
-        minister/ministers governor/governors senator/senators agent/agents owner/owners customer/customers
-        engineer/engineers manager/managers servant/servants merchant/merchants captain/captains general/generals
-        president/presidents nation/nations state/states army/armies committee/committees department/departments
-        """.split()  # noqa: SIM905
-    )
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """(singular, plural) of "singular/plural" between spaces."""
+    return tuple((singular, plural) for singular, plural in (pair.split("/") for pair in text.split()))
+
+
+NOUNS = _pairs(
+    """
+    friend/friends teacher/teachers doctor/doctors lawyer/lawyers farmer/farmers soldier/soldiers officer/officers
+    worker/workers writer/writers driver/drivers player/players leader/leaders member/members student/students
+    parent/parents father/fathers mother/mothers brother/brothers sister/sisters son/sons daughter/daughters
+    king/kings queen/queens judge/judges guard/guards pilot/pilots artist/artists actor/actors author/authors
+    boy/boys girl/girls chief/chiefs citizen/citizens neighbor/neighbors president/presidents secretary/secretaries
+    minister/ministers governor/governors senator/senators agent/agents owner/owners customer/customers
+    engineer/engineers manager/managers servant/servants merchant/merchants captain/captains general/generals
+    president/presidents nation/nations state/states army/armies committee/committees department/departments
+    """
 )
 """(singular, plural) of beings and bodies that can do what `VERBS` say."""
 
-PLACES: tuple[tuple[str, str], ...] = tuple(
-    (noun, plural)
-    for noun, plural in (
-        pair.split("/")
-        for pair in """
-        house/houses school/schools church/churches office/offices bank/banks farm/farms road/roads river/rivers
-        tree/trees table/tables desk/desks door/doors window/windows garden/gardens field/fields bridge/bridges
-        ship/ships town/towns mountain/mountains building/buildings station/stations store/stores court/courts
-        port/ports mill/mills mine/mines road/roads land/lands city/cities
-        """.split()  # noqa: SIM905
-    )
+PLACES = _pairs(
+    """
+    house/houses school/schools church/churches office/offices bank/banks farm/farms road/roads river/rivers
+    tree/trees table/tables desk/desks door/doors window/windows garden/gardens field/fields bridge/bridges
+    ship/ships town/towns mountain/mountains building/buildings station/stations store/stores court/courts
+    port/ports mill/mills mine/mines road/roads land/lands city/cities
+    """
 )
 """(singular, plural) of what one can be near."""
 
@@ -39,15 +37,11 @@ PREPOSITIONS: tuple[str, ...] = ("near", "behind", "beside", "by", "above", "fro
 ANSWERS: tuple[tuple[str, str], ...] = (("has", "have"), ("is", "are"), ("was", "were"), ("does", "do"))
 """(singular, plural) of verbs that follow any subject."""
 
-VERBS: tuple[tuple[str, str], ...] = tuple(
-    (verb, plural)
-    for verb, plural in (
-        pair.split("/")
-        for pair in """
-        likes/like knows/know sees/see wants/want needs/need loves/love follows/follow fears/fear trusts/trust
-        supports/support helps/help finds/find meets/meet calls/call serves/serve
-        """.split()  # noqa: SIM905
-    )
+VERBS = _pairs(
+    """
+    likes/like knows/know sees/see wants/want needs/need loves/love follows/follow fears/fear trusts/trust
+    supports/support helps/help finds/find meets/meet calls/call serves/serve
+    """
 )
 """(singular, plural) of verbs with an object."""
 

@@ -136,10 +136,9 @@ def summary(change: ChangeResult, revisions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def shares(results: Results) -> FigureTable | None:
+def shares(change: ChangeResult, results: Results) -> FigureTable | None:
     """Turning, growing and shrinking by snapshot, and how large the change is."""
-    change = results.of(ChangeResult)
-    if change is None or not change.overall.n.any():
+    if not change.overall.n.any():
         return None
     overall = change.overall
     curves = {
@@ -169,10 +168,9 @@ def shares(results: Results) -> FigureTable | None:
     )
 
 
-def turning_or_growing(results: Results) -> str:
+def turning_or_growing(change: ChangeResult, results: Results) -> str:
     """Where turning is most and least of the change, and whether what turns also grows."""
-    change = results.of(ChangeResult)
-    if change is None or not np.isfinite(change.overall.turning).any():
+    if not np.isfinite(change.overall.turning).any():
         return ""
     turning_K, random_K, steps = change.overall.turning, change.overall.turning_random, results.steps
     least, most = int(np.nanargmin(turning_K)), int(np.nanargmax(turning_K))
@@ -204,5 +202,5 @@ CHANGE = Analysis(
     compute=compute,
     summary=summary,
     needs=(LIFE, ROTATION),
-    page=Part("Rotation", (shares,), (turning_or_growing,)),
+    page=Part(ChangeResult, "Rotation", (shares,), (turning_or_growing,)),
 )

@@ -104,10 +104,10 @@ def _against_emergence(
     return FigureTable(key, title, "ours", caption.strip(), columns, spec)
 
 
-def entropy_and_emergence(results: Results) -> FigureTable | None:
+def entropy_and_emergence(found: ComplexityResult, results: Results) -> FigureTable | None:
     """Entropy of the token at active positions against emergence."""
-    found, life = results.of(ComplexityResult), results.of(LifeResult)
-    if found is None or life is None:
+    life = results.of(LifeResult)
+    if life is None:
         return None
     entropy_F = found.entropy.here
     features, sentence = drawn(np.flatnonzero(np.isfinite(entropy_F) & np.isfinite(life.emergence_steps())))
@@ -126,10 +126,10 @@ def entropy_and_emergence(results: Results) -> FigureTable | None:
     )
 
 
-def context_and_emergence(results: Results) -> FigureTable | None:
+def context_and_emergence(found: ComplexityResult, results: Results) -> FigureTable | None:
     """How far back a feature's input must be kept, against emergence."""
-    found, life = results.of(ComplexityResult), results.of(LifeResult)
-    if found is None or life is None:
+    life = results.of(LifeResult)
+    if life is None:
         return None
     features, needed = found.context.feature, found.context.needed
     known = np.isfinite(life.emergence_steps()[features])
@@ -148,13 +148,12 @@ def context_and_emergence(results: Results) -> FigureTable | None:
     )
 
 
-def complex_later(results: Results) -> str:
+def complex_later(found: ComplexityResult, results: Results) -> str:
     """Whether what is complex emerges later."""
-    found = results.of(ComplexityResult)
     parts, sure = [], True
     for measure, words in (("entropy", "the entropy of their tokens"), ("context", "the context that they need")):
-        one = None if found is None else found.emergent[measure]
-        if one is not None and np.isfinite(one.spearman):
+        one = found.emergent[measure]
+        if np.isfinite(one.spearman):
             parts.append(
                 f"{words} {one.spearman:.2f} (95 % interval {one.spearman_low:.2f} to {one.spearman_high:.2f}, p = "
                 f"{one.spearman_p:.2g}, {one.n:,.0f} features)"
@@ -180,5 +179,5 @@ COMPLEXITY = Analysis(
     summary=summary,
     settings=("complexity_features", "seed"),
     needs=(POSITIONS, LIFE),
-    page=Part(SECTION, (entropy_and_emergence, context_and_emergence), (complex_later,)),
+    page=Part(ComplexityResult, SECTION, (entropy_and_emergence, context_and_emergence), (complex_later,)),
 )

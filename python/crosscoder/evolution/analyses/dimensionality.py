@@ -29,11 +29,8 @@ def summary(found: Dimensionality, revisions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def curves(results: Results) -> FigureTable | None:
+def curves(found: Dimensionality, results: Results) -> FigureTable | None:
     """Of all features, each kind's part of it, and what random directions would have."""
-    found = results.of(Dimensionality)
-    if found is None:
-        return None
     rates = {"all": found.rate, **{kind: found.rate_by_mask[kind] for kind in SHOWN_KINDS}}
     rates["random directions"] = found.null_rate
     series = [Series(name, name, colour=name) for name in rates]
@@ -49,11 +46,8 @@ def curves(results: Results) -> FigureTable | None:
     )
 
 
-def start_and_end(results: Results) -> str:
+def start_and_end(found: Dimensionality, results: Results) -> str:
     """Where the curve starts, is lowest and ends."""
-    found = results.of(Dimensionality)
-    if found is None:
-        return ""
     rate_K, null_K, steps_K = found.rate, found.null_rate, results.steps
     low = int(np.argmin(rate_K))
     return (
@@ -76,6 +70,6 @@ DIMENSIONALITY = Analysis(
     summary=summary,
     settings=("seed",),
     needs=(LIFE,),
-    page=Part(SECTION, (curves,), (start_and_end,)),
+    page=Part(Dimensionality, SECTION, (curves,), (start_and_end,)),
     required=True,
 )

@@ -48,10 +48,9 @@ def summary(induction: InductionResult, revisions: Sequence[str]) -> dict[str, A
     }
 
 
-def curve(results: Results) -> FigureTable | None:
+def curve(found: InductionResult, results: Results) -> FigureTable | None:
     """The gap over training."""
-    found = results.of(InductionResult)
-    return None if found is None else FigureTable(
+    return FigureTable(
         "induction",
         "Induction",
         "standard",
@@ -59,14 +58,12 @@ def curve(results: Results) -> FigureTable | None:
         "copies from its context.",
         results.by_snapshot | {"gap": plain_column(found.gap)},
         Lines([Panel(Axis("loss difference, nats", zero=True), [Series("gap", "gap", colour="gap")])]),
-    )  # fmt: skip
+    )
 
 
-def forming(results: Results) -> str:
+def forming(found: InductionResult, results: Results) -> str:
     """Whether and when induction forms."""
-    found, settings, steps_K = results.of(InductionResult), results.of(StudySettings), results.steps
-    if found is None:
-        return ""
+    settings, steps_K = results.of(StudySettings), results.steps
     rise = int(np.argmax(np.diff(found.gap)))
     measured = "" if settings is None else (
         f"; measured on {N_SEQUENCES} sequences of {settings.induction_length} random tokens said twice"
@@ -80,11 +77,9 @@ def forming(results: Results) -> str:
     )
 
 
-def facts(results: Results) -> list[Fact]:
+def facts(found: InductionResult, results: Results) -> list[Fact]:
     """The gap at the end."""
-    found = results.of(InductionResult)
-    gap = None if found is None else f"{found.gap[-1]:.2f} nats"
-    return [] if gap is None else [Fact("Induction gap", gap, "last snapshot; random tokens, repeated")]
+    return [Fact("Induction gap", f"{found.gap[-1]:.2f} nats", "last snapshot; random tokens, repeated")]
 
 
 INDUCTION = Analysis(
@@ -95,6 +90,6 @@ INDUCTION = Analysis(
     compute=compute,
     summary=summary,
     settings=("induction_length", "seed"),
-    page=Part(SECTION, (curve,), (forming,), facts),
+    page=Part(InductionResult, SECTION, (curve,), (forming,), facts),
     required=True,
 )

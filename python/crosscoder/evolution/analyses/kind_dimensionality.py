@@ -27,10 +27,10 @@ def summary(found: KindDimensionality, revisions: Sequence[str]) -> dict[str, An
     return {"kind_dimensionality_by_snapshot": curves}
 
 
-def curves(results: Results) -> FigureTable | None:
+def curves(found: KindDimensionality, results: Results) -> FigureTable | None:
     """Each kind's features as if there were no others, beside random directions."""
-    found, kinds = results.of(KindDimensionality), shown_kinds(results)
-    if found is None or not kinds:
+    kinds = shown_kinds(results)
+    if not kinds:
         return None
     columns, panels = results.by_snapshot, []
     for kind in kinds:
@@ -51,11 +51,10 @@ def curves(results: Results) -> FigureTable | None:
     )
 
 
-def at_the_end(results: Results) -> str:
+def at_the_end(found: KindDimensionality, results: Results) -> str:
     """What each kind fills at the last snapshot, beside random directions."""
-    found, parts = results.of(KindDimensionality), list[str]()
-    for kind in {} if found is None else shown_kinds(results):
-        assert found is not None
+    parts = list[str]()
+    for kind in shown_kinds(results):
         own, null = found.rate_within[kind][-1], found.null_within[kind][-1]
         parts.append(
             f"the {kind} features {own:.0%} ({null:.0%})" if parts else
@@ -75,5 +74,5 @@ KIND_DIMENSIONALITY = Analysis(
     summary=summary,
     settings=("seed",),
     needs=(LIFE,),
-    page=Part(SECTION, (curves,), (at_the_end,)),
+    page=Part(KindDimensionality, SECTION, (curves,), (at_the_end,)),
 )

@@ -44,11 +44,8 @@ def summary(scaling: LatentScaling, revisions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def artefacts(results: Results) -> FigureTable | None:
+def artefacts(found: LatentScaling, results: Results) -> FigureTable | None:
     """By snapshot: features whose norm near 0 is an artefact of the penalty."""
-    found = results.of(LatentScaling)
-    if found is None:
-        return None
     flags = {"shrunk": found.shrunk, "decoupled": found.decoupled, "low": found.low}
     series = [Series("shrunk", "shrunk"), Series("decoupled", "decoupled")]
     return FigureTable(
@@ -65,10 +62,9 @@ def artefacts(results: Results) -> FigureTable | None:
     )
 
 
-def shares(results: Results) -> str:
+def shares(found: LatentScaling, results: Results) -> str:
     """How many of the norms near 0 are artefacts."""
-    found = results.of(LatentScaling)
-    if found is None or not np.isfinite(found.share_shrunk):
+    if not np.isfinite(found.share_shrunk):
         return ""
     return (
         f"By latent scaling {found.share_shrunk:.1%} of the {int(found.low.sum()):,} norms near 0 are shrunk by the "
@@ -87,5 +83,5 @@ LATENT_SCALING = Analysis(
     summary=summary,
     settings=("seed",),
     needs=(EXAMPLES,),
-    page=Part(SECTION, (artefacts,), (shares,)),
+    page=Part(LatentScaling, SECTION, (artefacts,), (shares,)),
 )

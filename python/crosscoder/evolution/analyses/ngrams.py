@@ -59,11 +59,8 @@ def summary(ngrams: NgramsResult, revisions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def loss(results: Results) -> FigureTable | None:
+def loss(found: NgramsResult, results: Results) -> FigureTable | None:
     """The language model's loss beside the entropies, and the two phases."""
-    found = results.of(NgramsResult)
-    if found is None:
-        return None
     lines = {
         "uniform (ln V)": found.entropies.uniform,
         "unigram": found.entropies.unigram,
@@ -88,11 +85,8 @@ def loss(results: Results) -> FigureTable | None:
     )
 
 
-def distances(results: Results) -> FigureTable | None:
+def distances(found: NgramsResult, results: Results) -> FigureTable | None:
     """Distances of the predictions from n-gram statistics."""
-    found = results.of(NgramsResult)
-    if found is None:
-        return None
     curves = {
         "unigram": found.curves.kl_unigram,
         "bigram": found.curves.kl_bigram,
@@ -113,11 +107,8 @@ def distances(results: Results) -> FigureTable | None:
     )
 
 
-def passing(results: Results) -> str:
+def passing(found: NgramsResult, results: Results) -> str:
     """When the model's loss passes under the bigram entropy."""
-    found = results.of(NgramsResult)
-    if found is None:
-        return ""
     loss_K, bigram, lower = found.curves.loss, found.entropies.bigram, found.entropies.bigram_corrected
     start = (
         f"The language model's loss on {found.curves.n_predictions:,} held-out tokens falls from {loss_K[0]:.2f} to "
@@ -146,13 +137,12 @@ def _passes(loss_K: np.ndarray, level: float, steps_K: np.ndarray) -> str | None
     return f"between steps {steps_K[below[0] - 1]:,} and {steps_K[below[0]]:,}" if below[0] else "at the first snapshot"
 
 
-def facts(results: Results) -> list[Fact]:
+def facts(found: NgramsResult, results: Results) -> list[Fact]:
     """Loss and entropy."""
-    found = results.of(NgramsResult)
-    return [] if found is None else [
+    return [
         Fact("Model loss", f"{found.curves.loss[-1]:.2f} nats", "the last snapshot's, a token, on held-out documents"),
         Fact("Bigram entropy", f"{found.entropies.bigram:.2f} nats", "Kneser–Ney bigram model, same tokens"),
-    ]  # fmt: skip
+    ]
 
 
 SECTION = "N-gram phase"
@@ -164,6 +154,6 @@ NGRAMS = Analysis(
     result=NgramsResult,
     compute=compute,
     summary=summary,
-    page=Part(SECTION, (loss, distances), (passing,), facts),
+    page=Part(NgramsResult, SECTION, (loss, distances), (passing,), facts),
     required=True,
 )

@@ -58,10 +58,9 @@ def summary(rotation: RotationResult, revisions: Sequence[str]) -> dict[str, Any
     return {"turning_point": {name: finite(getattr(rotation.turning_point, name)) for name in names}}
 
 
-def _turn(results: Results) -> TurningPoint | None:
+def _turn(rotation: RotationResult) -> TurningPoint | None:
     """The best split of the snapshots, where there is one."""
-    rotation = results.of(RotationResult)
-    return None if rotation is None or not np.isfinite(rotation.turning_point.step) else rotation.turning_point
+    return rotation.turning_point if np.isfinite(rotation.turning_point.step) else None
 
 
 def split_name(turn: TurningPoint) -> str:
@@ -69,11 +68,8 @@ def split_name(turn: TurningPoint) -> str:
     return "turning point" if turn.is_sharp else "best split (no sharp turn)"
 
 
-def cosines(results: Results) -> FigureTable | None:
+def cosines(rotation: RotationResult, results: Results) -> FigureTable | None:
     """Mean cosine of every two snapshots, with quantiles and by kind."""
-    rotation = results.of(RotationResult)
-    if rotation is None:
-        return None
     n, steps, overall = len(results.steps), plain_column(results.steps), rotation.overall
     rows, others = np.divmod(np.arange(n * n), n)
     columns: dict[str, Column] = {
@@ -93,7 +89,7 @@ def cosines(results: Results) -> FigureTable | None:
             measures.append(Measure(f"mean, {kind}", f"mean, {kind} features", (0, 1)))
     columns["n_features"] = plain_column(overall.counts.ravel())
     columns["null"] = plain_column(rotation.turning_point.null_mean.ravel())
-    turn, split = _turn(results), ""
+    turn, split = _turn(rotation), ""
     if turn is not None:
         what = "the turning point, our change-point estimate" if turn.is_sharp else (
             "the best split of the snapshots in two, which is no sharp turn here (see the text above)"
@@ -124,10 +120,10 @@ def _interval(turn: TurningPoint) -> str:
     return f"its {100 * turn.level:g} % bootstrap interval"
 
 
-def _curves(results: Results, key: str, cosines_FK: np.ndarray | None, title: str, caption: str) -> FigureTable | None:
+def _curves(results: Results, key: str, cosines_FK: np.ndarray, title: str, caption: str) -> FigureTable | None:
     """Median and quantiles over the features of each kind."""
     kinds = shown_kinds(results)
-    if cosines_FK is None or not kinds:
+    if not kinds:
         return None
     columns, series = results.by_snapshot, []
     for name, mask in kinds.items():
@@ -141,26 +137,24 @@ def _curves(results: Results, key: str, cosines_FK: np.ndarray | None, title: st
     return FigureTable(key, title, "ours", caption, columns, Lines([Panel(Axis("cosine", zero=True), series)]))
 
 
-def to_final(results: Results) -> FigureTable | None:
+def to_final(rotation: RotationResult, results: Results) -> FigureTable | None:
     """Cosine to the last snapshot's direction."""
-    rotation = results.of(RotationResult)
     return _curves(
         results,
         "to_final",
-        None if rotation is None else rotation.to_final,
+        rotation.to_final,
         "Cosine to the final direction",
         "Cosine of a feature's decoder direction to its own at the last snapshot, over the features present at both: "
         "median, 10 % and 90 % quantiles, by kind.",
     )
 
 
-def to_previous(results: Results) -> FigureTable | None:
+def to_previous(rotation: RotationResult, results: Results) -> FigureTable | None:
     """Cosine to the snapshot before."""
-    rotation = results.of(RotationResult)
     return _curves(
         results,
         "to_previous",
-        None if rotation is None else rotation.to_previous,
+        rotation.to_previous,
         "Cosine to the snapshot before",
         "As beside, to the direction at the snapshot before: how fast directions turn now. Snapshots are not evenly "
         "spaced in steps.",
@@ -169,7 +163,8 @@ def to_previous(results: Results) -> FigureTable | None:
 
 def phases(results: Results) -> tuple[str, list[dict[str, Any]]]:
     """For figures over training steps: what the split of the snapshots parts, in words, and the split as a mark."""
-    turn = _turn(results)
+    rotation = results.of(RotationResult)
+    turn = None if rotation is None else _turn(rotation)
     if turn is None:
         return "", []
     interval = _interval(turn)
@@ -180,11 +175,8 @@ def phases(results: Results) -> tuple[str, list[dict[str, Any]]]:
     return words, [{"step": turn.step, "low": turn.step_low, "high": turn.step_high, "label": label}]
 
 
-def turning(results: Results) -> str:
+def turning(rotation: RotationResult, results: Results) -> str:
     """Whether the directions turn at some step."""
-    rotation = results.of(RotationResult)
-    if rotation is None:
-        return ""
     turn = rotation.turning_point
     p = f"p = {turn.p_shuffled:.2g} against shuffled snapshots, {turn.p_random:.2g} against random directions"
     if not turn.is_split:
@@ -219,6 +211,6 @@ ROTATION = Analysis(
     summary=summary,
     settings=("seed",),
     needs=(LIFE,),
-    page=Part("Rotation", (cosines, to_final, to_previous), (turning,)),
+    page=Part(RotationResult, "Rotation", (cosines, to_final, to_previous), (turning,)),
     required=True,
 )

@@ -85,11 +85,8 @@ def _emergence(found: EmergenceByType) -> dict[str, Any]:
     return {**tests, "by_type": by_type}
 
 
-def counts(results: Results) -> FigureTable | None:
+def counts(found: TypesResult, results: Results) -> FigureTable | None:
     """How many features are of each type, and how often the rules call falsely."""
-    found = results.of(TypesResult)
-    if found is None:
-        return None
     types_F, control_R = found.features.type, found.features.control
     of = {name: types_F[mask] for name, mask in shown_kinds(results).items()} or {"all": types_F}
     columns: dict[str, Column] = {"type": list(TYPE_NAMES)}
@@ -111,10 +108,9 @@ def counts(results: Results) -> FigureTable | None:
     )
 
 
-def emergence(results: Results) -> FigureTable | None:
+def emergence(types: TypesResult, results: Results) -> FigureTable | None:
     """Emergence of each type's emergent features."""
-    types = results.of(TypesResult)
-    if types is None or not types.emergent.counts.any():
+    if not types.emergent.counts.any():
         return None
     found = types.emergent
     shown = {TYPE_NAMES[code]: plain_column(row_K) for code, row_K in enumerate(found.counts) if row_K.any()}
@@ -133,10 +129,9 @@ def emergence(results: Results) -> FigureTable | None:
     )
 
 
-def medians(results: Results) -> FigureTable | None:
+def medians(types: TypesResult, results: Results) -> FigureTable | None:
     """Median emergence of each type with its interval, as a listing."""
-    types = results.of(TypesResult)
-    if types is None or not types.emergent.n.any():
+    if not types.emergent.n.any():
         return None
     found = types.emergent
     shown = np.flatnonzero(found.n)
@@ -168,10 +163,9 @@ def medians(results: Results) -> FigureTable | None:
     )
 
 
-def pairs(results: Results) -> FigureTable | None:
+def pairs(types: TypesResult, results: Results) -> FigureTable | None:
     """Whether each two types differ in when they emerge, as a listing."""
-    types = results.of(TypesResult)
-    if types is None or not len(types.emergent.pairs):
+    if not len(types.emergent.pairs):
         return None
     found = types.emergent
     order, n = np.argsort(found.pair_holm, kind="stable"), len(found.pairs)
@@ -201,11 +195,8 @@ def pairs(results: Results) -> FigureTable | None:
     )
 
 
-def order_of_types(results: Results) -> str:
+def order_of_types(found: TypesResult, results: Results) -> str:
     """What features are, and whether types emerge in an order."""
-    found = results.of(TypesResult)
-    if found is None:
-        return ""
     features, emergent = found.features, found.emergent
     n_by_type = np.bincount(features.type, minlength=len(TYPE_NAMES))
     listed = ", ".join(f"{n_by_type[code]:,} are {TYPE_NAMES[code]}" for code in range(OTHER))
@@ -237,5 +228,5 @@ TYPES = Analysis(
     summary=summary,
     settings=("induction_length", "seed"),
     needs=(POSITIONS, LIFE),
-    page=Part("Feature types", (counts, emergence, medians, pairs), (order_of_types,)),
+    page=Part(TypesResult, "Feature types", (counts, emergence, medians, pairs), (order_of_types,)),
 )

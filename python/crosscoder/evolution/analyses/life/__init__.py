@@ -28,6 +28,6 @@ LIFE = Analysis(
     summary=summary,
     settings=("tau", "seed"),
     needs=(EXAMPLES,),
-    page=Part("Strength and life", FIGURES, SENTENCES, notes=NOTES),
+    page=Part(LifeResult, "Strength and life", FIGURES, SENTENCES, notes=NOTES),
     required=True,
 )

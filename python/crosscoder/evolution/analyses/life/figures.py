@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosscoder.evolution.analyses.examples import ExamplesResult
-from crosscoder.evolution.analyses.life.compute import SHOWN_KINDS, LifeResult, shown_kinds
+from crosscoder.evolution.analyses.life.compute import SHOWN_KINDS, LifeResult
 from crosscoder.evolution.strength import KIND_NAMES
 from crosscoder.figures.results import Results
 from crosscoder.figures.spec import SNAPSHOTS, Axis, Bars, Lines, Panel, Series
@@ -50,11 +50,10 @@ def _examples(life: LifeResult, rate_F: np.ndarray, members: np.ndarray) -> list
     return [int(feature) for feature in order[picks]]
 
 
-def norms(results: Results) -> FigureTable | None:
+def norms(life: LifeResult, results: Results) -> FigureTable | None:
     """Decoder norms by kind, and of some features."""
-    life, examples = results.of(LifeResult), results.of(ExamplesResult)
-    living = {} if life is None else _living(life)
-    if life is None or examples is None or not living:
+    examples, living = results.of(ExamplesResult), _living(life)
+    if examples is None or not living:
         return None
     kinds = {name: mask for name, mask in living.items() if name in SHOWN_KINDS} or dict(list(living.items())[:2])
     names = ("series", "feature", "kind", "snapshot", "step", "norm", "q10", "q90")
@@ -107,11 +106,10 @@ def _counts(kinds: Masks, values_F: np.ndarray, n_bins: int) -> dict[str, Column
     }
 
 
-def emergence(results: Results) -> FigureTable | None:
+def emergence(life: LifeResult, results: Results) -> FigureTable | None:
     """Emergence by kind."""
-    life = results.of(LifeResult)
-    kinds = {} if life is None else _living(life)
-    if life is None or not kinds:
+    kinds = _living(life)
+    if not kinds:
         return None
     return FigureTable(
         "emergence",
@@ -125,11 +123,10 @@ def emergence(results: Results) -> FigureTable | None:
     )
 
 
-def lifetimes(results: Results) -> FigureTable | None:
+def lifetimes(life: LifeResult, results: Results) -> FigureTable | None:
     """Snapshots at which features are present, by kind."""
-    life = results.of(LifeResult)
-    kinds = {} if life is None else _living(life)
-    if life is None or not kinds:
+    kinds = _living(life)
+    if not kinds:
         return None
     n = len(results.steps)
     snapshots_F = np.rint(life.cycles.lifetime.astype(np.float64) * n).astype(np.int64)
@@ -150,11 +147,8 @@ def lifetimes(results: Results) -> FigureTable | None:
     )
 
 
-def turnover(results: Results) -> FigureTable | None:
+def turnover(life: LifeResult, results: Results) -> FigureTable | None:
     """Births and deaths by snapshot."""
-    life = results.of(LifeResult)
-    if life is None:
-        return None
     columns = {"births": plain_column(life.cycles.births), "deaths": plain_column(life.cycles.deaths)}
     series = [Series("births", "births"), Series("deaths", "deaths")]
     return FigureTable(
@@ -167,10 +161,10 @@ def turnover(results: Results) -> FigureTable | None:
     )
 
 
-def sharedness(results: Results) -> FigureTable | None:
+def sharedness(life: LifeResult, results: Results) -> FigureTable | None:
     """Histogram of the entropy of norms over snapshots."""
-    life, kinds = results.of(LifeResult), shown_kinds(results)
-    if life is None or not kinds:
+    kinds = life.shown_kinds()
+    if not kinds:
         return None
     middles, _ = histogram(np.zeros(0))
     columns: dict[str, Column] = {"sharedness": plain_column(middles)}
@@ -186,11 +180,8 @@ def sharedness(results: Results) -> FigureTable | None:
     )
 
 
-def rates(results: Results) -> FigureTable | None:
+def rates(life: LifeResult, results: Results) -> FigureTable | None:
     """Births and deaths per decade of steps, births with their interval over features."""
-    life = results.of(LifeResult)
-    if life is None:
-        return None
     decades_K = np.append(np.nan, np.diff(np.log10(1 + np.asarray(results.steps, dtype=np.float64))))
     columns = results.by_snapshot | {
         "births": plain_column(life.cycles.births_per_log_step),
@@ -211,10 +202,9 @@ def rates(results: Results) -> FigureTable | None:
     )
 
 
-def births_by_threshold(results: Results) -> FigureTable | None:
+def births_by_threshold(life: LifeResult, results: Results) -> FigureTable | None:
     """Births by snapshot, a line for each tau."""
-    life = results.of(LifeResult)
-    if life is None or not life.sweep.births.any():
+    if not life.sweep.births.any():
         return None
     names = [f"τ = {tau:g}" for tau in life.sweep.thresholds]
     births = {name: plain_column(row_K) for name, row_K in zip(names, life.sweep.births, strict=True)}
@@ -228,11 +218,8 @@ def births_by_threshold(results: Results) -> FigureTable | None:
     )
 
 
-def thresholds(results: Results) -> FigureTable | None:
+def thresholds(life: LifeResult, results: Results) -> FigureTable | None:
     """Counts of kinds against tau."""
-    life = results.of(LifeResult)
-    if life is None:
-        return None
     sweep = life.sweep
     kinds = [name for code, name in enumerate(KIND_NAMES) if sweep.n_by_kind[:, code].any()]
     columns: dict[str, Column] = {"threshold": plain_column(sweep.thresholds)}

@@ -14,11 +14,8 @@ LONG = 0.6
 """Share of the snapshots at which a long-lived feature is present (the paper's)."""
 
 
-def births(results: Results) -> str:
+def births(life: LifeResult, results: Results) -> str:
     """How many features emerge, when, and whether that is more than chance."""
-    life = results.of(LifeResult)
-    if life is None:
-        return ""
     cycles, interval = life.cycles, life.interval
     told = {}
     for kind in ("initialization", "emergent"):
@@ -79,11 +76,10 @@ def _middle(counts_K: np.ndarray) -> tuple[int, int]:
     return int(np.searchsorted(share_K, 0.25)), int(np.searchsorted(share_K, 0.75))
 
 
-def order_of_snapshots(results: Results) -> str:
+def order_of_snapshots(life: LifeResult, results: Results) -> str:
     """Whether there is more order in the lives than the same snapshots shuffled have."""
-    life = results.of(LifeResult)
-    null = None if life is None else life.null.contiguous
-    if null is None or not np.isfinite(null.observed):
+    null = life.null.contiguous
+    if not np.isfinite(null.observed):
         return ""
     verdict = "more than" if null.p <= 0.05 else "not shown to be more than"
     return (
@@ -92,16 +88,15 @@ def order_of_snapshots(results: Results) -> str:
     )
 
 
-def threshold(results: Results) -> str:
+def threshold(life: LifeResult, results: Results) -> str:
     """What rests on the presence threshold."""
-    life = results.of(LifeResult)
-    return "" if life is None else (
+    return (
         f"Kinds, emergence and lifetime depend on the presence threshold τ = {life.cycles.threshold:g}, a choice of "
         f"ours; the figure “{THRESHOLDS}” shows others."
-    )  # fmt: skip
+    )
 
 
-def small_norms(results: Results) -> str:
+def small_norms(life: LifeResult, results: Results) -> str:
     """What a small norm means."""
     return (
         "A decoder norm near 0 says that the crosscoder does not use a feature at a snapshot; the sparsity penalty can "

@@ -24,5 +24,5 @@ PROBES = Analysis(
     summary=summary,
     settings=("n_probed", "seed"),
     needs=(EXAMPLES, LIFE),
-    page=Part(SECTION, (separability, separability_by_norm, disagreements), (follows,)),
+    page=Part(ProbesResult, SECTION, (separability, separability_by_norm, disagreements), (follows,)),
 )

@@ -15,13 +15,10 @@ from crosscoder.figures.spec import Axis, Field, Lines, Listing, Panel, Scatter,
 from crosscoder.figures.table import Column, FigureTable, drawn, plain_column
 
 
-def separability(results: Results) -> FigureTable | None:
+def separability(probes: ProbesResult, results: Results) -> FigureTable | None:
     """AUC of a probe against the relative norm, a point a feature and snapshot."""
-    probes, life = results.of(ProbesResult), results.of(LifeResult)
-    if probes is None or life is None or not life.shown_kinds():
-        return None
-    pairs = np.argwhere(np.isfinite(probes.areas.auc))
-    if not pairs.size:
+    life, pairs = results.of(LifeResult), np.argwhere(np.isfinite(probes.areas.auc))
+    if life is None or not life.shown_kinds() or not pairs.size:
         return None
     n_pairs = len(pairs)
     row, k = pairs[drawn(np.arange(n_pairs))[0]].T
@@ -55,11 +52,8 @@ def separability(results: Results) -> FigureTable | None:
     )
 
 
-def separability_by_norm(results: Results) -> FigureTable | None:
+def separability_by_norm(probes: ProbesResult, results: Results) -> FigureTable | None:
     """Mean AUC in bins of the relative norm, beside that without the snapshot's own part in the label."""
-    probes = results.of(ProbesResult)
-    if probes is None:
-        return None
     honesty = probes.honesty
     columns: dict[str, Column] = {
         "relative norm": plain_column((honesty.bins[:-1] + honesty.bins[1:]) / 2),
@@ -85,11 +79,8 @@ def separability_by_norm(results: Results) -> FigureTable | None:
     )
 
 
-def disagreements(results: Results) -> FigureTable | None:
+def disagreements(probes: ProbesResult, results: Results) -> FigureTable | None:
     """The features and snapshots where norm and probe disagree."""
-    probes = results.of(ProbesResult)
-    if probes is None:
-        return None
     hidden, hollow = probes.honesty.hidden, probes.honesty.hollow
     pairs = np.concatenate([hidden.reshape(-1, 2), hollow.reshape(-1, 2)]).astype(np.int64)
     if not len(pairs):
@@ -123,10 +114,9 @@ def disagreements(results: Results) -> FigureTable | None:
     )
 
 
-def follows(results: Results) -> str:
+def follows(probes: ProbesResult, results: Results) -> str:
     """Whether the norm follows separability."""
-    probes = results.of(ProbesResult)
-    if probes is None or not np.isfinite(probes.honesty.correlation_median):
+    if not np.isfinite(probes.honesty.correlation_median):
         return ""
     honesty = probes.honesty
     median, null = honesty.correlation_median, honesty.correlation_median_null
