@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,6 @@ SEED = int(os.environ.get("KILL_SEED", "0"))
 TIMES = ("seconds", "tokens_per_second", "loader_wait_fraction", "checksum")
 """Entries of records that differ from one undisturbed run to the next."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(tmp_path_factory.mktemp("logs")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
