@@ -39,7 +39,7 @@ def test_training_killed_twenty_times(tmp_path: Path, forks: Forks) -> None:
     x = torch.randn(4000, 3, 32, generator=torch.Generator().manual_seed(0))
     for name in ("whole", "killed"):
         ActivationStore.from_array(tmp_path / name / "run" / "activations" / "train", x, rows_per_shard=1500)
-    options = ["--n-features", 256, "--n-steps", 4000, "--batch-size", 256, "--lr", 1e-3, "--checkpoint-every", 25]
+    options = ["--n-features", 256, "--n-steps", 2000, "--batch-size", 256, "--lr", 1e-3, "--checkpoint-every", 25]
     command = ("train", "run", *options)
     seconds = timed_run(forks, tmp_path / "whole", *command)
     seed = int(os.environ.get("KILL_SEED", "0"))
@@ -51,10 +51,10 @@ def test_training_killed_twenty_times(tmp_path: Path, forks: Forks) -> None:
         for name in ("whole", "killed")
     ]
     for row in rows[0] + rows[1]:
-        for name in ("seconds", "tokens_per_second", "loader_wait_fraction"):
+        for name in ("seconds", "tokens_per_second", "loader_wait_fraction", "checksum"):
             row.pop(name)
     assert rows[0] == rows[1]
-    assert [row["step"] for row in rows[0]] == list(range(10, 4001, 10))
+    assert [row["step"] for row in rows[0]] == list(range(10, 2001, 10))
     assert not list((tmp_path / "killed").rglob(".tmp-*")), "left-overs of killed writes"
     print(f"killed {killed} times")
 
