@@ -1,6 +1,6 @@
 """Settings of all tests: as the command line does, threads that wait without spinning; Triton's interpreter where there
 is no GPU, chosen before anything loads Triton; memory that nobody has filled is poisoned; the workers of `pytest -n N`
-share the cores."""
+share the cores; what a ghost of a GPU needs (support/ghost.py)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if WORKERS > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // WORKERS)))
+
+from support import ghost_guard
+
+ghost_guard.load()
 
 import pytest
 import torch

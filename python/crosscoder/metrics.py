@@ -7,6 +7,7 @@ mean over tokens of 1 - |x - x^|^2 / |x - mean|^2, which tokens of small norm do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,10 +32,9 @@ def batch_explained_variance(x_BKD: Tensor, residual_BKD: Tensor) -> tuple[Tenso
         error_BK = residual_BKD.square().sum(dim=2)
     tiny = torch.finfo(error_BK.dtype).tiny
     varies_K = total_BK.sum(dim=0) > NO_VARIANCE * len(x_BKD) * mean_KD.square().sum(dim=1)
-    nothing = error_BK.new_tensor(float("nan"))
     pooled_K = 1 - error_BK.sum(dim=0) / total_BK.sum(dim=0).clamp_min(tiny)
     ratio_K = (1 - error_BK / total_BK.clamp_min(tiny)).mean(dim=0)
-    return torch.where(varies_K, pooled_K, nothing), torch.where(varies_K, ratio_K, nothing)
+    return torch.where(varies_K, pooled_K, math.nan), torch.where(varies_K, ratio_K, math.nan)
 
 
 NO_VARIANCE = 1e-10

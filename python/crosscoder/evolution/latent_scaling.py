@@ -38,7 +38,7 @@ from torch import Tensor
 
 from crosscoder.code import SparseCode
 from crosscoder.errors import DataError
-from crosscoder.evolution.checks import checked_decoders, inverse
+from crosscoder.evolution.checks import checked_decoders, checked_mask, inverse
 
 LOW_NORM = 0.1
 """Relative norms up to here are suspected."""
@@ -93,9 +93,7 @@ class ScalingSums:
     def __init__(self, W_dec: Tensor, *, alive_F: ArrayLike | None = None, seed: int = 0) -> None:
         """For decoders (F, K, D), kept and not copied. The null's directions are drawn among `alive_F` (F,) bool."""
         n_features, n_snapshots, width = checked_decoders(W_dec)
-        alive = np.ones(n_features, dtype=bool) if alive_F is None else np.asarray(alive_F, dtype=bool)
-        if alive.shape != (n_features,):
-            raise DataError(f"alive_F has shape {alive.shape}, expected ({n_features},)")
+        alive = checked_mask(alive_F, n_features)
         self._W_dec = W_dec.detach()
         self._dtype = torch.promote_types(W_dec.dtype, torch.float32)
         self.norms_FK = torch.linalg.vector_norm(self._W_dec, dim=2, dtype=self._dtype)

@@ -438,7 +438,7 @@ def measure_phase(
 def phase_curves(phases: Sequence[NgramPhase], targets: NgramTargets) -> NgramCurves:
     """Snapshots side by side. Raises `DataError` if there is none, or they saw different numbers of predictions."""
     if len({phase.n_predictions for phase in phases}) != 1:
-        raise DataError("the snapshots must be measured on the same tokens, at least one snapshot")
+        raise DataError("phase_curves takes one snapshot or more, all measured on the same tokens")
     return NgramCurves(
         loss=np.array([phase.loss for phase in phases]),
         kl_unigram=np.array([phase.kl_unigram for phase in phases]),

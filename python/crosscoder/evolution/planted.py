@@ -290,9 +290,11 @@ def _rates(ranks: NDArray[np.int64], config: PlantedConfig) -> NDArray[np.float6
     rates = (config.l0 - config.dense_rate * dense.sum()) * weight / max(weight[~dense].sum(), 1e-12)
     rates[dense] = config.dense_rate
     if rates.min() < 0:
-        raise ConfigError(f"l0 {config.l0:g} is less than {config.n_dense} dense features take; raise it")
+        raise ConfigError(f"l0 = {config.l0:g} is less than the {config.n_dense} dense features alone fire; raise it")
     if rates.max() > 1:
-        raise ConfigError(f"l0 {config.l0:g} needs a firing rate of {rates.max():.2f}; raise zipf_offset or n_features")
+        raise ConfigError(
+            f"l0 = {config.l0:g} needs a firing rate of {rates.max():.2f}; raise zipf_offset or n_features"
+        )
     return np.asarray(rates)
 
 

@@ -244,7 +244,9 @@ def induction_responses(
     for a length under 3, no sequence, or a vocabulary too small for 2 * length different tokens.
     """
     if length < 3 or n_sequences < 1:
-        raise ConfigError(f"induction needs a length of 3 tokens or more and a sequence; got {length}, {n_sequences}")
+        raise ConfigError(
+            f"induction needs sequences of at least 3 tokens, at least one; got {n_sequences} of {length} tokens"
+        )
     if vocabulary - 1 < 2 * length:
         raise ConfigError(
             f"induction at length {length} needs {2 * length} different tokens, the vocabulary has {vocabulary - 1}; "
