@@ -28,8 +28,10 @@ which every direction's sum follows. N K D multiplications a target, memory O(F 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +40,7 @@ from torch import Tensor
 
 from crosscoder.code import SparseCode
 from crosscoder.errors import DataError
-from crosscoder.evolution.checks import checked_decoders, checked_mask, inverse
+from crosscoder.evolution.checks import Decoders, checked_decoders, checked_mask, decoders_of, inverse
 
 LOW_NORM = 0.1
 """Relative norms up to here are suspected."""
@@ -219,6 +221,16 @@ class ScalingSums:
         factor = length * self._inverse_FK[other, self.peak_F[other]]
         other_UD: Tensor = self._along_peak(other) * factor[:, None]
         return other_UD
+
+
+def latent_scaling(
+    batches: Iterable[tuple[SparseCode, Tensor, Tensor]], W_dec: Decoders, **options: Any
+) -> LatentScaling:
+    """beta and nu from (code, x - x^, x^) batches; options as for `ScalingSums`."""
+    sums = ScalingSums(decoders_of(W_dec), **options)
+    for batch in batches:
+        sums.add(*batch)
+    return sums.result()
 
 
 def _others(alive: NDArray[np.int64], n_features: int, seed: int) -> Tensor:
