@@ -54,8 +54,8 @@ def read_options(path: Path, *, record: bool = False) -> dict[str, Any]:
         raise kind(str(error)) from error
     except BrokenSealError as error:
         raise kind(
-            f"{path} {error}; restore it, or run the command that wrote it again (a copy without that line is taken by "
-            "--config as it is)"
+            f"{path} {error}; restore it, or run the command that wrote it again (to use its values all the same, give "
+            "--config a copy without the line of the checksum)"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise kind(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error

@@ -24,6 +24,7 @@ from crosscoder.gate import Gate
 from crosscoder.inputs import Array, outside_inference_mode, require_finite
 from crosscoder.parameters import Weights, Writes, mixed
 from crosscoder.penalty import LossSettings, LossTerms
+from crosscoder.progress import warn
 
 NEVER_16_BITS = ("log_threshold", "snapshot_scale", "snapshot_mix", "batch_threshold")
 """Small tensors that stay in float32 at least, whatever the weights are converted to."""
@@ -49,6 +50,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     is_mixed: bool = False
     """Whether `snapshot_mix` is anything but the identity."""
     batch_threshold: Tensor
+    trained_on_scaled: bool = False
+    """Has a trainer given it activations that were multiplied by something? Not stored."""
 
     def __init__(
         self,
@@ -336,6 +339,11 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         return state
 
     def _save_pretrained(self, save_directory: Any) -> None:
+        if self.trained_on_scaled:
+            warn(
+                "this crosscoder was trained on scaled activations and is saved as one that reads such; for raw "
+                "activations save model.fold_scales(loader.scale_K)"
+            )
         weights.save(self.config, self.unmixed_state(), save_directory)
 
     @classmethod

@@ -177,9 +177,8 @@ class Run:
                 tuple(record.get("steps", ())),
                 record.get("module", ""),
                 record.get("whole", False),
-                record.get("proven", False),
-                tuple(record.get("content", ())),
-                record.get("tokenizer", ""),
+                content=tuple(record.get("content", ())),
+                tokenizer=record.get("tokenizer", ""),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self.snapshots_file} is malformed ({error!r}); restore it or collect again") from error
@@ -201,7 +200,6 @@ class Run:
             "site": snapshots.site,
             "module": snapshots.module,
             "whole": snapshots.whole,
-            "proven": snapshots.proven,
             "content": list(snapshots.content),
             "tokenizer": snapshots.tokenizer,
             "alike": [dict(group) for group in alike],

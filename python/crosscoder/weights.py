@@ -156,7 +156,7 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
             bool(_fine(part, infinite).all()) for part in torch.split(tensors[name].reshape(-1), _CHECKED_AT_ONCE)
         ):
             what = "NaN" if infinite else "NaN or infinity"
-            raise DataError(f"{path}: {name} holds {what}; the training went wrong, or another wrote it")
+            raise DataError(f"{path}: {name} holds {what}; the training went wrong, or another program wrote it")
     return config, tensors
 
 

@@ -213,7 +213,7 @@ def test_another_end_of_text_is_refused(run: Run, capsys: pytest.CaptureFixture[
     ids = np.ones((1, 4), dtype=np.int32)
     TokenSet(ids, np.zeros_like(ids), ["text"], "tokenizer", end_of_text=1).save(run.tokens("heldout"))
     assert attribute(run) == 3
-    assert "this model's end-of-text token is 1; prompts of tasks begin with token 0" in error(capsys)
+    assert "the end-of-text token of this model is 1; the prompts of tasks begin with token 0" in error(capsys)
 
 
 def test_a_crosscoder_of_another_site_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +230,7 @@ def test_what_was_left_out_of_the_training_tokens_is_left_out_of_the_prompts(
     TokenSet(ids, np.zeros_like(ids), ["text"], "tokenizer", source=source).save(run.tokens("train"))
     study = AttributionStudy(run, AttributionSettings())
     assert study.left_out == LeftOut(2, (7, 9))
-    assert "never saw tokens of 8 median norms or more" in capsys.readouterr().err
+    assert "without the tokens of 8 times the median norm or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--steps", "0"], ["--test-share", "1"], ["--ablations", "mean", "mean"]])

@@ -168,7 +168,7 @@ def test_a_snapshot_or_tokenizer_that_changed_since_collection_is_named(tmp_path
         neox(seed).save_pretrained(model / name)
         tokenizer_of("a few words of text").save_pretrained(model / name)
     opened = SnapshotSet.open(str(model), 1)
-    known = {"content": opened.contents(), "tokenizer": opened.tokenizer_content()}
+    known = {"content": opened.identified().content, "tokenizer": opened.tokenizer_content()}
     snapshots = replace(opened, given_steps=(0, 1), **known)  # type: ignore[arg-type]
     run = Run(tmp_path / "run")
     run.write_snapshots(snapshots)

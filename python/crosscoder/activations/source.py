@@ -98,8 +98,8 @@ class Source:
         mine = self._pass
         if not mine.acquire(blocking=False):
             raise ConfigError(
-                "there is a pass over these activations already, and two would take each other's batches; end it "
-                "first (close its iterator), or give each thread a loader of its own"
+                "another iterator reads from this loader, and two would take each other's batches; close that one "
+                "first, or give each thread a loader of its own"
             )
         try:
             batches = self._batches(self.dealer.copy())

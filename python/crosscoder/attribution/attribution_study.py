@@ -124,8 +124,8 @@ class AttributionStudy:
         end = read_json(header).get("end_of_text", END_OF_TEXT) if header.exists() else END_OF_TEXT
         if end != END_OF_TEXT:
             raise DataError(
-                f"{header}: this model's end-of-text token is {end}; prompts of tasks begin with token {END_OF_TEXT}, "
-                "Pythia's, so attribution is for models whose end-of-text token that is"
+                f"{header}: the end-of-text token of this model is {end}; the prompts of tasks begin with token "
+                f"{END_OF_TEXT} (Pythia's), so attribution works only with models whose end-of-text token it is"
             )
 
     def _left_out(self) -> LeftOut:
@@ -134,8 +134,8 @@ class AttributionStudy:
         asked = (read_json(header).get("source", {}).get("left_out") or {}) if header.exists() else {}
         if asked.get("norm"):
             warn(
-                f"the crosscoder never saw tokens of {asked['norm']:g} median norms or more; prompts' tokens are not "
-                "told apart by norm, so where one has such a norm the error node takes it"
+                f"the crosscoder was trained without the tokens of {asked['norm']:g} times the median norm or more; "
+                "prompts keep such tokens, and what the features do not explain of them counts as error"
             )
         return LeftOut(int(asked.get("positions", 0)), tuple(asked.get("ids", ())))
 

@@ -111,7 +111,7 @@ def _load(folder: Path, run: Run, revisions: list[str]) -> TaskResult:
     record = read_json(folder / RESULTS)
     if list(record["figures"]["clean_accuracy"]) != revisions:
         raise DataError(
-            f"{folder} is of other snapshots than the run; run again: crosscoder attribute {run.path} "
+            f"{folder} was computed from other snapshots than the run has; run again: crosscoder attribute {run.path} "
             f"--task {record['task']}"
         )
     curves = read_table(folder / "curves.parquet", "run crosscoder attribute again with --no-resume")

@@ -74,7 +74,7 @@ def recovered_loss(
     names = store.snapshot_names
     missing = [name for name in names if name not in snapshots.revisions]
     if missing:
-        raise DataError(f"{store.path} has snapshots that the model has not: {', '.join(missing)}")
+        raise DataError(f"{store.path} has snapshots that the model does not have: {', '.join(missing)}")
     _check_tokens(tokens, store)
     parts = np.array_split(chosen_S, -(-len(chosen_S) * C // _ENCODED_TOKENS))
     codes = PromptCodes.joined([crosscoder.encode(_in_text_order(store, part)) for part in parts])
@@ -115,7 +115,7 @@ def _check_tokens(tokens: TokenSet, store: ActivationStore) -> None:
     inside_N = (sequence_N >= 0) & (sequence_N < tokens.n_sequences) & (position_N >= 0) & (position_N < tokens.context)
     found_SC[sequence_N[inside_N], position_N[inside_N]] = token_N[inside_N]
     if not (inside_N.all() and np.array_equal(found_SC, np.where(tokens.stored_SC, tokens.ids, tokens.end_of_text))):
-        raise DataError(f"{store.path} is not of the run's held-out tokens; collect it again")
+        raise DataError(f"{store.path} does not hold the activations of the run's held-out tokens; collect them again")
 
 
 @torch.no_grad()

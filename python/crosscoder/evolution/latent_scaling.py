@@ -28,8 +28,10 @@ which every direction's sum follows. N K D multiplications a target, memory O(F 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ from torch.nn.functional import embedding_bag
 
 from crosscoder.code import SparseCode
 from crosscoder.errors import DataError
-from crosscoder.evolution.checks import checked_decoders, inverse
+from crosscoder.evolution.checks import Decoders, checked_decoders, checked_mask, decoders_of, inverse
 
 LOW_NORM = 0.1
 """Relative norms up to here are suspected."""
@@ -94,9 +96,7 @@ class ScalingSums:
     def __init__(self, W_dec: Tensor, *, alive_F: ArrayLike | None = None, seed: int = 0) -> None:
         """For decoders (F, K, D), kept and not copied. The null's directions are drawn among `alive_F` (F,) bool."""
         n_features, n_snapshots, width = checked_decoders(W_dec)
-        alive = np.ones(n_features, dtype=bool) if alive_F is None else np.asarray(alive_F, dtype=bool)
-        if alive.shape != (n_features,):
-            raise DataError(f"alive_F has shape {alive.shape}, expected ({n_features},)")
+        alive = checked_mask(alive_F, n_features)
         self._W_dec = W_dec.detach()
         self._dtype = torch.promote_types(W_dec.dtype, torch.float32)
         self.norms_FK = torch.linalg.vector_norm(self._W_dec, dim=2, dtype=self._dtype)
@@ -225,6 +225,16 @@ def _weighted_sums(row_N: Tensor, value_N: Tensor, offsets: Tensor, x_BE: Tensor
         size = (len(offsets) - 1, len(x_BE))
         matrix_UB = torch.sparse_csr_tensor(offsets, row_N, value_N, size, check_invariants=False)
     return matrix_UB @ x_BE
+
+
+def latent_scaling(
+    batches: Iterable[tuple[SparseCode, Tensor, Tensor]], W_dec: Decoders, **options: Any
+) -> LatentScaling:
+    """beta and nu from (code, x - x^, x^) batches; options as for `ScalingSums`."""
+    sums = ScalingSums(decoders_of(W_dec), **options)
+    for batch in batches:
+        sums.add(*batch)
+    return sums.result()
 
 
 def _others(alive: NDArray[np.int64], n_features: int, seed: int) -> Tensor:

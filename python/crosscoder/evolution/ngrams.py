@@ -149,11 +149,7 @@ class NgramCurves:
 
 
 def count_ngrams(
-    ids_SC: ArrayLike,
-    vocab_size: int,
-    *,
-    chunk_tokens: int = 1 << 22,
-    on_chunk: Callable[[int], None] | None = None,
+    ids_SC: ArrayLike, vocab_size: int, *, chunk_tokens: int = 1 << 22, on_chunk: Callable[[int], None] | None = None
 ) -> NgramCounts:
     """Counts over token ids (S, C) by the C++ counter, on all CPUs. `vocab_size` is the model's (its number of
     logits), not the tokenizer's.
@@ -289,10 +285,7 @@ def _entropy(count: NDArray[np.int64]) -> float:
 
 
 def ngram_targets(
-    counts: NgramCounts,
-    *,
-    smoothing: float | Literal["kneser-ney"] = 0.01,
-    max_rows: int | None = None,
+    counts: NgramCounts, *, smoothing: float | Literal["kneser-ney"] = 0.01, max_rows: int | None = None
 ) -> NgramTargets:
     """The distributions that predictions are compared with.
 
@@ -441,7 +434,7 @@ def measure_phase(
 def phase_curves(phases: Sequence[NgramPhase], targets: NgramTargets) -> NgramCurves:
     """Snapshots side by side. Raises `DataError` if there is none, or they saw different numbers of predictions."""
     if len({phase.n_predictions for phase in phases}) != 1:
-        raise DataError("the snapshots must be measured on the same tokens, at least one snapshot")
+        raise DataError("phase_curves takes one snapshot or more, all measured on the same tokens")
     return NgramCurves(
         loss=np.array([phase.loss for phase in phases]),
         kl_unigram=np.array([phase.kl_unigram for phase in phases]),

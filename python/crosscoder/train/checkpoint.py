@@ -86,7 +86,10 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
     record = read_json(folder / RECORD_FILE, **kinds)
     if record.get("format_version") != FORMAT_VERSION:
         version = record.get("format_version")
-        raise DataError(f"{folder}: checkpoint of format version {version!r}, this release reads {FORMAT_VERSION}")
+        raise DataError(
+            f"{folder}: the checkpoint has format version {version!r}, this release reads {FORMAT_VERSION}; "
+            "go on with the release that wrote it, or train anew"
+        )
     saved_config, parameters = weights.load(folder)
     wanted = {**config.to_dict(), **train_config.to_dict()}
     found = {**saved_config.to_dict(), **record["train_config"]}
@@ -97,7 +100,8 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
     ]
     if differences:
         raise ConfigError(
-            f"{folder} is of another configuration ({'; '.join(differences)}); use the same options, or another folder"
+            f"{folder} was written with other options ({'; '.join(differences)}); use the same options, or another "
+            "folder"
         )
     try:
         tensors = load_file(folder / STATE_FILE)

@@ -177,6 +177,6 @@ def _confirm() -> None:
     import sys
 
     if not sys.stdin.isatty():
-        raise ConfigError("nothing was sent: nobody is there to agree to the cost; agree with --yes")
+        raise ConfigError("nothing was sent: without a terminal nobody can agree to the cost; add --yes to agree")
     if input("send them? [y/N] ").strip().lower() not in ("y", "yes"):
         raise ConfigError("nothing was sent")
