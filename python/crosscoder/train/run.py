@@ -125,7 +125,7 @@ def training_seconds(folder: Path) -> float:
 
     What a killed call did after its last checkpoint is done again, and counts once.
     """
-    return logged_seconds(folder / "training" / LOG_FILE)
+    return logged_seconds(folder / "training" / LOG_FILE, finished=True)
 
 
 def batch_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
