@@ -67,17 +67,25 @@ def mix(v):
 
 
 @triton.jit
+def folded(v, FACTOR: tl.constexpr):
+    """A hash of uint32 of two instructions: the two halves of a product of 64 bits, one upon the other."""
+    product = v.to(tl.uint64) * FACTOR
+    return (product ^ (product >> 32)).to(tl.uint32)
+
+
+@triton.jit
 def random_key(seed, row, stream: tl.constexpr):
     """The key of one row's random numbers: of the step's seed, the row's number (int64) and the purpose."""
     low = row.to(tl.uint32)
     high = (row >> 32).to(tl.uint32)
-    return mix(mix(mix(seed.to(tl.uint32) + stream * 0x3C6EF372) ^ low) + high)
+    return folded(folded(seed.to(tl.uint32) + stream * 0x3C6EF372, 0xB5ADB1A5) + low, 0xD6EB9C2F) + high * 0x9E3779B9
 
 
 @triton.jit
-def random_bits(key, i):
-    """uint32 of element `i` of a row."""
-    return mix(key ^ mix(i.to(tl.uint32) + 0x1B873593))
+def random_words(key, i):
+    """Two words of random bits (int32) for element `i` of a row."""
+    v = folded(key + i.to(tl.uint32) * 0x9E3779B1, 0xD168AAAD)
+    return folded(v, 0xAF723597).to(tl.int32, bitcast=True), folded(v, 0xC9A5F1E3).to(tl.int32, bitcast=True)
 
 
 @triton.jit

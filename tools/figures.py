@@ -13,7 +13,9 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from crosscoder.step_time import GPUS, Mode, Step
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -151,6 +153,16 @@ def _kernels() -> str:
     return f"{len(json.loads((RESULTS / 'compile-gate.json').read_text())['rows'])} kernels, no spills"
 
 
+def _modelled_steps() -> str:
+    gpu, times = GPUS["h100"], []
+    for low_memory, D, F in ((True, 4096, 32_768), (False, 768, 98_304), (True, 768, 98_304)):
+        modes = [Step(2048, 32, D, F, low_memory, mode).seconds(gpu) for mode in get_args(Mode)]
+        times.append(" · ".join(f"{1e3 * seconds:.0f}" for seconds in modes))
+    return (
+        f"{times[0]} ms for 6.9B with low-memory state, {times[1]} for 160M with fp32 state, {times[2]} with low-memory"
+    )
+
+
 CHECKED: dict[str, tuple[str, Callable[[], str]]] = {
     "planted dictionary": ("README.md", _planted_dictionary),
     "turning point": ("README.md", _turning_point),
@@ -167,6 +179,7 @@ CHECKED: dict[str, tuple[str, Callable[[], str]]] = {
     "step, table": ("docs/performance.md", _step_table),
     "encode, table": ("docs/performance.md", _encode_table),
     "compiled kernels": ("docs/performance.md", _kernels),
+    "modelled steps on a GPU": ("docs/performance.md", _modelled_steps),
 }
 """By name: the document, and the phrase that it must hold."""
 

@@ -19,19 +19,21 @@ from torch import Tensor
 from crosscoder.code import SparseCode
 from crosscoder.gate import Gate
 from crosscoder.kernels.device import (
-    Slices,
+    L2_SHARE,
+    LANES,
     activity_and_slope,
     penalty_code,
     power_of_two,
-    random_bits,
     random_key,
+    random_words,
 )
-from crosscoder.kernels.encode.triton import SCALE
 from crosscoder.kernels.transpose.reference import FeatureOrder
 from crosscoder.kernels.update.reference import BETA1, BETA2, EPSILON
 from crosscoder.penalty import LossSettings, Penalty
 
-PAIRS = 4
+PAIRS = 2
+ROW_REGISTERS = 168
+"""A thread of `update_rows` with 8-bit moments: with fewer, pointers are made anew for each block."""
 NORMS, GRADIENT, ADAM = 0, 1, 2
 """What `update_rows` does with a row's gradient: its square, writing it, or an Adam step."""
 
@@ -42,7 +44,7 @@ NORMS, GRADIENT, ADAM = 0, 1, 2
 @triton.jit
 def pair_gradients(
     offsets_ptr, order_ptr, values_ptr, gates_ptr, dots_ptr, norms_ptr, theta_ptr, score_sums_ptr,
-    dh_ptr, p_ptr, pull_ptr, db_enc_ptr, dlog_theta_ptr, fired_ptr, gap_ptr,
+    dh_ptr, out_values_ptr, out_gates_ptr, p_ptr, pull_ptr, db_enc_ptr, dlog_theta_ptr, fired_ptr, gap_ptr,
     K, n_parts, n_tokens, terms, coefficient, frequency_scale, tanh_scale, preactivation, window,
     PENALTY: tl.constexpr, NARROW: tl.constexpr, SHARED: tl.constexpr, PREACTIVATION: tl.constexpr,
     PAIRS: tl.constexpr, SNAPSHOTS: tl.constexpr,
@@ -50,7 +52,7 @@ def pair_gradients(
     """One feature: p, dl/dn / n ("pull", times W_dec it is the penalty's part of dW_dec), dh of its pairs, db_enc, the
     pairs' part of dlog_theta, tokens on which it fired, and sum_b relu(theta - h).
 
-    dh is written feature by feature.
+    dh, and with it values and gates, is written feature by feature.
     """
     feature = tl.program_id(0)
     start = tl.load(offsets_ptr + feature).to(tl.int32)
@@ -116,6 +118,8 @@ def pair_gradients(
             above_sum += tl.sum(tl.where(above, theta - value, 0.0), axis=0)
             n_above += tl.sum(above.to(tl.int32), axis=0)
         tl.store(dh_ptr + place, dh, mask=valid)
+        tl.store(out_values_ptr + place, value, mask=valid)
+        tl.store(out_gates_ptr + place, gates, mask=valid)
         db_enc += tl.sum(tl.where(valid, dh, 0.0), axis=0)
     pull = pull * weight
     if PREACTIVATION:
@@ -139,6 +143,9 @@ class PairGradients:
 
     dh_N: Tensor
     """dl/dh of each pair, in the order of the features."""
+    values_N: Tensor
+    gates_N: Tensor
+    """The code's values and gates in that order."""
     p_F: Tensor
     pull_FK: Tensor
     """dl/dn / n: times W_dec the norms' part of dW_dec."""
@@ -168,7 +175,7 @@ def gradients_of_pairs(
     F, K = norms_FK.shape
     new = norms_FK.new_empty
     # Zeros: places after the last pair are read by no one, but a buffer of unknown numbers is a trap.
-    dh_N = torch.zeros_like(code.values)
+    dh_N, values_N, gates_N = torch.zeros_like(code.values), torch.zeros_like(code.values), torch.zeros_like(code.gates)
     p_F, db_enc_F, dlog_F, pull_FK = new(F), new(F), new(F), new(F, K)
     fired_F = code.features.new_empty(F)
     preactivation = settings.preactivation_coefficient
@@ -177,7 +184,8 @@ def gradients_of_pairs(
     pair_gradients[(F,)](
         offsets_ptr=order.feature_offsets, order_ptr=order.order, values_ptr=code.values, gates_ptr=code.gates,
         dots_ptr=dots_NPK, norms_ptr=norms_FK, theta_ptr=theta_F,
-        score_sums_ptr=p_F if score_sums_F is None else score_sums_F, dh_ptr=dh_N, p_ptr=p_F, pull_ptr=pull_FK,
+        score_sums_ptr=p_F if score_sums_F is None else score_sums_F, dh_ptr=dh_N,
+        out_values_ptr=values_N, out_gates_ptr=gates_N, p_ptr=p_F, pull_ptr=pull_FK,
         db_enc_ptr=db_enc_F, dlog_theta_ptr=dlog_F, fired_ptr=fired_F, gap_ptr=p_F if gap_F is None else gap_F,
         K=K, n_parts=dots_NPK.shape[1], n_tokens=code.n_tokens, terms=terms,
         coefficient=settings.sparsity_coefficient, frequency_scale=penalty.frequency_scale,
@@ -186,7 +194,7 @@ def gradients_of_pairs(
         PREACTIVATION=preactivation > 0, PAIRS=pairs_at_once(K), SNAPSHOTS=power_of_two(K), num_warps=1,
     )  # fmt: skip
     lift_F = norms_FK.sum(dim=1) * (preactivation / terms) if preactivation else None
-    return PairGradients(dh_N, p_F, pull_FK, db_enc_F, dlog_F, fired_F, gap_F, lift_F)
+    return PairGradients(dh_N, values_N, gates_N, p_F, pull_FK, db_enc_F, dlog_F, fired_F, gap_F, lift_F)
 
 
 def pairs_at_once(K: int) -> int:
@@ -204,219 +212,266 @@ def decayed(beta_log2, elapsed):
 
 
 @triton.jit
-def block_scale(magnitude, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """The largest of each block of `LANES` neighbours, for each of its elements."""
-    top = tl.max(tl.reshape(magnitude, [ROWS, LANES]), axis=1)
-    return top, tl.reshape(tl.broadcast_to(top[:, None], [ROWS, LANES]), [ROWS * LANES])
+def spread(condition, LANES: tl.constexpr):
+    """A condition as a mask (LANES,); Triton's interpreter takes no other broadcast of one for a mask."""
+    return (tl.zeros([LANES], tl.int32) + condition.to(tl.int32)) != 0
 
 
 @triton.jit
-def spread(scale_ptr, d, inside, LANES: tl.constexpr):
-    return tl.load(scale_ptr + d // LANES, mask=inside, other=0)
+def largest(magnitude, LANES: tl.constexpr):
+    """Of numbers that are not negative: in each thread as floats, then across the warp as whole numbers, whose order is
+    the same and for which a GPU has an instruction."""
+    own = tl.max(tl.reshape(magnitude, [LANES // 8, 8]), axis=1)
+    return tl.max(own.to(tl.int32, bitcast=True), axis=0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def square_code(size, scale, noise, LEVELS: tl.constexpr):
-    """Whole q in [0, LEVELS] with scale q^2 / LEVELS^2 next to `size`, above or below, and `size` on average."""
-    x = (LEVELS * LEVELS) * tl.where(scale > 0, size / tl.where(scale > 0, scale, 1.0), 0.0)
-    q = tl.floor(tl.sqrt(x))
-    gap = 2 * q + 1  # from one square to the next
-    return tl.minimum(tl.where(x - q * q + noise * gap >= gap, q + 1, q), LEVELS)
+def inverse(top):
+    """1 / `top`, or a large number where it is 0."""
+    root = tl.rsqrt(tl.maximum(top, 1e-30))
+    return root * root
 
 
 @triton.jit
-def adam_row(
-    w_ptr, m_ptr, v_ptr, m_scale_ptr, v_scale_ptr, row, D, blocks, d, inside, part, g, elapsed, step_size, v_root,
-    log2_beta1, log2_beta2, rest1, rest2, epsilon, key,
-    EIGHT_BIT: tl.constexpr, BF16: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+def root_code(square, noise, LEAST: tl.constexpr):
+    """A number that rounds to q or q + 1, where q^2 <= `square` < (q + 1)^2, so that its square is `square` on average.
+
+    With u = 1/2 + `noise` uniform in [0, 1) it is sqrt(square - u (1 - u)) + noise, which rounds to q + 1 exactly where
+    square - q^2 is at least 1 - u of the gap of 2 q + 1 between the squares. Noise and result are in units of 2^-32,
+    the square in units of 2^-64. At least `LEAST` (0 or 1) remains after rounding.
+    """
+    # u (1 - u) = 1/4 - noise^2. A hair above 1: with the lowest noise it must not become 1/2, which rounds to 0.
+    square = square + (noise * noise - 4611686018427387904.0)
+    return tl.sqrt(tl.maximum(square, LEAST * 18446761666007482368.0)) + noise
+
+
+@triton.jit
+def rounded(code):
+    """int32 whose last byte is `code`, in units of 2^-32, rounded to the nearest whole number: the last bits of a float
+    between 2^23 and 2^24."""
+    return (code * 2.3283064365386963e-10 + 12582912.0).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def adam_step(
+    w, m, v, m_scale, v_scale, g, keep1, keep2, step_size, root_factor, rest1, rest2, epsilon, bits,
+    EIGHT_BIT: tl.constexpr, BF16: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """An Adam step on one slice of one row, in place. Returns the new weights as stored, in float32."""
-    ROWS: tl.constexpr = BLOCK // LANES
-    at = row * D + d
+    """An Adam step on a block of a row: the new w (float32), m, v, m_scale and v_scale, as they are stored.
+
+    `keep1` and `keep2` take beta^elapsed to m and sqrt(v), of 8-bit moments from the codes' units to those of the
+    gradient: these moments are added up as m / (1 - beta1) and sqrt(v / (1 - beta2)). One word of random bits an
+    element: its lower 16 round w, all of it m and v, to which they matter least.
+    """
     if EIGHT_BIT:
-        q = tl.load(m_ptr + at, mask=inside, other=0).to(tl.float32)
-        m = spread(m_scale_ptr + row * blocks, d, inside, LANES) * q * tl.abs(q) * (1.0 / 16129)
-        q = tl.load(v_ptr + at, mask=inside, other=0).to(tl.float32)
-        v = spread(v_scale_ptr + row * blocks, d, inside, LANES) * (q * q) * (1.0 / 65025)
-        v = v * v
+        q = m.to(tl.float32)
+        m = (q * tl.abs(q)) * (m_scale * keep1) + g
+        q = v.to(tl.float32)
+        root = (q * q) * (v_scale * keep2)
+        root = tl.sqrt(root * root + g * g)
     else:
-        m = tl.load(m_ptr + at, mask=inside, other=0)
-        v = tl.load(v_ptr + at, mask=inside, other=0)
-    m = decayed(log2_beta1, elapsed) * m + rest1 * g
-    v = decayed(log2_beta2, elapsed) * v + rest2 * (g * g)
-    w = tl.load(w_ptr + at, mask=inside, other=0).to(tl.float32)
-    root = tl.sqrt(v)
-    w = w - step_size * m / (root / v_root + epsilon)
-    bits = random_bits(key, d)
+        m = m * keep1 + rest1 * g
+        v = v * (keep2 * keep2) + (rest2 * g) * g
+        root = tl.sqrt(v)
+    below = root * root_factor + epsilon
+    w = w - (step_size * m) * tl.rsqrt(below * below)
     if BF16:
         # Stochastic rounding: 16 random bits below the last place kept, then cut off.
-        rounded = (w.to(tl.uint32, bitcast=True) + (bits & 0xFFFF)) & 0xFFFF0000
-        w = rounded.to(tl.float32, bitcast=True)
-        tl.store(w_ptr + at, w.to(tl.bfloat16), mask=inside)
-    else:
-        tl.store(w_ptr + at, w, mask=inside)
+        w = ((w.to(tl.int32, bitcast=True) + (bits & 0xFFFF)) & -65536).to(tl.float32, bitcast=True)
     if EIGHT_BIT:
-        noise = (bits >> 16).to(tl.float32) * (1.0 / 65536)
-        block = part * ROWS + tl.arange(0, ROWS)
-        top, scale = block_scale(tl.abs(m), ROWS, LANES)
-        tl.store(m_scale_ptr + row * blocks + block, top, mask=block < blocks)
-        size = square_code(tl.abs(m), scale, noise, 127)
-        tl.store(m_ptr + at, tl.where(m < 0, -size, size).to(tl.int8), mask=inside)
-        noise = (random_bits(key + 1, d) >> 16).to(tl.float32) * (1.0 / 65536)
-        top, scale = block_scale(root, ROWS, LANES)
-        tl.store(v_scale_ptr + row * blocks + block, top, mask=block < blocks)
-        size = square_code(root, scale, noise, 255)
-        size = tl.where(root > 0, tl.maximum(size, 1.0), size)  # one that is not 0 never becomes 0
-        tl.store(v_ptr + at, size.to(tl.int32).to(tl.uint8), mask=inside)
-    else:
-        tl.store(m_ptr + at, m, mask=inside)
-        tl.store(v_ptr + at, v, mask=inside)
-    return tl.where(inside, w, 0.0)
+        # Factors of 2^64, less a hair: the largest must not become one more than the largest code.
+        noise = bits.to(tl.float32)
+        top = largest(tl.abs(m), LANES)
+        m_scale = top * rest1
+        code = root_code(tl.abs(m * (inverse(top) * 2.9752634541243925e23)), noise, 0)  # 127^2
+        sign = m.to(tl.int32, bitcast=True) & -2147483648
+        code = ((code.to(tl.int32, bitcast=True) & 0x7FFFFFFF) | sign).to(tl.float32, bitcast=True)
+        m = rounded(code).to(tl.int8)
+        top = largest(root, LANES)
+        v_scale = top * rest2
+        code = root_code(root * (inverse(top) * 1.1995046870293566e24), noise, 1)  # 255^2
+        v = rounded(code).to(tl.uint8)
+    return w, m, v, m_scale, v_scale
 
 
 @triton.jit(do_not_specialize=["seed", "step", "first"])
 def update_rows(
-    offsets_ptr, tokens_ptr, order_ptr, dh_ptr, values_ptr, gates_ptr, x_ptr, residual_ptr,
+    offsets_ptr, tokens_ptr, dh_ptr, values_ptr, gates_ptr, x_ptr, residual_ptr,
     dense_enc_ptr, dense_dec_ptr, first, pull_ptr, lift_ptr, x_sum_ptr, fired_ptr, last_step_ptr, allowed_ptr, clip_ptr,
     W_enc_ptr, enc_m_ptr, enc_v_ptr, enc_m_scale_ptr, enc_v_scale_ptr,
     W_dec_ptr, dec_m_ptr, dec_v_ptr, dec_m_scale_ptr, dec_v_scale_ptr,
     shadow_ptr, fourth_ptr, squares_ptr,
-    K, D, n_parts, blocks, scale, step_size, v_root, log2_beta1, log2_beta2, rest1, rest2, epsilon, step, seed,
+    K, D, blocks, scale, step_size, root_factor, log2_beta1, log2_beta2, unit1, unit2, rest1, rest2, epsilon, step,
+    seed,
     WHAT: tl.constexpr, DENSE: tl.constexpr, SKIP: tl.constexpr, LAZY: tl.constexpr, LIFT: tl.constexpr,
-    CLIP: tl.constexpr,
-    EIGHT_BIT: tl.constexpr, BF16: tl.constexpr, SHADOW: tl.constexpr,
-    PAIRS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    CLIP: tl.constexpr, EIGHT_BIT: tl.constexpr, BF16: tl.constexpr, SHADOW: tl.constexpr, EVEN: tl.constexpr,
+    PAIRS: tl.constexpr, SPAN: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """One slice of the rows W_enc[f, k] and W_dec[f, k].
+    """`SPAN` blocks of `LANES` neighbours of the rows W_enc[f, k] and W_dec[f, k], one after the other, by one warp.
 
     dW_enc = sum over the feature's pairs of dh x (with LIFT less lift_f x_sum), dW_dec = scale * sum of f residual over
-    the open gates + pull W_dec; with DENSE they are read, for features from `first` on. WHAT 0: squares[f, k, slice] =
+    the open gates + pull W_dec; with DENSE they are read, for features from `first` on. WHAT 0: squares[f, k, block] =
     their sum of squares. 1: they are written to the dense arrays. 2: times clip, an Adam step; fourth and squares
-    [f, k, slice] = the new rows' sum of W_enc^4 and W_dec^2, and W_enc in bf16 to the shadow. SKIP: features that did
-    not fire are left alone. LAZY: the moments decay by the steps since the row's last one, not by one.
+    [f, k, block] = the new rows' sum of W_enc^4 and W_dec^2, and W_enc in bf16 to the shadow. SKIP: features that did
+    not fire are left alone. LAZY: the moments decay by the steps since the row's last one, not by one. EVEN: blocks
+    end where rows do. `dh`, `values` and `gates` are in the order of the features.
     """
     if tl.load(allowed_ptr) == 0:
         return
-    feature = tl.program_id(0) + first
-    k = tl.program_id(1) // n_parts
-    part = tl.program_id(1) % n_parts
+    # The features are the fastest axis of the grid, then the rest of the row, then the snapshots.
+    first_block = tl.program_id(1) * SPAN
+    local = tl.program_id(0)
+    k = tl.program_id(2)
+    feature = local + first
     row = feature.to(tl.int64) * K + k
     if SKIP:
         fired = tl.load(fired_ptr + feature)
         if fired == 0:
             if WHAT == 0:
-                tl.store(squares_ptr + row * n_parts + part, 0.0)
+                for block in range(first_block, tl.minimum(first_block + SPAN, blocks)):
+                    tl.store(squares_ptr + row * blocks + block, 0.0)
             return
-    d = part * BLOCK + tl.arange(0, BLOCK)
-    inside = d < D
-    enc = tl.zeros([BLOCK], tl.float32)
-    dec = tl.zeros([BLOCK], tl.float32)
-    if DENSE:
-        local = (tl.program_id(0).to(tl.int64) * K + k) * D
-        enc = tl.load(dense_enc_ptr + local + d, mask=inside, other=0)
-        dec = tl.load(dense_dec_ptr + local + d, mask=inside, other=0)
-    else:
+    if not DENSE:
         start = tl.load(offsets_ptr + feature).to(tl.int32)
         end = tl.load(offsets_ptr + feature + 1).to(tl.int32)
-        for i in range(start, end, PAIRS):
-            place = i + tl.arange(0, PAIRS)
-            valid = place < end
-            token = tl.load(tokens_ptr + place, mask=valid, other=0).to(tl.int64)
-            at = (token * K + k)[:, None] * D + d[None, :]
-            dh = tl.load(dh_ptr + place, mask=valid, other=0)
-            x = tl.load(x_ptr + at, mask=valid[:, None] & inside[None, :], other=0).to(tl.float32)
-            enc += tl.sum(dh[:, None] * x, axis=0)
-            pair = tl.load(order_ptr + place, mask=valid, other=0)
-            gate = ((tl.load(gates_ptr + pair, mask=valid, other=0) >> k) & 1) != 0
-            f = tl.where(gate, tl.load(values_ptr + pair, mask=gate, other=0), 0.0)
-            g = tl.load(residual_ptr + at, mask=gate[:, None] & inside[None, :], other=0).to(tl.float32)
-            dec += tl.sum(f[:, None] * g, axis=0)
-        dec = dec * scale
-        if LIFT:
-            x_sum = tl.load(x_sum_ptr + k * D + d, mask=inside, other=0)
-            enc -= tl.load(lift_ptr + feature) * x_sum
-    if not DENSE:
-        w = tl.load(W_dec_ptr + row * D + d, mask=inside, other=0).to(tl.float32)
-        dec += tl.load(pull_ptr + row) * w
-    if WHAT == 1:
-        tl.store(dense_enc_ptr + row * D + d, enc, mask=inside)
-        tl.store(dense_dec_ptr + row * D + d, dec, mask=inside)
-    else:
-        if WHAT == 0:
-            enc = tl.where(inside, enc, 0.0)
-            dec = tl.where(inside, dec, 0.0)
-            tl.store(squares_ptr + row * n_parts + part, tl.sum(enc * enc + dec * dec, axis=0))
+        pull = tl.load(pull_ptr + row)
+    if WHAT == 2:
+        elapsed = 1.0
+        if LAZY:
+            elapsed = (step - tl.load(last_step_ptr + feature)).to(tl.float32)
+        keep1 = decayed(log2_beta1, elapsed) * unit1
+        keep2 = decayed(log2_beta2, elapsed) * unit2
+        key = random_key(seed, row, 0)
+    for block in range(first_block, tl.minimum(first_block + SPAN, blocks)):
+        d = block * LANES + tl.arange(0, LANES)
+        inside = d < D
+        if EVEN:
+            inside = tl.full([LANES], True, tl.int1)
+        at = row * D + d
+        here = row * blocks + block
+        # Everything of the row is asked for before the pairs are waited for.
+        if WHAT == 2:
+            w_enc = tl.load(W_enc_ptr + at, mask=inside, other=0)
+            m_enc = tl.load(enc_m_ptr + at, mask=inside, other=0)
+            v_enc = tl.load(enc_v_ptr + at, mask=inside, other=0)
+            m_dec = tl.load(dec_m_ptr + at, mask=inside, other=0)
+            v_dec = tl.load(dec_v_ptr + at, mask=inside, other=0)
+            m_scale_enc, v_scale_enc, m_scale_dec, v_scale_dec = 0.0, 0.0, 0.0, 0.0
+            if EIGHT_BIT:
+                m_scale_enc = tl.load(enc_m_scale_ptr + here)
+                v_scale_enc = tl.load(enc_v_scale_ptr + here)
+                m_scale_dec = tl.load(dec_m_scale_ptr + here)
+                v_scale_dec = tl.load(dec_v_scale_ptr + here)
+        if WHAT == 2 or not DENSE:
+            w_dec = tl.load(W_dec_ptr + at, mask=inside, other=0)
+        if DENSE:
+            source = (local.to(tl.int64) * K + k) * D
+            enc = tl.load(dense_enc_ptr + source + d, mask=inside, other=0)
+            dec = tl.load(dense_dec_ptr + source + d, mask=inside, other=0)
         else:
+            enc = tl.zeros([LANES], tl.float32)
+            dec = tl.zeros([LANES], tl.float32)
+            for some in range(start, end, PAIRS):
+                for i in tl.static_range(PAIRS):
+                    place = some + i
+                    valid = place < end
+                    token = tl.load(tokens_ptr + place, mask=valid, other=0).to(tl.int64)
+                    source = (token * K + k) * D
+                    dh = tl.load(dh_ptr + place, mask=valid, other=0)
+                    gate = ((tl.load(gates_ptr + place, mask=valid, other=0) >> k) & 1) != 0
+                    f = tl.load(values_ptr + place, mask=gate, other=0)
+                    x = tl.load(x_ptr + source + d, mask=inside & spread(valid, LANES), other=0)
+                    g = tl.load(residual_ptr + source + d, mask=inside & spread(gate, LANES), other=0)
+                    enc += dh * x.to(tl.float32)
+                    dec += f * g
+            if LIFT:
+                x_sum = tl.load(x_sum_ptr + k * D + d, mask=inside, other=0)
+                enc -= tl.load(lift_ptr + feature) * x_sum
+            dec = dec * scale + pull * w_dec.to(tl.float32)
+        if WHAT == 1:
+            tl.store(dense_enc_ptr + at, enc, mask=inside)
+            tl.store(dense_dec_ptr + at, dec, mask=inside)
+        if WHAT == 0:
+            tl.store(squares_ptr + here, tl.sum(tl.where(inside, enc * enc + dec * dec, 0.0), axis=0))
+        if WHAT == 2:
             if CLIP:
                 clip = tl.load(clip_ptr)
                 enc = enc * clip
                 dec = dec * clip
-            elapsed = 1.0
-            if LAZY:
-                elapsed = (step - tl.load(last_step_ptr + feature)).to(tl.float32)
-            w = adam_row(
-                W_enc_ptr, enc_m_ptr, enc_v_ptr, enc_m_scale_ptr, enc_v_scale_ptr, row, D, blocks, d, inside, part,
-                enc, elapsed, step_size, v_root, log2_beta1, log2_beta2, rest1, rest2, epsilon,
-                random_key(seed, row, 0), EIGHT_BIT, BF16, BLOCK, LANES,
+            bits_enc, bits_dec = random_words(key, d)
+            w, m, v, m_scale, v_scale = adam_step(
+                w_enc.to(tl.float32), m_enc, v_enc, m_scale_enc, v_scale_enc, enc, keep1, keep2, step_size,
+                root_factor, rest1, rest2, epsilon, bits_enc, EIGHT_BIT, BF16, LANES,
             )  # fmt: skip
+            tl.store(W_enc_ptr + at, w.to(W_enc_ptr.dtype.element_ty), mask=inside)
+            tl.store(enc_m_ptr + at, m, mask=inside)
+            tl.store(enc_v_ptr + at, v, mask=inside)
+            if EIGHT_BIT:
+                tl.store(enc_m_scale_ptr + here, m_scale)
+                tl.store(enc_v_scale_ptr + here, v_scale)
             if SHADOW:
-                tl.store(shadow_ptr + row * D + d, w.to(tl.bfloat16), mask=inside)
-            w = w * SCALE
-            tl.store(fourth_ptr + row * n_parts + part, tl.sum((w * w) * (w * w), axis=0))
-            w = adam_row(
-                W_dec_ptr, dec_m_ptr, dec_v_ptr, dec_m_scale_ptr, dec_v_scale_ptr, row, D, blocks, d, inside, part,
-                dec, elapsed, step_size, v_root, log2_beta1, log2_beta2, rest1, rest2, epsilon,
-                random_key(seed, row, 2), EIGHT_BIT, BF16, BLOCK, LANES,
+                tl.store(shadow_ptr + at, w.to(tl.bfloat16), mask=inside)
+            w = tl.where(inside, w, 0.0)
+            tl.store(fourth_ptr + here, tl.sum((w * w) * (w * w), axis=0))
+            w, m, v, m_scale, v_scale = adam_step(
+                w_dec.to(tl.float32), m_dec, v_dec, m_scale_dec, v_scale_dec, dec, keep1, keep2, step_size,
+                root_factor, rest1, rest2, epsilon, bits_dec, EIGHT_BIT, BF16, LANES,
             )  # fmt: skip
-            tl.store(squares_ptr + row * n_parts + part, tl.sum(w * w, axis=0))
+            tl.store(W_dec_ptr + at, w.to(W_dec_ptr.dtype.element_ty), mask=inside)
+            tl.store(dec_m_ptr + at, m, mask=inside)
+            tl.store(dec_v_ptr + at, v, mask=inside)
+            if EIGHT_BIT:
+                tl.store(dec_m_scale_ptr + here, m_scale)
+                tl.store(dec_v_scale_ptr + here, v_scale)
+            w = tl.where(inside, w, 0.0)
+            tl.store(squares_ptr + here, tl.sum(w * w, axis=0))
 
 
 @triton.jit
 def row_statistics(
-    W_enc_ptr, W_dec_ptr, shadow_ptr, fourth_ptr, squares_ptr, K, D, n_parts, SHADOW: tl.constexpr, BLOCK: tl.constexpr
+    W_enc_ptr, W_dec_ptr, shadow_ptr, fourth_ptr, squares_ptr, D, blocks, SHADOW: tl.constexpr, LANES: tl.constexpr
 ):
-    """What `update_rows` derives from the rows it writes, from rows that somebody else wrote."""
-    k, part = tl.program_id(1) // n_parts, tl.program_id(1) % n_parts
-    row = tl.program_id(0).to(tl.int64) * K + k
-    d = part * BLOCK + tl.arange(0, BLOCK)
+    """What `update_rows` derives from the rows it writes, from rows that somebody else wrote; a program a block."""
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    d = block * LANES + tl.arange(0, LANES)
     w = tl.load(W_enc_ptr + row * D + d, mask=d < D, other=0).to(tl.float32)
     if SHADOW:
         tl.store(shadow_ptr + row * D + d, w.to(tl.bfloat16), mask=d < D)
-    w = w * SCALE
-    tl.store(fourth_ptr + row * n_parts + part, tl.sum((w * w) * (w * w), axis=0))
+    tl.store(fourth_ptr + row * blocks + block, tl.sum((w * w) * (w * w), axis=0))
     w = tl.load(W_dec_ptr + row * D + d, mask=d < D, other=0).to(tl.float32)
-    tl.store(squares_ptr + row * n_parts + part, tl.sum(w * w, axis=0))
+    tl.store(squares_ptr + row * blocks + block, tl.sum(w * w, axis=0))
 
 
 @triton.jit(do_not_specialize=["seed"])
 def limit_rows(
-    W_dec_ptr, squares_ptr, allowed_ptr, limit, K, D, n_parts, seed,
-    BF16: tl.constexpr, SNAPSHOTS: tl.constexpr, BLOCK: tl.constexpr,
+    W_dec_ptr, squares_ptr, allowed_ptr, limit, K, D, blocks, seed,
+    BF16: tl.constexpr, BLOCKS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Scales a feature's decoder rows down together where its largest norm is over `limit`; one program a feature."""
     if tl.load(allowed_ptr) == 0:
         return
     feature = tl.program_id(0).to(tl.int64)
-    k = tl.arange(0, SNAPSHOTS)
-    total = tl.zeros([SNAPSHOTS], tl.float32)
-    for part in range(n_parts):
-        total += tl.load(squares_ptr + (feature * K + k) * n_parts + part, mask=k < K, other=0)
-    largest = tl.sqrt(tl.max(total, axis=0))
-    if largest > limit:
-        factor = limit / largest
-        for one in range(K):
-            row = feature * K + one
+    one = tl.arange(0, BLOCKS)
+    most = 0.0
+    for k in range(K):
+        squares = tl.load(squares_ptr + (feature * K + k) * blocks + one, mask=one < blocks, other=0)
+        most = tl.maximum(most, tl.sum(squares, axis=0))
+    norm = tl.sqrt(most)
+    if norm > limit:
+        factor = limit / norm
+        for k in range(K):
+            row = feature * K + k
             key = random_key(seed, row, 4)
-            for part in range(n_parts):
-                d = part * BLOCK + tl.arange(0, BLOCK)
+            for block in range(blocks):
+                d = block * LANES + tl.arange(0, LANES)
                 w = tl.load(W_dec_ptr + row * D + d, mask=d < D, other=0).to(tl.float32) * factor
                 if BF16:
-                    rounded = w.to(tl.uint32, bitcast=True) + (random_bits(key, d) & 0xFFFF)
-                    w = (rounded & 0xFFFF0000).to(tl.float32, bitcast=True)
-                    tl.store(W_dec_ptr + row * D + d, w.to(tl.bfloat16), mask=d < D)
-                else:
-                    tl.store(W_dec_ptr + row * D + d, w, mask=d < D)
-                tl.store(squares_ptr + row * n_parts + part, tl.sum(w * w, axis=0))
+                    bits, _ = random_words(key, d)
+                    w = ((w.to(tl.int32, bitcast=True) + (bits & 0xFFFF)) & -65536).to(tl.float32, bitcast=True)
+                tl.store(W_dec_ptr + row * D + d, w.to(W_dec_ptr.dtype.element_ty), mask=d < D)
+                w = tl.where(d < D, w, 0.0)
+                tl.store(squares_ptr + row * blocks + block, tl.sum(w * w, axis=0))
 
 
 @triton.jit(do_not_specialize=["step"])
@@ -452,16 +507,29 @@ class AdamScalars:
     lr: float
     step: int
 
-    def arguments(self) -> dict[str, float]:
-        """By the names that the kernels have for them."""
-        correction1 = 1 - BETA1**self.step
-        correction2 = 1 - BETA2**self.step
+    def vector(self) -> dict[str, float]:
+        """For `adam_vector`, by the names that it has for them."""
         return {
-            "step_size": self.lr / correction1, "v_root": math.sqrt(correction2), "log2_beta1": math.log2(BETA1),
-            "log2_beta2": math.log2(BETA2), "rest1": 1 - BETA1, "rest2": 1 - BETA2, "epsilon": EPSILON,
+            "step_size": self.lr / (1 - BETA1**self.step), "v_root": math.sqrt(1 - BETA2**self.step),
+            "log2_beta1": math.log2(BETA1), "log2_beta2": math.log2(BETA2), "rest1": 1 - BETA1, "rest2": 1 - BETA2,
+            "epsilon": EPSILON,
         }  # fmt: skip
 
+    def rows(self, *, eight_bit: bool) -> dict[str, float]:
+        """For `update_rows`. 8-bit moments are in units of 1 - beta1 and of the root of 1 - beta2, codes beside."""
+        found = self.vector()
+        found |= {"root_factor": 1 / found.pop("v_root"), "log2_beta2": math.log2(BETA2) / 2, "unit1": 1, "unit2": 1}
+        if eight_bit:
+            unit1, unit2 = found["rest1"], math.sqrt(found["rest2"])
+            found |= {
+                "step_size": found["step_size"] * unit1, "root_factor": found["root_factor"] * unit2, "rest1": unit1,
+                "rest2": unit2, "unit1": 1 / (127**2 * unit1), "unit2": 1 / (255**2 * unit2),
+            }  # fmt: skip
+        return {name: float(value) for name, value in found.items()}
 
-def row_layout(n_tokens: int, D: int, x_itemsize: int) -> Slices:
-    """How `update_rows` cuts a row: x and the residual (float32) are gathered."""
-    return Slices.of(D, n_tokens, x_itemsize + 4)
+
+def span(n_tokens: int, D: int, x_itemsize: int) -> int:
+    """Blocks of a row that `update_rows` takes together: those of all tokens' x and residual (float32) stay in the
+    cache while the features gather from them."""
+    blocks = -(-D // LANES)
+    return max(1, min(blocks, L2_SHARE // (max(1, n_tokens) * LANES * (x_itemsize + 4))))

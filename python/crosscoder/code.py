@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crosscoder.errors import DataError
+from crosscoder.inputs import as_tensor
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,41 @@ class SparseCode:
             n_features=shape[1],
         )
 
+    def checked(self, device: torch.device, dtype: torch.dtype) -> SparseCode:
+        """The same code with its tensors on `device` and contiguous, its values in `dtype`; numpy arrays are converted.
+
+        Raises `DataError` where it is no sparse code; on a CPU also by its numbers, for which a GPU would be waited.
+        """
+        kinds = {"row_offsets": torch.int64, "features": torch.int32, "values": dtype, "gates": torch.int64}
+        parts = {}
+        for name, kind in kinds.items():
+            part = as_tensor(getattr(self, name), f"{name} of a sparse code")
+            if part.ndim != 1 or part.is_floating_point() != kind.is_floating_point or part.is_complex():
+                numbers = "floating-point" if kind.is_floating_point else "whole"
+                raise DataError(f"{name} of a sparse code must be a row of {numbers} numbers, not {_described(part)}")
+            parts[name] = part.to(device, kind).contiguous()
+        offsets, features = parts["row_offsets"], parts["features"]
+        good = len(offsets) > 0 and len(features) == len(parts["values"]) == len(parts["gates"])
+        if good and device.type == "cpu":
+            good = int(offsets[0]) == 0 and int(offsets[-1]) == len(features) and bool((offsets.diff() >= 0).all())
+            good = good and bool(((features >= 0) & (features < self.n_features)).all())
+        if not good:
+            raise DataError(
+                "not a sparse code: row_offsets must ascend from 0 to the number of pairs, each pair must have a "
+                f"feature from 0 to {self.n_features - 1}, a value and gates"
+            )
+        return SparseCode(**parts, n_snapshots=self.n_snapshots, n_features=self.n_features)
+
     def column(self, k: int) -> Tensor:
         """(B, F): the activations at snapshot k, densely."""
         open_N = (self.gates >> k) & 1 != 0
         dense_BF = self.values.new_zeros(self.n_tokens, self.n_features)
         dense_BF[self.rows(), self.features.long()] = torch.where(open_N, self.values, 0.0)
         return dense_BF
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def pack_gates(open_NK: Tensor) -> Tensor:

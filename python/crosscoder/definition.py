@@ -27,9 +27,11 @@ def preactivations(weights: Weights, x_BKD: Tensor) -> Tensor:
 
 
 def reconstruction(weights: Weights, x_BKD: Tensor) -> Tensor:
-    """x^ (B, K, D) of activations (B, K, D)."""
+    """x^ (B, K, D) of activations (B, K, D); NaN for a token with a NaN or an infinity, whose gates are all closed."""
+    x_BKD = weights.input(x_BKD)
     f_BKF, _, _ = _activations(weights, x_BKD, None)
-    return _reconstruct(weights, f_BKF)
+    nothing_B = 0 * x_BKD.detach().abs().amax(dim=(1, 2))  # 0 times infinity is NaN
+    return _reconstruct(weights, f_BKF) + nothing_B[:, None, None]
 
 
 def loss(weights: Weights, x_BKD: Tensor, settings: LossSettings) -> LossTerms:

@@ -21,8 +21,13 @@ from crosscoder.code import SparseCode
 from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.gate import Gate
+from crosscoder.inputs import Array, outside_inference_mode, require_finite
 from crosscoder.parameters import Weights, Writes, mixed
 from crosscoder.penalty import LossSettings, LossTerms
+from crosscoder.progress import warn
+
+NEVER_16_BITS = ("log_threshold", "snapshot_scale", "snapshot_mix", "batch_threshold")
+"""Small tensors that stay in float32 at least, whatever the weights are converted to."""
 
 
 class Crosscoder(nn.Module, PyTorchModelHubMixin):
@@ -31,8 +36,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     It reads activations scaled so that their mean norm is sqrt(D) at every snapshot; `fold_scales` gives the
     equal model for raw activations. While it is trained, the encoder may read them mixed over the snapshots
     (`set_snapshot_mix`): `W_enc` is then in those coordinates, until `fold_scales` or saving takes them out.
-    Floating dtypes: float32, float64, bfloat16 or float16 (`log_threshold` never drops under float32: in 16 bits it
-    would stop learning).
+    Floating dtypes: float32, float64, bfloat16 or float16. Thresholds, scales and the mix never drop under float32: in
+    16 bits a threshold would stop learning, and a scale would shift a whole snapshot.
     """
 
     W_enc: nn.Parameter
@@ -45,6 +50,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     is_mixed: bool = False
     """Whether `snapshot_mix` is anything but the identity."""
     batch_threshold: Tensor
+    trained_on_scaled: bool = False
+    """Has a trainer given it activations that were multiplied by something? Not stored."""
 
     def __init__(
         self,
@@ -63,29 +70,32 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.config = config
         shape = (config.n_features, config.n_snapshots, config.d_model)
-        self.W_dec = nn.Parameter(
-            torch.empty(shape, device="meta") if seed is None else _directions(shape, seed, torch.device(device), dtype)
-        )
-        self.W_enc = nn.Parameter(self.W_dec.detach().clone())
-        self.b_enc = nn.Parameter(torch.zeros(shape[0], device=device))
-        self.b_dec = nn.Parameter(torch.zeros(shape[1:], device=device))
-        theta = torch.full(shape[:1], config.threshold_init, device=device)
-        self.log_threshold = nn.Parameter(theta.log(), requires_grad=Gate.of(config).learned)
-        self.register_buffer("snapshot_scale", torch.ones(shape[1], device=device))
-        self.register_buffer("snapshot_mix", torch.eye(shape[1], device=device))
-        """(K, K), symmetric: the encoder reads sum_l mix[k, l] x_l at snapshot k. The identity once trained."""
-        self.register_buffer("batch_threshold", torch.zeros((), device=device))
+        with outside_inference_mode():  # writes to the weights must be counted
+            self.W_dec = nn.Parameter(
+                torch.empty(shape, device="meta")
+                if seed is None
+                else _directions(shape, seed, torch.device(device), dtype)
+            )
+            self.W_enc = nn.Parameter(self.W_dec.detach().clone())
+            self.b_enc = nn.Parameter(torch.zeros(shape[0], device=device))
+            self.b_dec = nn.Parameter(torch.zeros(shape[1:], device=device))
+            theta = torch.full(shape[:1], config.threshold_init, device=device)
+            self.log_threshold = nn.Parameter(theta.log(), requires_grad=Gate.of(config).learned)
+            self.register_buffer("snapshot_scale", torch.ones(shape[1], device=device))
+            self.register_buffer("snapshot_mix", torch.eye(shape[1], device=device))
+            """(K, K), symmetric: the encoder reads sum_l mix[k, l] x_l at snapshot k. The identity once trained."""
+            self.register_buffer("batch_threshold", torch.zeros((), device=device))
         self._writes = Writes()
         self._backends: dict[str, Backend] = {}
         """Those that have computed with this crosscoder, by name."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Crosscoder:
-        log_threshold, mix_KK = self.log_threshold.detach(), self.snapshot_mix
+        small = {name: getattr(self, name).detach() for name in NEVER_16_BITS}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.snapshot_mix.dtype in (torch.bfloat16, torch.float16):
-            self.snapshot_mix = mix_KK.to(self.snapshot_mix.device, torch.float32)
-        if self.log_threshold.dtype in (torch.bfloat16, torch.float16):
-            self.log_threshold.data = log_threshold.to(self.log_threshold.device, torch.float32)
+        for name, before in small.items():
+            now = getattr(self, name)
+            if now.dtype in (torch.bfloat16, torch.float16):
+                now.data = before.to(now.device, torch.float32)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -136,55 +146,73 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         """n (F, K): a feature's strength at each snapshot, in units of scaled activations; at least float32."""
         return self.weights().norms()
 
-    def check_input(self, x_BKD: Tensor) -> Tensor:
-        """`x_BKD` in the weights' dtype or float32, on their device. Raises `DataError` if it is not (B, K, D)."""
-        return self.weights().input(x_BKD)
+    def check_input(self, x_BKD: Tensor | Array) -> Tensor:
+        """`x_BKD` (a numpy array as well) in the weights' dtype or float32, on their device.
+
+        Raises `DataError` if it is not (B, K, D), and on a CPU `NonFiniteError` where it has a NaN or an infinity.
+        """
+        x_BKD = self.weights().input(x_BKD)
+        if x_BKD.device.type == "cpu":
+            require_finite(x_BKD)
+        return x_BKD
 
     def encoder_input(self, x_BKD: Tensor) -> Tensor:
         """What the encoder reads for activations (B, K, D): themselves, unless they are mixed over the snapshots."""
         return self.weights().encoder_input(x_BKD)
 
-    def preactivations(self, x_BKD: Tensor) -> Tensor:
+    def preactivations(self, x_BKD: Tensor | Array) -> Tensor:
         """h (B, F), densely."""
-        return definition.preactivations(self.weights(), x_BKD)
+        return definition.preactivations(self.weights(), self.check_input(x_BKD))
 
     @torch.no_grad()
-    def encode(self, x_BKD: Tensor, *, backend: str = "auto", candidates: str = "exact") -> SparseCode:
+    def encode(self, x_BKD: Tensor | Array, *, backend: str = "auto", candidates: str = "exact") -> SparseCode:
         """The sparse code of B tokens.
 
         `backend`: "reference" (dense torch), "native" (C++, on a CPU), "triton" (on a GPU), one of your own
         (`crosscoder.registry`), or the fastest that fits ("auto"). `candidates` "int8" (native only) is faster and may
         miss a pair in ten thousand.
 
-        Raises `DataError` on a wrong shape, `ConfigError` for a backend or candidates that do not fit.
+        Raises `DataError` on a wrong shape, `NonFiniteError` that names the first token with a NaN or an infinity (it
+        has no code), `ConfigError` for a backend or candidates that do not fit.
         """
-        chosen, found = self.backend(backend, candidates), self.weights()
-        with devices.current(self.W_enc.device):
-            return chosen.encode(found, found.input(x_BKD), candidates)
+        with outside_inference_mode(), devices.current(self.W_enc.device):
+            chosen, found = self.backend(backend, candidates), self.weights()
+            x_BKD = found.input(x_BKD)
+            require_finite(x_BKD)  # on a GPU as well: encoding waits for the number of pairs anyway
+            return chosen.encode(found, x_BKD, candidates)
 
     @torch.no_grad()
     def decode(self, code: SparseCode, *, backend: str = "auto") -> Tensor:
-        """The reconstruction (B, K, D) of a sparse code.
+        """The reconstruction (B, K, D) of a sparse code, whose parts may be numpy arrays.
 
-        Raises `DataError` if the code is of another crosscoder, `ConfigError` for a backend that does not fit.
+        Raises `DataError` if it is no sparse code or that of another crosscoder, `ConfigError` for a backend that does
+        not fit.
         """
+        if not isinstance(code, SparseCode):
+            raise DataError(f"decode takes a SparseCode, as encode gives it, not {type(code).__name__}")
         if (code.n_snapshots, code.n_features) != (self.config.n_snapshots, self.config.n_features):
             raise DataError(
                 f"a code of {code.n_snapshots} snapshots and {code.n_features} features does not fit a crosscoder "
                 f"of {self.config.n_snapshots} and {self.config.n_features}"
             )
-        with devices.current(self.W_dec.device):
-            return self.backend(backend).decode(self.weights(), code)
+        dtype = torch.promote_types(self.W_dec.dtype, torch.float32)
+        with outside_inference_mode(), devices.current(self.W_dec.device):
+            return self.backend(backend).decode(self.weights(), code.checked(self.W_dec.device, dtype))
 
-    def forward(self, x_BKD: Tensor) -> Tensor:
-        """The reconstruction (B, K, D) of activations (B, K, D); differentiable, densely: the definition's."""
-        return definition.reconstruction(self.weights(), x_BKD)
+    def forward(self, x_BKD: Tensor | Array) -> Tensor:
+        """The reconstruction (B, K, D) of activations (B, K, D); differentiable, densely: the definition's.
+
+        A NaN or an infinity raises `NonFiniteError` on a CPU. On a GPU, where nothing waits for the device, the token's
+        reconstruction is NaN at every snapshot.
+        """
+        with outside_inference_mode():
+            return definition.reconstruction(self.weights(), self.check_input(x_BKD))
 
     # ------------------------------------------------------------------------------------------- training
 
     def loss(
         self,
-        x_BKD: Tensor,
+        x_BKD: Tensor | Array,
         *,
         sparsity_coefficient: float = 0.3,
         preactivation_coefficient: float = 0.0,
@@ -196,20 +224,34 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         With `backend` "reference" it is the dense definition, differentiated by autograd: what every faster step is
         compared with. "native" and "triton" compute loss and gradients at once from the sparse code; only `total` has
         a gradient then, and only in the parameters. "auto": as in `encode`. `generator` draws the tokens of
-        threshold_mode "sampled". Raises `DataError` on a wrong shape, `ConfigError` for a folded crosscoder, a
-        coefficient that is not 0 or more, or a backend that does not fit.
+        threshold_mode "sampled".
+
+        Raises `DataError` on a wrong shape, `NonFiniteError` for a NaN or an infinity (on a GPU, where nothing waits
+        for the device, the loss is NaN), `ConfigError` for a folded crosscoder, a coefficient that is not 0 or more,
+        activations that ask for a gradient which the backend does not give, or a backend that does not fit.
         """
         self.require_trainable(preactivation_coefficient)
         for name, value in (("sparsity", sparsity_coefficient), ("preactivation", preactivation_coefficient)):
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}_coefficient must be 0 or more, not {value}")
-        chosen, found = self.backend(backend), self.weights()
         settings = LossSettings(sparsity_coefficient, preactivation_coefficient, generator)
-        with devices.current(self.W_enc.device):
-            return chosen.loss(found, found.input(x_BKD), settings)
+        with outside_inference_mode(), devices.current(self.W_enc.device):
+            chosen, found, x_BKD = self.backend(backend), self.weights(), self.check_input(x_BKD)
+            if x_BKD.requires_grad and torch.is_grad_enabled() and chosen.name != "reference":
+                raise ConfigError(
+                    f'backend "{chosen.name}" gives no gradient in the activations, and these ask for one; give it '
+                    'x.detach(), or use backend="reference"'
+                )
+            return chosen.loss(found, x_BKD, settings)
 
     def require_trainable(self, preactivation_coefficient: float = 0.0) -> None:
-        """Raises `ConfigError` where the loss is not defined: a folded crosscoder, l_pre without thresholds."""
+        """Raises `ConfigError` where the loss is not defined (a folded crosscoder, l_pre without thresholds), or can
+        have no gradient (weights made under `torch.inference_mode`)."""
+        if self.W_enc.is_inference():
+            raise ConfigError(
+                "the weights of this crosscoder were made under torch.inference_mode and cannot be trained; "
+                "move or convert it outside of it"
+            )
         if not bool((self.snapshot_scale == 1).all()):
             raise ConfigError("this crosscoder is folded for raw activations; train model.unfold_scales() instead")
         if preactivation_coefficient and not Gate.of(self.config).learned:
@@ -224,7 +266,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         self.weights().update_batch_threshold(smallest)
 
     @torch.no_grad()
-    def calibrated_batch_threshold(self, x_BKD: Tensor, *, backend: str = "auto") -> Tensor:
+    def calibrated_batch_threshold(self, x_BKD: Tensor | Array, *, backend: str = "auto") -> Tensor:
         """(): the threshold at which BatchTopK lets `top_k` features a token through on `x_BKD`, with these weights.
 
         It is the smallest of the B x `top_k` largest scores; 0 where fewer are positive. To use it:
@@ -236,8 +278,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         if not gate.whole_batch:
             raise ConfigError(f'gate "{self.config.gate}" has no threshold for all features; only "batchtopk" has')
         found = dataclasses.replace(self.weights(), training=True)
-        with devices.current(self.W_enc.device):
-            code = self.backend(backend).encode(found, found.input(x_BKD))
+        with outside_inference_mode(), devices.current(self.W_enc.device):
+            code = self.backend(backend).encode(found, self.check_input(x_BKD))
         if code.n_pairs < gate.top_k * code.n_tokens or not code.n_tokens:
             return self.batch_threshold.new_zeros(())
         scores_N = code.values * gate.scale(found.norms())[code.features.long()]
@@ -264,7 +306,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         Features, gates, decoder norms and (unscaled) reconstructions are the same. The gates compare h n_fk with one
         threshold a feature, so the norms' unit stays that of the scaled activations: it is kept as `snapshot_scale`.
         """
-        scale_K = torch.as_tensor(scale_K).to(self.W_dec)
+        dtype = torch.promote_types(self.W_dec.dtype, torch.float32)
+        scale_K = torch.as_tensor(scale_K).to(self.W_dec.device, dtype)
         if scale_K.shape != (self.config.n_snapshots,) or not bool((scale_K > 0).all()):
             raise DataError(f"scales must be {self.config.n_snapshots} positive numbers, got {scale_K.tolist()}")
         folded = Crosscoder(self.config, seed=None)
@@ -296,22 +339,42 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         return state
 
     def _save_pretrained(self, save_directory: Any) -> None:
+        if self.trained_on_scaled:
+            warn(
+                "this crosscoder was trained on scaled activations and is saved as one that reads such; for raw "
+                "activations save model.fold_scales(loader.scale_K)"
+            )
         weights.save(self.config, self.unmixed_state(), save_directory)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, map_location: str | torch.device = "cpu", **hub_options: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        subfolder: str | None = None,
+        map_location: str | torch.device = "cpu",
+        **hub_options: Any,
     ) -> Crosscoder:
-        """A saved crosscoder, from a folder or from the hub (`revision`, `cache_dir`, `local_files_only`, ...).
+        """A saved crosscoder in evaluation mode, from a folder or from the hub.
 
-        On the CPU the weights stay mapped from the file until something writes to them.
+        `subfolder`: where it lies in that folder or repository. The hub's options are `weights.HUB_OPTIONS`. On the CPU
+        the weights stay mapped from the file until something writes to them.
 
-        Raises `DataError` naming the file if anything is missing, truncated, damaged, foreign or newer.
+        A checkpoint of training becomes what training would export there: a crosscoder for raw activations, as far as
+        their scales are known (`Trainer.save`).
+
+        Raises `DataError` naming the file if anything is missing, truncated, damaged, foreign or newer, `ConfigError`
+        for an option that there is not, or that has no effect.
         """
-        config, tensors = weights.load(weights.locate(str(pretrained_model_name_or_path), **hub_options))
-        model = cls(config, seed=None)
-        model.load_state_dict(tensors, assign=True)
-        return model.to(map_location)
+        folder = weights.locate(str(pretrained_model_name_or_path), subfolder, **hub_options)
+        with outside_inference_mode():
+            config, tensors = weights.load(folder)
+            scale_K = tensors.pop(weights.ACTIVATION_SCALE, None)
+            model = cls(config, seed=None)
+            model.load_state_dict(tensors, assign=True)
+            if scale_K is not None or model.is_mixed:
+                model = model.fold_scales(torch.ones(config.n_snapshots) if scale_K is None else scale_K)
+            return model.to(map_location).eval()
 
 
 def _directions(shape: tuple[int, int, int], seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:

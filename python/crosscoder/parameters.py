@@ -13,6 +13,7 @@ from torch import Tensor
 from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import DataError
 from crosscoder.gate import Gate
+from crosscoder.inputs import Array, as_tensor
 
 BATCH_THRESHOLD_DECAY = 0.9
 """Of the running mean over batches: about twenty count, so that it lags ten steps behind weights that change."""
@@ -79,8 +80,9 @@ class Weights:
         if not x_BKD.is_floating_point():
             raise DataError(f"activations must be floating point, not {x_BKD.dtype}")
 
-    def input(self, x_BKD: Tensor) -> Tensor:
-        """`x_BKD` in the weights' dtype or float32, on their device. Raises as `check`."""
+    def input(self, x_BKD: Tensor | Array) -> Tensor:
+        """`x_BKD` in the weights' dtype or float32, on their device. Raises as `check` and `inputs.as_tensor`."""
+        x_BKD = as_tensor(x_BKD)
         self.check(x_BKD)
         return x_BKD.to(self.W_enc.device, torch.promote_types(self.W_enc.dtype, torch.float32))
 
@@ -112,6 +114,8 @@ class Weights:
         for unchanged. What escapes is a write through `.data` in place: call `Crosscoder.weights_changed` after it.
         """
         if self.W_enc.grad is not None or self.W_dec.grad is not None:
+            return None
+        if self.W_enc.is_inference() or self.W_dec.is_inference():  # whose writes are not counted
             return None
         of_tensors = (n for tensor in (self.W_enc, self.W_dec) for n in (tensor.data_ptr(), tensor._version))
         return (*of_tensors, self.writes.count)

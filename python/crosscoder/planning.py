@@ -12,32 +12,14 @@ from typing import Any
 
 from crosscoder.activations.presets import PRESETS
 from crosscoder.errors import ConfigError, DataError
+from crosscoder.step_time import GPUS, MEMORY_SHARE, PRODUCT_SHARE, Gpu, Mode, Step
 
-
-@dataclass(frozen=True)
-class Gpu:
-    """Peak bf16 rate without sparsity, memory, and its bandwidth, as the maker gives them."""
-
-    tflops: float
-    memory_gb: float
-    memory_tb_per_s: float
-
-
-GPUS = {
-    "a100-40": Gpu(312, 40, 1.56),
-    "a100": Gpu(312, 80, 2.04),
-    "h100": Gpu(989, 80, 3.35),
-    "h200": Gpu(989, 141, 4.8),
-    "b200": Gpu(2250, 180, 8.0),
-    "l40s": Gpu(362, 48, 0.86),
-    "4090": Gpu(165, 24, 1.01),
-}
-PRODUCT_SHARE = 0.6
-"""Share of the peak rate that large matrix products reach."""
 FORWARD_SHARE = 0.4
-"""The same for a language model's forward pass."""
-BANDWIDTH_SHARE = 0.8
-"""The same for memory."""
+"""Share of the peak rate that a language model's forward pass reaches."""
+STATE_BYTES = {"fp32": 13.0, "low-memory": 4.04}
+"""Bytes a parameter: weight and two moments, and in fp32 the bf16 copy of the encoder's half. No gradient is kept."""
+WORK_BYTES = 24
+"""Bytes a value of a batch (B, K, D): itself, whitened, in bf16, its residual, and the two batches before it."""
 USABLE_MEMORY = 0.92
 
 
@@ -147,6 +129,7 @@ class Plan:
     l0: float
     gpu: str
     gpus: int
+    mode: Mode = "narrow"
 
     def __post_init__(self) -> None:
         for name in ("n_snapshots", "n_features", "n_tokens", "batch_size", "context", "gpus"):
@@ -180,21 +163,15 @@ class Plan:
         """A token through the encoder."""
         return 2.0 * self.n_snapshots * self.shape.d_model * self.n_features
 
-    def hours(self, flop: float, share: float) -> float:
-        return flop / (self.gpus * GPUS[self.gpu].tflops * 1e12 * share) / 3600
+    def forward_hours(self, flop: float) -> float:
+        """Of language models, on all GPUs."""
+        return flop / (self.gpus * GPUS[self.gpu].tflops * 1e12 * FORWARD_SHARE) / 3600
 
-    @property
-    def sparse_bytes(self) -> float:
-        """Memory traffic of a step beside its product: rows of active features, and the update of the weights."""
-        rows = 4 * self.batch_size * self.l0 * self.n_snapshots * self.shape.d_model * 2
-        return rows + 2 * 6 * self.parameters
-
-    @property
-    def step_seconds(self) -> float:
-        """Of the sparse step."""
-        product = self.hours(self.product_flop * self.batch_size, PRODUCT_SHARE) * 3600
-        bandwidth = self.gpus * GPUS[self.gpu].memory_tb_per_s * 1e12 * BANDWIDTH_SHARE
-        return product + self.sparse_bytes / bandwidth
+    def step(self, state: str) -> Step:
+        """A training step, on one GPU."""
+        low_memory = state == "low-memory"
+        sizes = self.batch_size, self.n_snapshots, self.shape.d_model, self.n_features
+        return Step(*sizes, low_memory, self.mode, active=self.l0)
 
     # ------------------------------------------------------------------------------------------- the page
 
@@ -209,13 +186,23 @@ class Plan:
             "the crosscoder",
             [
                 Line("parameters", parameters / 1e6, "M", f"2 x {F:,} x {K} x {D} weights, biases and thresholds"),
-                Line("state, fp32", 16 * parameters / 1e9, "GB", "16 bytes a parameter: weight, gradient, two moments"),
-                Line("state, low memory", 6 * parameters / 1e9, "GB", "6 bytes: bf16 weight and two 8-bit moments"),
+                Line(
+                    "state, fp32",
+                    STATE_BYTES["fp32"] * parameters / 1e9,
+                    "GB",
+                    f"{STATE_BYTES['fp32']:g} bytes a parameter: weight, two moments, bf16 copy of the encoder",
+                ),
+                Line(
+                    "state, low memory",
+                    STATE_BYTES["low-memory"] * parameters / 1e9,
+                    "GB",
+                    f"{STATE_BYTES['low-memory']:g} bytes: bf16 weight, two 8-bit moments and their scales",
+                ),
                 Line(
                     "work space",
-                    (3.0 * B * K * D * 4 + 2.0 * B * F * 4 + B * self.l0 * 16) / 1e9,
+                    WORK_BYTES * B * K * D / 1e9,
                     "GB",
-                    f"3 arrays of {B:,} x {K} x {D} and 2 of {B:,} x {F:,}, fp32",
+                    f"{WORK_BYTES} bytes for each of {B:,} x {K} x {D} values",
                 ),
                 Line("steps", steps, "", f"{N:,} tokens / {B:,}"),
             ],
@@ -239,30 +226,36 @@ class Plan:
                 ),
                 Line(
                     "time",
-                    self.hours(forward, FORWARD_SHARE),
+                    self.forward_hours(forward),
                     "h",
                     f"at {FORWARD_SHARE:.0%} of {self.gpus} x {gpu.tflops:g} TFLOP/s",
                 ),
             ],
         )
-        dense, product = 5 * self.product_flop * N, self.product_flop * N
-        sparse = steps * self.step_seconds / 3600
+        taken = {state: self.step(state).seconds(gpu) for state in STATE_BYTES}
         yield (
-            "training",
+            "training, on one GPU",
             [
-                Line("dense step", dense / 1e15, "PFLOP", f"5 products of 2 x {K} x {D} x {F:,} a token"),
-                Line("time, dense", self.hours(dense, PRODUCT_SHARE), "h", f"at {PRODUCT_SHARE:.0%} of the peak rate"),
-                Line("sparse step", product / 1e15, "PFLOP", "1 product; the rest are rows of active features"),
+                Line("dense step", 5 * self.product_flop * B / 1e12, "TFLOP", f"5 products of 2 x {K} x {D} x {F:,}"),
                 Line(
-                    "time, sparse",
-                    sparse,
+                    "time, dense bf16",
+                    steps * self.step("low-memory").dense_seconds(gpu) / 3600,
                     "h",
-                    f"the product and {self.sparse_bytes / 1e9:,.1f} GB a step (L0 {self.l0:g}, weights read and "
-                    f"written once) at {BANDWIDTH_SHARE:.0%} of {gpu.memory_tb_per_s:g} TB/s",
+                    f"at {PRODUCT_SHARE:.0%} of the peak rate, and all weights at {MEMORY_SHARE:.0%} of the memory's",
+                ),
+                Line("sparse step", self.product_flop * B / 1e12, "TFLOP", "1 product; the rest are active features"),
+                *(
+                    Line(
+                        f"time, {state.replace('-', ' ')} state",
+                        steps * seconds / 3600,
+                        "h",
+                        f"{1e3 * seconds:,.1f} ms a step, modelled: {_parts(self.step(state), gpu)}",
+                    )
+                    for state, seconds in taken.items()
                 ),
                 Line(
                     "reading the store",
-                    B * K * D * self.bytes_per_value / self.step_seconds / 1e9,
+                    B * K * D * self.bytes_per_value / min(taken.values()) / 1e9,
                     "GB/s",
                     "so that no sparse step waits for the disk",
                 ),
@@ -279,14 +272,19 @@ class Plan:
                     "x",
                     "work of the snapshots beside that of the one product",
                 ),
-                Line("time, sparse", sparse + self.hours(forward, FORWARD_SHARE), "h", "with the forward passes"),
+                Line(
+                    "time",
+                    steps * min(taken.values()) / 3600 + self.forward_hours(forward),
+                    "h",
+                    "with the forward passes, the faster state",
+                ),
             ],
         )
 
     def verdicts(self) -> list[str]:
         """What fits into the GPUs' memory."""
         lines = {(title, line.name): line.value for title, group in self.sections() for line in group}
-        room = self.gpus * GPUS[self.gpu].memory_gb * USABLE_MEMORY
+        room = GPUS[self.gpu].memory_gb * USABLE_MEMORY
         work = lines["the crosscoder", "work space"]
         extra = lines["live, without a store", "models in memory"] + lines["live, without a store", "shuffle buffer"]
         result = []
@@ -296,6 +294,12 @@ class Plan:
                 fits = "fits" if need <= room else "does not fit"
                 result.append(f"training {what}, {state}: {need:,.1f} GB {fits} into {room:,.1f} GB")
         return result
+
+
+def _parts(step: Step, gpu: Gpu) -> str:
+    """The operations that take most of a step, and what they wait for."""
+    longest = sorted(step.operations(), key=lambda operation: -operation.seconds(gpu))[:3]
+    return ", ".join(f"{one.name} {1e3 * one.seconds(gpu):,.1f} ({one.bound_by(gpu)})" for one in longest)
 
 
 def layer_of(model: str, shape: Shape) -> int:

@@ -177,9 +177,8 @@ class Run:
                 tuple(record.get("steps", ())),
                 record.get("module", ""),
                 record.get("whole", False),
-                record.get("proven", False),
-                tuple(record.get("content", ())),
-                record.get("tokenizer", ""),
+                content=tuple(record.get("content", ())),
+                tokenizer=record.get("tokenizer", ""),
             )
 
     def snapshots_identity(self) -> dict[str, Any]:
@@ -199,7 +198,6 @@ class Run:
             "site": snapshots.site,
             "module": snapshots.module,
             "whole": snapshots.whole,
-            "proven": snapshots.proven,
             "content": list(snapshots.content),
             "tokenizer": snapshots.tokenizer,
             "alike": [dict(group) for group in alike],

@@ -22,6 +22,8 @@ FORMAT = "crosscoder"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+ACTIVATION_SCALE = "activation_scale"
+"""(K,): in a checkpoint of training, what raw activations are multiplied by before this crosscoder reads them."""
 _CHECKED_AT_ONCE = 1 << 20
 
 
@@ -49,19 +51,41 @@ def save(config: CrosscoderConfig, tensors: Mapping[str, Tensor], folder: Path) 
     )
 
 
-def locate(model_id: str, **hub_options: Any) -> Path:
-    """The folder of a local path or of a repository on the hub. Raises `DataError` where there is none."""
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+"""What `locate` passes on to `huggingface_hub.snapshot_download`."""
+
+
+def locate(model_id: str, subfolder: str | None = None, **hub_options: Any) -> Path:
+    """The folder of a crosscoder: in a local folder, or in a repository on the hub.
+
+    Raises `DataError` where there is none, `ConfigError` for an option that is not in `HUB_OPTIONS`, a revision of a
+    local folder, or a sub-folder that is not inside.
+    """
+    unknown = sorted(set(hub_options) - set(HUB_OPTIONS))
+    if unknown:
+        raise ConfigError(
+            f"from_pretrained has no option {', '.join(unknown)}; "
+            f"it has subfolder, map_location, {', '.join(HUB_OPTIONS)}"
+        )
+    inside = Path(subfolder or "")
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ConfigError(f"subfolder must be a path inside of {model_id}, not {subfolder!r}")
     folder = Path(model_id)
     if folder.is_dir():
-        return folder
+        if hub_options.get("revision") is not None:
+            raise ConfigError(
+                f"{model_id} is a local folder and has no revisions; leave out revision, or give its folder"
+            )
+        if not (folder / inside).is_dir():
+            raise DataError(f"{folder / inside} does not exist")
+        return folder / inside
     if folder.exists() or model_id.count("/") != 1:
         raise DataError(f"{model_id} is not a folder with a crosscoder ({CONFIG_FILE} and {WEIGHTS_FILE})")
     from huggingface_hub import snapshot_download
 
-    allowed = ("revision", "cache_dir", "force_download", "token", "local_files_only")
-    options = {name: value for name, value in hub_options.items() if name in allowed}
+    wanted = [(inside / name).as_posix() for name in (CONFIG_FILE, WEIGHTS_FILE)]
     try:
-        return Path(snapshot_download(model_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **options))
+        return Path(snapshot_download(model_id, allow_patterns=wanted, **hub_options)) / inside
     except Exception as error:
         raise DataError(f"no crosscoder at {model_id}: neither a local folder nor on the hub ({error})") from error
 
@@ -115,8 +139,8 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
         "snapshot_scale": (K,),
         "batch_threshold": (),
     }
-    if "snapshot_mix" in tensors:  # of an unfinished crosscoder
-        shapes["snapshot_mix"] = (K, K)
+    in_training = {"snapshot_mix": (K, K), ACTIVATION_SCALE: (K,)}
+    shapes |= {name: shape for name, shape in in_training.items() if name in tensors}
     if set(tensors) != set(shapes):
         raise DataError(f"{path}: tensors {sorted(set(tensors) ^ set(shapes))} are missing or unexpected")
     checksums = read_json(folder / CONFIG_FILE, checksums=dict)["checksums"]
@@ -132,7 +156,7 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
             bool(_fine(part, infinite).all()) for part in torch.split(tensors[name].reshape(-1), _CHECKED_AT_ONCE)
         ):
             what = "NaN" if infinite else "NaN or infinity"
-            raise DataError(f"{path}: {name} holds {what}; the training went wrong, or another wrote it")
+            raise DataError(f"{path}: {name} holds {what}; the training went wrong, or another program wrote it")
     return config, tensors
 
 

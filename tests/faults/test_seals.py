@@ -102,7 +102,7 @@ def test_a_users_file_is_taken_as_it_is_and_a_changed_record_is_told(tmp_path: P
     sealed = path.read_text()
     assert sealed.startswith("steps: 10\n") and read_config(path, Options) == Options()
     path.write_text(sealed.replace("steps: 10", "steps: 11"))
-    with pytest.raises(ConfigError, match=r"train\.yaml is damaged, or was changed by hand.*--config as it is"):
+    with pytest.raises(ConfigError, match=r"train\.yaml is damaged, or was changed by hand.*--config a copy"):
         read_config(path, Options)
     with pytest.raises(DataError, match=r"train\.yaml is damaged"):
         read_options(path, record=True)
@@ -222,7 +222,7 @@ def test_a_snapshot_or_tokenizer_that_changed_since_collection_is_named(tmp_path
         neox(seed).save_pretrained(model / name)
         tokenizer_of("a few words of text").save_pretrained(model / name)
     opened = SnapshotSet.open(str(model), 1)
-    known = {"content": opened.contents(), "tokenizer": opened.tokenizer_content()}
+    known = {"content": opened.identified().content, "tokenizer": opened.tokenizer_content()}
     snapshots = replace(opened, given_steps=(0, 1), **known)  # type: ignore[arg-type]
     run = Run(tmp_path / "run")
     run.write_snapshots(snapshots)

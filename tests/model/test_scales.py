@@ -49,6 +49,20 @@ def test_bad_scales() -> None:
             model.fold_scales(torch.tensor(scale))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scales_are_exact_in_a_crosscoder_of_16_bits(dtype: torch.dtype) -> None:
+    """Rounded to bf16, a scale would shift all of its snapshot by up to 0.4 %."""
+    scale = torch.tensor([1.003, 0.3339, 7.77, 0.0123])
+    model = Crosscoder(CrosscoderConfig(4, 16, 60)).to(dtype)
+    folded = model.fold_scales(scale)
+    assert torch.equal(folded.snapshot_scale, scale)
+    exact = model.float().fold_scales(scale)
+    ratio = (folded.W_enc.double() / exact.W_enc.double()).mean(dim=(0, 2))
+    torch.testing.assert_close(ratio, torch.ones(4, dtype=torch.float64), atol=2e-4, rtol=0)
+    converted = exact.to(dtype)
+    assert torch.equal(converted.snapshot_scale, scale) and converted.snapshot_mix.dtype == torch.float32
+
+
 def test_thresholds_never_drop_under_float32() -> None:
     model = Crosscoder(CrosscoderConfig(2, 8, 20))
     with torch.no_grad():

@@ -46,6 +46,61 @@ def test_from_the_hubs_cache(saved: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert loaded.config.n_features == 20
 
 
+def test_a_subfolder_is_read_and_nothing_else(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root holds another crosscoder, which must not be taken for it: in a folder, and in the hub's cache."""
+    inner = Crosscoder(CrosscoderConfig(2, 4, 5), seed=7)
+    inner.save_pretrained(saved / "layers" / "layer-3")
+    for given in ("layers/layer-3", "layers/layer-3/", "./layers//layer-3"):
+        loaded = Crosscoder.from_pretrained(saved, subfolder=given)
+        assert loaded.config == inner.config and torch.equal(loaded.W_enc, inner.W_enc)
+    for root in (None, "", "."):
+        assert Crosscoder.from_pretrained(saved, subfolder=root).config.n_features == 20
+    with pytest.raises(DataError, match="layer-4 does not exist"):
+        Crosscoder.from_pretrained(saved, subfolder="layers/layer-4")
+    with pytest.raises(DataError, match=r"layers/config\.json does not exist"):
+        Crosscoder.from_pretrained(saved, subfolder="layers")
+    for outside in ("..", "layers/../..", str(saved)):
+        with pytest.raises(ConfigError, match="must be a path inside"):
+            Crosscoder.from_pretrained(saved, subfolder=outside)
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    snapshot = tmp_path / "cache" / "models--someone--crosscoder" / "snapshots" / ("0123456789" * 4)
+    snapshot.parent.mkdir(parents=True)
+    saved.rename(snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text(snapshot.name)
+    where = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    loaded = Crosscoder.from_pretrained("someone/crosscoder", subfolder="layers/layer-3", **where)
+    assert torch.equal(loaded.W_enc, inner.W_enc)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sub_folder": "x"}, "no option sub_folder; it has subfolder, map_location, revision"),
+        ({"torch_dtype": torch.float16, "device": "cpu"}, "no option device, torch_dtype"),
+        ({"resume_download": None}, "no option resume_download"),
+        ({"revision": "v1"}, "is a local folder and has no revisions"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(saved: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Crosscoder.from_pretrained(saved, **options)
+    assert Crosscoder.from_pretrained(saved, revision=None, token=None, cache_dir=None).config.n_features == 20
+
+
+def test_a_loaded_crosscoder_is_for_inference(tmp_path: Path) -> None:
+    """BatchTopK then has its threshold, so that a token's code does not depend on the tokens beside it."""
+    model = Crosscoder(CrosscoderConfig(2, 4, 40, gate="batchtopk", top_k=3))
+    x = torch.randn(30, 2, 4, generator=torch.Generator().manual_seed(0))
+    model.batch_threshold.copy_(model.calibrated_batch_threshold(x))
+    model.save_pretrained(tmp_path)
+    loaded = Crosscoder.from_pretrained(tmp_path)
+    assert not loaded.training
+    alone = torch.cat([loaded.encode(token[None]).to_dense() for token in x])
+    assert torch.equal(alone, loaded.encode(x).to_dense()) and bool((alone > 0).any())
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_weights_stay_in_the_file(tmp_path: Path) -> None:
     """Loading holds the file's pages and little else, at its peak too; writing to the weights leaves the file."""

@@ -342,3 +342,77 @@ def test_every_step_rounds_with_other_noise(backend: str) -> None:
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
     assert int((found[0].int() - found[2].int()).abs().max()) == 1, "more than the rounding differs"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_low_memory_training_begins_from_weights_of_any_dtype(dtype: torch.dtype, backend: str) -> None:
+    found = []
+    for start in (dtype, torch.float32):
+        model = Crosscoder(CrosscoderConfig(K, D, F), seed=1).to(dtype).to(start)  # the same numbers
+        trainer = Trainer(model, TrainConfig(n_steps=3, batch_size=B, lr=1e-3, state="low-memory", backend=backend))
+        train(trainer, 3)
+        dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        assert dtypes.pop("W_enc") == dtypes.pop("W_dec") == torch.bfloat16
+        assert set(dtypes.values()) == {torch.float32}
+        found.append(model.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["auto", "reference", "native"])
+def test_a_step_that_16_bits_would_lose_is_refused(dtype: torch.dtype, backend: str) -> None:
+    model = Crosscoder(CrosscoderConfig(K, D, F)).to(dtype)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"lost to rounding; train model\.float\(\), or use .*low-memory"):
+        Trainer(model, TrainConfig(n_steps=3, backend=backend))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    train(Trainer(model.float(), TrainConfig(n_steps=3, batch_size=B, backend=backend)), 3)
+
+
+def test_float64_weights_are_trained_in_float64() -> None:
+    model = Crosscoder(CrosscoderConfig(K, D, F)).double()
+    train(Trainer(model, TrainConfig(n_steps=3, batch_size=B)), 3)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+
+
+def test_batches_of_other_forms_train_to_the_same_bits() -> None:
+    trainers = [make() for _ in range(4)]
+    for step in range(3):
+        x = sparse_batch(step)
+        with torch.inference_mode():
+            made_there = x + 0
+        for trainer, form in zip(trainers, (x, x.numpy(), x.clone().requires_grad_(), made_there), strict=True):
+            trainer.step(form)
+    for other in trainers[1:]:
+        assert states_equal(trainers[0], other)
+    with pytest.raises(DataError, match="torch tensor or a numpy array, not list"):
+        trainers[0].step(sparse_batch(0).tolist())  # type: ignore[arg-type]
+
+
+def test_training_under_inference_mode_is_refused_and_changes_nothing() -> None:
+    trainer, untouched = make(), make()
+    for other in (trainer, untouched):
+        train(other, 2)
+    with torch.inference_mode():
+        with pytest.raises(ConfigError, match=r"training under torch\.inference_mode"):
+            trainer.step(sparse_batch(2))
+        with pytest.raises(ConfigError, match=r"training under torch\.inference_mode"):
+            make()
+        converted = Crosscoder(CrosscoderConfig(K, D, F)).double()
+    assert states_equal(trainer, untouched) and trainer.step_number == 2
+    with pytest.raises(ConfigError, match=r"made under torch\.inference_mode and cannot be trained"):
+        Trainer(converted, TrainConfig(n_steps=2))
+    with torch.no_grad():
+        trainer.step(sparse_batch(2))
+    untouched.step(sparse_batch(2))
+    assert states_equal(trainer, untouched)
+
+
+@pytest.mark.parametrize("name", ["b_enc", "b_dec", "log_threshold"])
+def test_parameters_of_two_dtypes_are_refused_for_training(name: str) -> None:
+    model = Crosscoder(CrosscoderConfig(K, D, F))
+    getattr(model, name).data = getattr(model, name).data.double()
+    with pytest.raises(ConfigError, match=rf"{name} is torch\.float64, and W_enc torch\.float32"):
+        Trainer(model, TrainConfig(n_steps=3))
+    train(Trainer(model.float(), TrainConfig(n_steps=3, batch_size=B)), 3)

@@ -100,7 +100,12 @@ class ActivationStore:
 
         Raises `ConfigError` saying what differs if that store is of something else.
         """
-        return reconciled(path, read_manifest(path), manifest) if cls.exists(path) else manifest
+        if not cls.exists(path):
+            return manifest
+        store = cls.open(path)
+        shards = range(len(store.shard_rows))
+        begun = [name for k, name in enumerate(store.snapshot_names) if any(store.has_segment(s, k) for s in shards)]
+        return reconciled(path, read_manifest(path), manifest, begun)
 
     @classmethod
     def from_array(
@@ -422,22 +427,16 @@ class ActivationStore:
         """Take over what `other`, a store of the same tokens, has and this one lacks; returns the number of files.
 
         Snapshots that only `other` has are added. Files are linked where both folders are on one file system, else
-        copied. Raises `DataError` if the stores do not go together or a file of `other` is damaged.
+        copied. Raises `DataError` if the stores do not go together or a file of `other` is damaged, `ConfigError` if a
+        snapshot that both have was made from other weights.
         """
         if other.identity != self.identity:
-            keys = [key for key in self.manifest if key not in ("snapshots", "n_snapshots")]
+            keys = [key for key in self.manifest if key not in ("snapshots", "contents", "n_snapshots")]
             different = [key for key in keys if self.manifest[key] != other.manifest[key]]
             raise DataError(f"{other.path} and {self.path} differ in {', '.join(different)}: they cannot be merged")
-        manifest = {key: value for key, value in self.manifest.items() if key != "n_snapshots"}
-        mine = ActivationStore.create(
-            self.path,
-            other.n_snapshots,
-            self.d_model,
-            self.dtype,
-            shard_rows=manifest["shard_rows"],
-            snapshots=other.snapshot_names,
-            source=manifest["source"],
-        )
+        wanted = {key: other.manifest[key] for key in other.manifest if key != "n_snapshots"}
+        contents = {k: v for k, v in wanted.get("contents", {}).items() if k in other.snapshot_names}
+        mine = ActivationStore.create_from(self.path, {**wanted, "contents": contents})
         taken = 0
         for shard in range(len(self.shard_rows)):
             if other.token_path(shard).exists():

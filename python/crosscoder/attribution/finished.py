@@ -113,7 +113,7 @@ def _load(folder: Path, run: Run, revisions: list[str]) -> TaskResult:
         found = list(record["figures"]["clean_accuracy"])
     if found != revisions:
         raise DataError(
-            f"{folder} is of other snapshots than the run; run again: crosscoder attribute {run.path} "
+            f"{folder} was computed from other snapshots than the run has; run again: crosscoder attribute {run.path} "
             f"--task {record['task']}"
         )
     path = folder / "curves.parquet"

@@ -7,7 +7,8 @@
 
 (the square keeps small numbers apart: a block spans a factor of 16,129, or 65,025 in sqrt(v)). Rounding is stochastic,
 since a moment that moves by a thousandth a step would otherwise stand still: up or down so that the mean of m and of
-sqrt(v), not that of q, is what was rounded. Only a sqrt(v) below the smallest number is always raised to it. All other
+sqrt(v), not that of q, is what was rounded; one random number decides for both, so that their quotient, the step, keeps
+its size. Only a sqrt(v) below the smallest number of its block is always raised to it, lest it become 0. All other
 parameters are small and stay in float32.
 """
 
@@ -113,11 +114,10 @@ def quantize_m(m: Tensor, noise: Tensor | float = 0.5) -> tuple[Tensor, Tensor]:
 
 
 def quantize_v(v: Tensor, noise: Tensor | float = 0.5) -> tuple[Tensor, Tensor]:
-    """8 bits and scales of second moments; one that is not 0 never becomes 0."""
+    """8 bits and scales of second moments; no code is 0, so that none becomes 0 by rounding."""
     root = v.sqrt()
     scale = _largest(root)
-    q = _square_code(root, scale, 255, noise)
-    return torch.where(root > 0, q.clamp_min(1), q).to(torch.uint8), scale
+    return _square_code(root, scale, 255, noise).clamp_min(1).to(torch.uint8), scale
 
 
 def _square_code(size: Tensor, scale: Tensor, levels: int, noise: Tensor | float) -> Tensor:

@@ -123,9 +123,9 @@ class ReferenceTraining(TorchVectors):
                 v = dequantize_v(v, moments["v_scale"][all_rows])
             adam(w, m, v, gradient, lr=update.settings.lr, t=update.t, elapsed=elapsed)
             if eight_bit:
-                noise = torch.rand(2, *m.shape, generator=self._generator).to(m.device)
-                m, moments["m_scale"][all_rows] = quantize_m(m, noise[0])
-                v, moments["v_scale"][all_rows] = quantize_v(v, noise[1])
+                noise = torch.rand(m.shape, generator=self._generator).to(m.device)
+                m, moments["m_scale"][all_rows] = quantize_m(m, noise)
+                v, moments["v_scale"][all_rows] = quantize_v(v, noise)
                 w = _round_stochastically(w, self._generator)
             moments["m"][all_rows], moments["v"][all_rows] = m, v
             parameter[all_rows] = w.to(parameter.dtype)

@@ -27,10 +27,11 @@ from crosscoder.backends.base import (
 from crosscoder.backends.closed_form import Gradients
 from crosscoder.code import SparseCode
 from crosscoder.config import TrainConfig
+from crosscoder.devices import sent
 from crosscoder.gate import Gate
 from crosscoder.kernels.decode.triton import decode, residual_and_dots
-from crosscoder.kernels.device import LANES, Slices, power_of_two
-from crosscoder.kernels.encode.triton import SCALE, EncoderWeights, encode, find_candidates, list_pairs
+from crosscoder.kernels.device import LANES, power_of_two
+from crosscoder.kernels.encode.triton import EncoderWeights, encode, find_candidates, list_pairs
 from crosscoder.kernels.threshold.reference import sample_tokens
 from crosscoder.kernels.threshold.triton import threshold_gradient
 from crosscoder.kernels.transpose.reference import FeatureOrder
@@ -40,13 +41,14 @@ from crosscoder.kernels.update.triton import (
     GRADIENT,
     NORMS,
     PAIRS,
+    ROW_REGISTERS,
     AdamScalars,
     PairGradients,
     adam_vector,
     gradients_of_pairs,
     limit_rows,
-    row_layout,
     row_statistics,
+    span,
     update_rows,
 )
 from crosscoder.parameters import Weights
@@ -56,10 +58,10 @@ from crosscoder.sharding import ONE_PROCESS, Sharding
 DENSE_ABOVE = 0.04
 """Share of the B x F pairs above which dense products win. From the bytes and FLOPs in kernels/update/README.md on an
 H100 (five reads of a row of K D float32 numbers a pair, against six float32 products), not measured."""
+LOST = 4e-10
+"""Numbers below it have a fourth power that float32 does not hold."""
 DENSE_TILE_BYTES = 64 * 2**20
 """Of one (B, features of the tile) float32 matrix."""
-INFERENCE_TOKENS = 2048
-"""Batch size that rows are cut for where nobody trains."""
 
 
 @dataclass(frozen=True)
@@ -75,34 +77,32 @@ class Parts:
 
 
 class DerivedRows:
-    """What is derived from W_enc and W_dec: sums of W_enc^4 and W_dec^2 by slices of a row, and W_enc in bf16."""
+    """What is derived from W_enc and W_dec: sums of W_enc^4 and W_dec^2 by blocks of a row, and W_enc in bf16."""
 
-    def __init__(self, weights: Weights, slices: Slices) -> None:
-        F, K, _ = weights.W_enc.shape
-        self.slices, self.shape, self.dtype = slices, weights.W_enc.shape, weights.W_enc.dtype
+    def __init__(self, weights: Weights) -> None:
+        F, K, D = weights.W_enc.shape
+        self.shape, self.dtype = weights.W_enc.shape, weights.W_enc.dtype
         self.device = weights.W_enc.device
-        self.fourth = torch.empty(F, K, slices.count, device=self.device)
+        self.fourth = torch.empty(F, K, -(-D // LANES), device=self.device)
         self.squares = torch.empty_like(self.fourth)
         in_bf16 = self.dtype == torch.bfloat16
         self.shadow = None if in_bf16 else torch.empty(self.shape, dtype=torch.bfloat16, device=self.device)
         self._seen: tuple[int, ...] | None = None
 
-    def fit(self, weights: Weights, slices: Slices | None) -> bool:
-        """Are they of such weights, and cut so (None: in any way)?"""
+    def fit(self, weights: Weights) -> bool:
+        """Are they of such weights?"""
         W = weights.W_enc
-        same = (W.shape, W.dtype, W.device) == (self.shape, self.dtype, self.device)
-        return same and slices in (None, self.slices)
+        return (W.shape, W.dtype, W.device) == (self.shape, self.dtype, self.device)
 
     def refresh(self, weights: Weights) -> None:
         """Bring everything up to date, if the weights changed since the last time."""
         state = weights.state()
         if state is not None and state == self._seen:
             return
-        F, K, D = self.shape
-        row_statistics[(F, K * self.slices.count)](
+        row_statistics[(self.fourth.numel(),)](
             W_enc_ptr=weights.W_enc, W_dec_ptr=weights.W_dec, shadow_ptr=self.bf16(weights), fourth_ptr=self.fourth,
-            squares_ptr=self.squares, K=K, D=D, n_parts=self.slices.count, SHADOW=self.shadow is not None,
-            BLOCK=self.slices.width, num_warps=self.slices.warps,
+            squares_ptr=self.squares, D=self.shape[2], blocks=self.fourth.shape[2], SHADOW=self.shadow is not None,
+            LANES=LANES, num_warps=1,
         )  # fmt: skip
         self._seen = state
 
@@ -117,7 +117,8 @@ class DerivedRows:
     def encoder(self, weights: Weights, gate: Gate) -> EncoderWeights:
         """What encoding needs."""
         norms_FK = self.squares.sum(dim=2).sqrt() * weights.snapshot_scale.float()
-        w_norms_F = self.fourth.sum(dim=(1, 2)).sqrt().sqrt() / SCALE.value
+        # Fourth powers under float32's range are lost: the norm of what may be lost is added.
+        w_norms_F = self.fourth.sum(dim=(1, 2)).sqrt().sqrt() + LOST * self.shape[1:].numel() ** 0.25
         bias_F = weights.b_enc.detach().float()
         return EncoderWeights(
             weights.W_enc, self.bf16(weights), w_norms_F, bias_F, norms_FK, norms_FK.amax(dim=1), weights.theta(gate)
@@ -146,11 +147,10 @@ class TritonBackend(Backend):
             )
         return None
 
-    def rows(self, weights: Weights, slices: Slices | None = None) -> DerivedRows:
+    def rows(self, weights: Weights) -> DerivedRows:
         """What is derived from the weights, up to date."""
-        if self._rows is None or not self._rows.fit(weights, slices):
-            cut = slices or row_layout(INFERENCE_TOKENS, weights.config.d_model, 4)
-            self._rows = DerivedRows(weights, cut)
+        if self._rows is None or not self._rows.fit(weights):
+            self._rows = DerivedRows(weights)
         self._rows.refresh(weights)
         return self._rows
 
@@ -256,8 +256,7 @@ def _threshold_gradient(
     tokens, factor = None, 1.0
     if config.threshold_mode == "sampled":
         tokens, factor = sample_tokens(B, config.threshold_sample, settings.generator)
-        if read_BKD.is_cuda:
-            tokens = tokens.pin_memory().to(read_BKD.device, non_blocking=True)
+        tokens = sent(tokens, read_BKD.device)
     weight_F = settings.sparsity_coefficient * penalty.total_slope(pairs.p_F) / (B * K)
     gradient_F = threshold_gradient(
         read_BKD, residual_BKD, weights.W_enc, weights.W_dec, encoder.b_enc_F, encoder.norms_FK, encoder.theta_F,
@@ -273,7 +272,6 @@ class TritonTraining:
         self.dense_above = DENSE_ABOVE
         self.state = state
         self._backend = backend
-        self._batch_size = config.batch_size
         self._rows: DerivedRows
         """Of the step under way."""
 
@@ -286,8 +284,7 @@ class TritonTraining:
         return x_BKD.to(weights.W_enc.device, non_blocking=True).contiguous()
 
     def _refresh(self, weights: Weights) -> None:
-        """As wide as for float32 activations: the cut must not change with the batch."""
-        self._rows = self._backend.rows(weights, row_layout(self._batch_size, weights.config.d_model, 4))
+        self._rows = self._backend.rows(weights)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Nothing."""
@@ -328,9 +325,9 @@ class TritonTraining:
         if update.norm_limit is not None:
             limit_rows[(F,)](
                 W_dec_ptr=weights.W_dec, squares_ptr=rows.squares, allowed_ptr=allowed, limit=update.norm_limit, K=K,
-                D=D, n_parts=rows.slices.count, seed=short_seed(update.settings.seed),
-                BF16=weights.W_dec.dtype == torch.bfloat16, SNAPSHOTS=power_of_two(K), BLOCK=rows.slices.width,
-                num_warps=rows.slices.warps,
+                D=D, blocks=rows.squares.shape[2], seed=short_seed(update.settings.seed),
+                BF16=weights.W_dec.dtype == torch.bfloat16, BLOCKS=power_of_two(rows.squares.shape[2]), LANES=LANES,
+                num_warps=1,
             )  # fmt: skip
         skip = update.lazy and not update.everywhere
         self._vector(weights, "b_enc", db_enc_F, update.settings.lr, update, fired_F.int(), skip=skip, lazy=update.lazy)
@@ -353,7 +350,7 @@ class TritonTraining:
         adam_vector[(triton.cdiv(parameter.numel(), 256),)](
             w_ptr=parameter, m_ptr=moments["m"], v_ptr=moments["v"], g_ptr=gradient, fired_ptr=fired_F,
             last_step_ptr=self.state.last_step_F, allowed_ptr=update.allowed, clip_ptr=clip, n=parameter.numel(),
-            **AdamScalars(lr, update.t).arguments(), step=update.t, SKIP=skip, LAZY=lazy,
+            **AdamScalars(lr, update.t).vector(), step=update.t, SKIP=skip, LAZY=lazy,
             CLIP=update.factor is not None, BLOCK=256, num_warps=4,
         )  # fmt: skip
 
@@ -377,7 +374,7 @@ def _launch_rows(
     GRADIENT writes to `dense`, NORMS to `squares`, ADAM changes weights, moments and `rows` as `update` says.
     """
     F, K, D = weights.W_enc.shape
-    slices, unused = rows.slices, rows.squares
+    unused, blocks = rows.squares, rows.squares.shape[2]
     pairs = None if parts is None else parts.pairs
     fired_F = fired_F if pairs is None else pairs.fired_F
     moments = {}
@@ -388,13 +385,15 @@ def _launch_rows(
     clip = unused if update is None or update.factor is None else update.factor.float()
     allowed = torch.ones(1, dtype=torch.int32, device=rows.device) if update is None else update.allowed
     n_rows = F if parts is not None or dense is None else len(dense[0])
-    update_rows[(n_rows, K * slices.count)](
+    together = blocks if parts is None else span(len(parts.read_BKD), D, parts.read_BKD.element_size())
+    eight_bit = state is not None and "m_scale" in state["W_enc"]
+    scalars = AdamScalars(0.0, 1) if update is None else AdamScalars(update.settings.lr, update.t)
+    update_rows[(n_rows, triton.cdiv(blocks, together), K)](
         offsets_ptr=unused if parts is None else parts.order.feature_offsets,
         tokens_ptr=unused if parts is None else parts.order.tokens,
-        order_ptr=unused if parts is None else parts.order.order,
         dh_ptr=unused if pairs is None else pairs.dh_N,
-        values_ptr=unused if parts is None else parts.code.values,
-        gates_ptr=unused if parts is None else parts.code.gates,
+        values_ptr=unused if pairs is None else pairs.values_N,
+        gates_ptr=unused if pairs is None else pairs.gates_N,
         x_ptr=unused if parts is None else parts.read_BKD,
         residual_ptr=unused if parts is None else parts.residual_BKD,
         dense_enc_ptr=unused if dense is None else dense[0],
@@ -415,11 +414,10 @@ def _launch_rows(
         squares_ptr=rows.squares if squares is None else squares,
         K=K,
         D=D,
-        n_parts=slices.count,
-        blocks=-(-D // LANES),
+        blocks=blocks,
         scale=1.0 if parts is None else 2 / max(1, len(parts.read_BKD) * K),
-        **AdamScalars(0.0 if update is None else update.settings.lr, 1 if update is None else update.t).arguments(),
-        step=1 if update is None else update.t,
+        **scalars.rows(eight_bit=eight_bit),
+        step=scalars.step,
         seed=0 if update is None else short_seed(update.settings.seed),
         WHAT=what,
         DENSE=parts is None,
@@ -427,13 +425,15 @@ def _launch_rows(
         LAZY=update is not None and update.lazy,
         LIFT=parts is not None and parts.x_sum_KD is not None,
         CLIP=update is not None and update.factor is not None,
-        EIGHT_BIT=state is not None and "m_scale" in state["W_enc"],
+        EIGHT_BIT=eight_bit,
         BF16=weights.W_enc.dtype == torch.bfloat16,
         SHADOW=rows.shadow is not None,
+        EVEN=D % LANES == 0,
         PAIRS=PAIRS,
-        BLOCK=slices.width,
+        SPAN=together,
         LANES=LANES,
-        num_warps=slices.warps,
+        num_warps=1,
+        maxnreg=ROW_REGISTERS if eight_bit else None,
     )
 
 

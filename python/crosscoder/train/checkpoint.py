@@ -1,5 +1,8 @@
 """A trainer's state on disk: the crosscoder in its own format, all else beside it, with checksums.
 
+The crosscoder is the one in training, for batches that are scaled and whitened; the scale and the mix lie beside its
+weights. So resuming repeats its bits, and `Crosscoder.from_pretrained` makes the one for raw activations.
+
 A checkpoint folder is complete or absent (written under a temporary name, synced, renamed).
 """
 
@@ -34,6 +37,8 @@ class TrainerState(TypedDict):
 
     model: Mapping[str, Tensor]
     """The crosscoder's `state_dict`."""
+    scale_K: Tensor | None
+    """(K,) float64: what raw activations were multiplied by to give the batches; None where that is not known."""
     tensors: Mapping[str, Tensor]
     """The optimiser's moments and what the trainer counts for each feature, by unique names."""
     numbers: Mapping[str, int]
@@ -49,7 +54,8 @@ def save(
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
     with new_folder(folder) as temporary:
-        weights.save(config, state["model"], temporary)
+        scale = {} if state["scale_K"] is None else {weights.ACTIVATION_SCALE: state["scale_K"]}
+        weights.save(config, {**state["model"], **scale}, temporary)
         try:
             save_file(tensors, temporary / STATE_FILE)
         except SafetensorError as error:
@@ -80,7 +86,10 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
     record = read_json(folder / RECORD_FILE, **kinds)
     if record.get("format_version") != FORMAT_VERSION:
         version = record.get("format_version")
-        raise DataError(f"{folder}: checkpoint of format version {version!r}, this release reads {FORMAT_VERSION}")
+        raise DataError(
+            f"{folder}: the checkpoint has format version {version!r}, this release reads {FORMAT_VERSION}; "
+            "go on with the release that wrote it, or train anew"
+        )
     saved_config, parameters = weights.load(folder)
     wanted = {**config.to_dict(), **train_config.to_dict()}
     found = {**saved_config.to_dict(), **record["train_config"]}
@@ -91,7 +100,8 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
     ]
     if differences:
         raise ConfigError(
-            f"{folder} is of another configuration ({'; '.join(differences)}); use the same options, or another folder"
+            f"{folder} was written with other options ({'; '.join(differences)}); use the same options, or another "
+            "folder"
         )
     try:
         tensors = load_file(folder / STATE_FILE)
@@ -102,7 +112,8 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
             raise DataError(f"{folder / STATE_FILE}: {name} is missing or damaged")
     numbers = {name: record[name] for name in NUMBERS}
     extra: dict[str, Any] = record["extra"]
-    return TrainerState(model=parameters, tensors=tensors, numbers=numbers), extra
+    scale_K = parameters.pop(weights.ACTIVATION_SCALE, None)
+    return TrainerState(model=parameters, scale_K=scale_K, tensors=tensors, numbers=numbers), extra
 
 
 def folder_of(root: Path, step: int) -> Path:

@@ -95,7 +95,7 @@ def train(
         model = Crosscoder(config, seed=train_config.seed, device=where, dtype=_weights_dtype(train_config))
         if start is not None:
             model.load_state_dict(start.state_dict())
-        trainer = Trainer(model, train_config)
+        trainer = Trainer(model, train_config, scale_K=loader.scale_K)
         trainer.snapshot_names = store.snapshot_names
         if not (resume and _resume(trainer, loader, training / "checkpoints")) and start is None:
             initialize(trainer.model, _sample(store, loader), train_config)
@@ -205,13 +205,19 @@ def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
 
 def _resume(trainer: Trainer, loader: Source, root: Path) -> bool:
     """Load the newest good checkpoint. A damaged one is skipped with a warning; one of other settings is refused."""
+    skipped = 0
     for path in checkpoint.existing(root):
         try:
             loader.load_state_dict(trainer.resume(path)["loader"])
         except DataError as error:
             warn(f"skipping a damaged checkpoint: {error}")
+            skipped += 1
             continue
+        if skipped:
+            warn(f"going on from step {trainer.step_number} instead")
         return True
+    if skipped:
+        warn("no checkpoint can be used: training begins anew")
     return False
 
 

@@ -13,8 +13,10 @@ from crosscoder.backends.base import StepSettings, StepStatistics
 from crosscoder.config import TrainConfig
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.gate import Gate
+from crosscoder.inputs import Array, as_tensor, scale_of
 from crosscoder.metrics import batch_explained_variance
-from crosscoder.model import Crosscoder
+from crosscoder.model import NEVER_16_BITS, Crosscoder
+from crosscoder.progress import warn
 from crosscoder.train import checkpoint
 from crosscoder.train.checkpoint import TrainerState
 from crosscoder.train.engines import make_engine
@@ -36,8 +38,12 @@ class Trainer:
     ```
     """
 
-    def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
+    def __init__(self, model: Crosscoder, config: TrainConfig, *, scale_K: Array | Tensor | None = None) -> None:
+        """`scale_K` (K,): what raw activations are multiplied by to give the batches, for the crosscoder in a
+        checkpoint. The batches of an `ActivationLoader` or `LiveSource` bring it along."""
+        _refuse_inference_mode()
         model.require_trainable(config.preactivation_coefficient)
+        _require_dtype(model, config)
         model.backend(config.backend, config.candidates)  # refused before anything is changed
         self.model = model
         self.config = config
@@ -50,6 +56,9 @@ class Trainer:
         if config.state == "low-memory":
             for matrix in (model.W_enc, model.W_dec):
                 matrix.data = matrix.data.to(torch.bfloat16)
+            for name in ("b_enc", "b_dec", *NEVER_16_BITS):
+                small = getattr(model, name)
+                small.data = small.data.float()
         self.engine = make_engine(model, config)
         self.state = self.engine.state
         """Adam's moments."""
@@ -63,18 +72,26 @@ class Trainer:
         """Activations of the batches just before features are joined."""
         self.recent_tokens = RecentTokens(model.weights()) if Gate.of(model.config).whole_batch else None
         """BatchTopK: what its threshold at inference is calibrated on."""
+        self.scale_K: Tensor | None = None
+        """(K,) float64: the batches' scale, as far as it is known."""
+        self._note_scale(scale_K)
+        self._told_scale = False
         self._recent: list[tuple[int, Tensor, StepStatistics]] = []
         self._uncounted: tuple[StepStatistics, int] | None = None
         """The last step's figures and its tokens, where they are not yet in the counts above."""
 
-    def step(self, x_BKD: Tensor, *, measured: bool = True) -> dict[str, Tensor | float]:
+    def step(self, x_BKD: Tensor | Array, *, measured: bool = True) -> dict[str, Tensor | float]:
         """Train on one batch (B, K, D). Returns its metrics (scalars, or one value a snapshot) before the update.
 
         Without `measured` it returns none of them, which saves time: on a GPU the host then runs ahead of the device.
 
-        Raises `DataError` for a wrong shape or when training is over, `NonFiniteError` (weights untouched) for a NaN
-        or an infinity in the batch or the loss (on a GPU a step or two later, since nothing waits for the device).
+        Raises `DataError` for a wrong shape, a batch of another scale than before or when training is over,
+        `NonFiniteError` (weights untouched) for a NaN or an infinity in the batch or the loss (on a GPU a step or two
+        later, since nothing waits for the device), `ConfigError` under `torch.inference_mode`.
         """
+        _refuse_inference_mode()
+        self._note_scale(scale_of(x_BKD))
+        x_BKD = as_tensor(x_BKD).detach()
         if self.step_number >= self.config.n_steps:
             raise DataError(f"training is over: all {self.config.n_steps} steps are done")
         self.model.train()
@@ -107,6 +124,23 @@ class Trainer:
             self.model.batch_threshold.copy_(self._inference_threshold(self.recent_tokens))
         return self._metrics(x_BKD, result, factor) if measured else {}
 
+    def _note_scale(self, scale_K: Array | Tensor | None) -> None:
+        """What batches are multiplied by. Raises `DataError` if it is no scale, or another than that of the others."""
+        if scale_K is None:
+            return
+        given_K = torch.as_tensor(scale_K).to("cpu", torch.float64)
+        if self.scale_K is None:
+            n = self.model.config.n_snapshots
+            if given_K.shape != (n,) or not bool((torch.isfinite(given_K) & (given_K > 0)).all()):
+                raise DataError(f"scale_K must be {n} positive numbers, not {given_K.tolist()}")
+            self.scale_K = given_K.clone()
+            self.model.trained_on_scaled = not bool((given_K == 1).all())
+        elif not torch.equal(given_K, self.scale_K):
+            raise DataError(
+                f"this batch was multiplied by {given_K.tolist()}, those before by {self.scale_K.tolist()}; "
+                "give the loader the scale of the first one (ActivationLoader(..., scale=...))"
+            )
+
     def _count(self) -> None:
         """Count what fired in the last step. Its figures are final once the engine has settled, which may wait."""
         if self._uncounted is None:
@@ -137,7 +171,7 @@ class Trainer:
         for number, x_BKD, result in self._recent:
             if number == bad:
                 raise NonFiniteError(self._explain_non_finite(bad, x_BKD, result))
-        raise NonFiniteError(f"step {bad}: the loss is not finite; the weights are untouched since")
+        raise NonFiniteError(f"step {bad}: the loss is NaN or infinite; the weights are those from before that step")
 
     def _repair(self, x_BKD: Tensor, result: StepStatistics) -> None:
         """Every `revival_every` steps: join what is one feature in two, then restart what is dead. Join once more near
@@ -152,6 +186,7 @@ class Trainer:
             steps_left = last_joining - self.step_number
         if config.joining_cosine is not None and 0 <= steps_left < N_BATCHES:
             self._count()
+            self._raise_pending(wait=True)
             self.joining_sample.add(self.model.encode(x_BKD))
             if steps_left == 0:
                 self._join(config.joining_cosine)
@@ -184,7 +219,7 @@ class Trainer:
     def _metrics(self, x_BKD: Tensor, result: StepStatistics, factor: float) -> dict[str, Tensor | float]:
         self._count()
         n_tokens = max(1, len(x_BKD))
-        explained_K, ratio_K = batch_explained_variance(self.model.check_input(x_BKD), result.residual_BKD)
+        explained_K, ratio_K = batch_explained_variance(self.model.weights().input(x_BKD), result.residual_BKD)
         metrics: dict[str, Tensor | float] = {
             "loss": result.loss.total,
             "reconstruction": result.loss.reconstruction,
@@ -244,6 +279,7 @@ class Trainer:
             model["batch_threshold"] = self._inference_threshold(self.recent_tokens)
         return TrainerState(
             model=model,
+            scale_K=self.scale_K,
             tensors={**self._tensors(), **dict(self.joining_sample.tensors())},
             numbers={**numbers, "revived": self.n_revived, "joined": self.n_joined},
         )
@@ -266,6 +302,7 @@ class Trainer:
         for name, tensor in self._tensors().items():
             tensor.copy_(tensors[name])
         self.joining_sample.load(tensors)
+        self.scale_K = self.scale_K if state["scale_K"] is None else state["scale_K"]
         self.step_number, self.firing.n_steps = numbers["step"], numbers["firing_steps"]
         self.n_revived, self.n_joined = numbers["revived"], numbers["joined"]
         self._recent = []
@@ -273,8 +310,17 @@ class Trainer:
     def save(self, folder: Path | str, extra: dict[str, Any] | None = None) -> None:
         """Write everything that the next step depends on into `folder`, atomically.
 
-        `extra` (JSON) comes back from `resume`: the loader's state, say. Raises `StorageError`.
+        `extra` (JSON) comes back from `resume`: the loader's state, say. `Crosscoder.from_pretrained(folder)` is the
+        crosscoder as training would export it now, for raw activations; where the batches' scale is not known
+        (`scale_K`), for activations as `step` got them, and a warning says so. Raises `StorageError`.
         """
+        if self.scale_K is None and not self._told_scale:
+            self._told_scale = True
+            warn(
+                "the scale of the activations is not known, so the crosscoder in this checkpoint reads them as they "
+                "were given to Trainer.step; if that is not how they are, make Trainer(..., scale_K=what they were "
+                "multiplied by). A loader's batches bring their scale along, copies of them do not"
+            )
         checkpoint.save(Path(folder), self.model.config, self.config, self.state_dict(), extra or {})
         self.last_checkpoint = Path(folder)
 
@@ -287,3 +333,25 @@ class Trainer:
         self.load_state_dict(state)
         self.last_checkpoint = Path(folder)
         return extra
+
+
+def _refuse_inference_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "training under torch.inference_mode would leave weights that nothing can change afterwards; "
+            "train outside of it (torch.no_grad is fine)"
+        )
+
+
+def _require_dtype(model: Crosscoder, config: TrainConfig) -> None:
+    """Raises `ConfigError` for 16-bit weights where steps would be rounded away, and for parameters of two dtypes."""
+    dtype = model.W_enc.dtype
+    if config.state == "fp32" and dtype in (torch.bfloat16, torch.float16):
+        raise ConfigError(
+            f"the weights are {dtype}, in which most of a step is lost to rounding; train model.float(), or use "
+            'TrainConfig(state="low-memory"): bfloat16 weights with stochastic rounding'
+        )
+    for name in ("b_enc", "b_dec", "log_threshold"):
+        other = getattr(model, name).dtype
+        if config.state == "fp32" and other != dtype:
+            raise ConfigError(f"{name} is {other}, and W_enc {dtype}; bring the whole crosscoder to one: model.to(...)")

@@ -38,7 +38,7 @@ def whitening_mix(x_BKD: Tensor) -> Tensor:
 def whiten(model: Crosscoder, x_BKD: Tensor) -> None:
     """Let the encoder of `model` read whitened activations, from a sample (B, K, D); it computes what it did."""
     if model.config.n_snapshots > 1:
-        model.set_snapshot_mix(whitening_mix(model.check_input(x_BKD)))
+        model.set_snapshot_mix(whitening_mix(model.weights().input(x_BKD)))
 
 
 def matched_encoder(model: Crosscoder, W_dec_nKD: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ class PlanConfig:
     gpu: str = "h100"
     """a100-40, a100, h100, h200, b200, l40s or 4090."""
     gpus: int = 1
-    """How many of them."""
+    """How many of them collect. One trains."""
+    mode: Literal["narrow", "sampled", "paper"] = "narrow"
+    """The training step: the default's, with sampled thresholds, or the paper's (exact thresholds and Adam)."""
 
 
 def run(config: PlanConfig) -> int:
@@ -62,6 +64,7 @@ def run(config: PlanConfig) -> int:
         l0=config.l0,
         gpu=config.gpu,
         gpus=config.gpus,
+        mode=config.mode,
     )
     print(
         f"{model}, {plan.n_snapshots} snapshots, layer {layer} of 0 to {shape.n_layers - 1}, width {shape.d_model}; "
@@ -71,7 +74,7 @@ def run(config: PlanConfig) -> int:
         print(title)
         for line in lines:
             print(f"  {line.name:<20} {line.value:>14,.1f} {line.unit:<6} {line.arithmetic}")
-    print("\nmemory (92 % of it usable)")
+    print("\nmemory of one GPU (92 % of it usable)")
     for verdict in plan.verdicts():
         print(f"  {verdict}")
     return 0
