@@ -127,7 +127,7 @@ def test_several_processes_fill_one_store(tmp_path: Path, forks: Forks) -> None:
 
 def test_quickstart_killed_twenty_times(tmp_path: Path, forks: Forks) -> None:
     pytest.importorskip("tokenizers")
-    options = ["--max-characters", 250_000, "--lm-steps", 24, "--lm-snapshots", 6, "--n-features", 96]
+    options = ["--max-characters", 250_000, "--lm-steps", 30, "--lm-snapshots", 7, "--n-features", 96]
     options += ["--train-steps", 80, "--batch-size", 128]
     command = ("quickstart", "--out", "run", *options)
     for name in ("whole", "killed"):
