@@ -115,6 +115,9 @@ class Ghost(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise RuntimeError(f"a ghost outside of its machine: {func}")
 
+    def record_stream(self, stream: Any) -> None:
+        """Nothing: the memory is the host's."""
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Ghost({tuple(self.shape)}, {self.dtype}, {self.device})"
 
@@ -138,6 +141,9 @@ class Machine(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func._can_decompose() and torch.is_inference_mode_enabled():  # else autograd has taken it apart
+            with self:
+                return func.decompose(*args, **kwargs)
         flat, _ = tree_flatten((args, kwargs))
         ghosts = [value for value in flat if isinstance(value, Ghost)]
         name = func._schema.name.removeprefix("aten::")
@@ -148,8 +154,6 @@ class Machine(TorchDispatchMode):
         if name in ("pin_memory", "_pin_memory"):
             assert not ghosts, "pinned memory is the host's"
             return self._pin(args[0].clone())
-        if name == "record_stream":
-            return None
         if not ghosts and (target is None or target.type != "cuda"):
             pin = kwargs.pop("pin_memory", False)
             found = func(*args, **kwargs)

@@ -173,3 +173,15 @@ def test_batches_of_two_scales_are_refused(store: ActivationStore) -> None:
     for bad in ([1.0, 2.0], [1.0, 2.0, 0.0], [1.0, float("nan"), 1.0]):
         with pytest.raises(DataError, match="scale_K must be 3 positive numbers"):
             trainer_of(scale_K=np.array(bad))
+
+
+def test_a_crosscoder_saved_for_scaled_activations_says_so(
+    store: ActivationStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer, loader = trainer_of(), ActivationLoader(store, B)
+    trainer.step(next(iter(loader)))
+    trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).save_pretrained(tmp_path / "raw")
+    trainer_of(scale_K=torch.ones(K)).model.save_pretrained(tmp_path / "unscaled")
+    assert "scaled activations" not in capsys.readouterr().err
+    trainer.model.save_pretrained(tmp_path / "scaled")
+    assert "trained on scaled activations and is saved as one that reads such" in capsys.readouterr().err

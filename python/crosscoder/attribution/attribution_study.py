@@ -171,7 +171,7 @@ class AttributionStudy:
         if current:
             return finished
         make_folder(work)
-        activations = PromptActivations(task, self.snapshots, work, left_out=self.left_out)
+        activations = PromptActivations(task, self.snapshots, work, left_out=self.left_out, device=self.device)
         parts = self._measure(activations, work)
         done.unlink(missing_ok=True)  # a kill between the writes must not leave new tables under an old record
         return self._finish(task, parts, record, folder, work)
@@ -193,7 +193,7 @@ class AttributionStudy:
                     def show(stage: str, revision: str = self.snapshots.revisions[k]) -> None:
                         progress.advance(0, {"snapshot": revision, "stage": stage})
 
-                    model = self.snapshots.load(k)
+                    model = self.snapshots.load(k).to(self.device)
                     found = measure_snapshot(
                         model, k, self.snapshots.layer, coded, self.crosscoder, self.settings, show
                     )
@@ -229,7 +229,7 @@ class AttributionStudy:
             if (found := part.attributed) is not None:
                 sums_F = np.bincount(found.feature, found.values["integrated_gradients"], minlength=F)
                 attribution_FK[:, k] = sums_F / task.n_train
-        norms_FK = self.crosscoder.decoder_norms().detach().double().numpy()
+        norms_FK = self.crosscoder.decoder_norms().detach().double().cpu().numpy()
         steps = self.snapshots.steps
         tau = float(self.run.summary().get("presence_threshold", TAU))
         return circuit(attribution_FK, norms_FK, life_cycles(norms_FK, steps, threshold=tau), self.settings.n_circuit)

@@ -255,10 +255,7 @@ class ExampleCollector:
 
 
 def collect_examples(
-    batches: Iterable[tuple[SparseCode, ArrayLike, ArrayLike]],
-    n_features: int,
-    n_snapshots: int,
-    **options: int,
+    batches: Iterable[tuple[SparseCode, ArrayLike, ArrayLike]], n_features: int, n_snapshots: int, **options: int
 ) -> Examples:
     """`ExampleCollector`, with its options, over batches of (code, sequence (B,), position (B,))."""
     collector = ExampleCollector(n_features, n_snapshots, **options)

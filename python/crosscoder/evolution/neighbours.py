@@ -80,9 +80,7 @@ def nearest_neighbours(
         features[rows, :width] = torch.where(found, best_id, -1).cpu()
         cosines[rows, :width] = torch.where(found, best_cosine, 0).clamp(-1, 1).float().cpu()
     return Neighbours(
-        features.numpy().astype(np.int32),
-        cosines.numpy(),
-        None if snapshot is None else snapshot % n_snapshots,
+        features.numpy().astype(np.int32), cosines.numpy(), None if snapshot is None else snapshot % n_snapshots
     )
 
 

@@ -312,10 +312,7 @@ def _pairs(ranks: NDArray[np.int64], config: PlantedConfig) -> tuple[NDArray[np.
 
 
 def _profile(
-    snapshots: NDArray[np.int64],
-    emergence: NDArray[np.int64],
-    peak: NDArray[np.int64],
-    end: NDArray[np.int64],
+    snapshots: NDArray[np.int64], emergence: NDArray[np.int64], peak: NDArray[np.int64], end: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """(T, K): from 0.6 at emergence straight up to 1 at the peak, straight down to 0.7 at the last, else 0."""
     rise = (snapshots - emergence) / np.maximum(peak - emergence, 1)

@@ -137,10 +137,7 @@ class PositionCollector:
 
 
 def collect_positions(
-    batches: Iterable[tuple[SparseCode, ArrayLike, ArrayLike]],
-    n_features: int,
-    tokens: TokenSet,
-    **options: int,
+    batches: Iterable[tuple[SparseCode, ArrayLike, ArrayLike]], n_features: int, tokens: TokenSet, **options: int
 ) -> Positions:
     """`PositionCollector`, with its options, over batches of (code, sequence (B,), position (B,))."""
     collector = PositionCollector(n_features, tokens, **options)

@@ -103,11 +103,7 @@ class ThresholdSweep:
 
 
 def life_cycles(
-    norms_FK: ArrayLike | Crosscoder,
-    steps_K: ArrayLike,
-    *,
-    threshold: float = 0.3,
-    alive_F: ArrayLike | None = None,
+    norms_FK: ArrayLike | Crosscoder, steps_K: ArrayLike, *, threshold: float = 0.3, alive_F: ArrayLike | None = None
 ) -> LifeCycles:
     """The life of every feature from its decoder norms (F, K), or a crosscoder's, at training steps (K,), strictly
     increasing.

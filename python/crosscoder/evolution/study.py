@@ -115,7 +115,7 @@ class Study:
     @property
     def decoder_scale(self) -> Tensor:
         """(K,) the factor that turns `decoders` into those for scaled activations."""
-        return self.folded.snapshot_scale
+        return self.folded.snapshot_scale.cpu()
 
     @cached_property
     def snapshots(self) -> SnapshotSet:

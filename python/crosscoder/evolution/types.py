@@ -164,12 +164,7 @@ class EmergenceByType:
 
 
 def feature_types(
-    positions: Positions,
-    tokens: TokenSet,
-    induction: InductionResponse,
-    unrelated: InductionResponse,
-    *,
-    seed: int = 0,
+    positions: Positions, tokens: TokenSet, induction: InductionResponse, unrelated: InductionResponse, *, seed: int = 0
 ) -> FeatureTypes:
     """Types of features from where they are active and from `induction_responses`. `seed` draws the controls.
 
@@ -341,11 +336,7 @@ def _judges_passages(n_passages: int) -> bool:
 
 
 def _dealt_calls(
-    here: NDArray[np.int32],
-    before: NDArray[np.int32],
-    n_positions: Ints,
-    enough: Bools,
-    rng: np.random.Generator,
+    here: NDArray[np.int32], before: NDArray[np.int32], n_positions: Ints, enough: Bools, rng: np.random.Generator
 ) -> tuple[Bools, Bools]:
     """Calls by the first two rules for the features judged, with all strongest positions dealt to them at random."""
     there = np.arange(here.shape[1]) < n_positions[:, None]

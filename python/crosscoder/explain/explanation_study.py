@@ -36,14 +36,7 @@ from crosscoder.explain.passages import (
     scanned_sequences,
     strongest_places,
 )
-from crosscoder.explain.prompts import (
-    PROMPTS,
-    VERSION,
-    explain_prompt,
-    read_explanation,
-    read_passages,
-    scoring_prompt,
-)
+from crosscoder.explain.prompts import PROMPTS, VERSION, explain_prompt, read_explanation, read_passages, scoring_prompt
 from crosscoder.explain.scoring import HALF, KINDS, PASSES, Test, Texts, balanced_accuracy, make_test, top_passages
 from crosscoder.files import write_json
 from crosscoder.progress import Progress

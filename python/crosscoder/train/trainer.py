@@ -134,6 +134,7 @@ class Trainer:
             if given_K.shape != (n,) or not bool((torch.isfinite(given_K) & (given_K > 0)).all()):
                 raise DataError(f"scale_K must be {n} positive numbers, not {given_K.tolist()}")
             self.scale_K = given_K.clone()
+            self.model.trained_on_scaled = not bool((given_K == 1).all())
         elif not torch.equal(given_K, self.scale_K):
             raise DataError(
                 f"this batch was multiplied by {given_K.tolist()}, those before by {self.scale_K.tolist()}; "
@@ -343,10 +344,14 @@ def _refuse_inference_mode() -> None:
 
 
 def _require_dtype(model: Crosscoder, config: TrainConfig) -> None:
-    """Raises `ConfigError` for 16-bit weights where steps would be rounded away."""
+    """Raises `ConfigError` for 16-bit weights where steps would be rounded away, and for parameters of two dtypes."""
     dtype = model.W_enc.dtype
     if config.state == "fp32" and dtype in (torch.bfloat16, torch.float16):
         raise ConfigError(
             f"the weights are {dtype}, in which most of a step is lost to rounding; train model.float(), or use "
             'TrainConfig(state="low-memory"): bfloat16 weights with stochastic rounding'
         )
+    for name in ("b_enc", "b_dec", "log_threshold"):
+        other = getattr(model, name).dtype
+        if config.state == "fp32" and other != dtype:
+            raise ConfigError(f"{name} is {other}, and W_enc {dtype}; bring the whole crosscoder to one: model.to(...)")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from crosscoder.evolution.study import Study
 
 EXAMPLE = "crosscoder compare runs/quickstart runs/seed1"
+AS_BEFORE = ("seed",)
+"""Options that are as in the last call on the run where they are left out."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from crosscoder.runs import Run
 
 EXAMPLE = "crosscoder eval runs/quickstart"
+AS_BEFORE = ("loss_tokens",)
+"""Options that are as in the last call on the run where they are left out."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from crosscoder.explain.explanation_study import Estimate
 
 EXAMPLE = "crosscoder explain runs/quickstart --endpoint http://localhost:11434/v1 --model qwen3:8b"
+AS_BEFORE = ("n_features", "seed")
+"""Options that are as in the last call on the run where they are left out."""
 
 
 @dataclass(frozen=True)
