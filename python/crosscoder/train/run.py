@@ -36,6 +36,7 @@ from crosscoder.locks import working_on
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress, warn
 from crosscoder.seals import seal_json
+from crosscoder.tensorfile import checksum
 from crosscoder.train import checkpoint
 from crosscoder.train.aside import OldTraining
 from crosscoder.train.initialization import initialize
@@ -80,7 +81,7 @@ def train(
         "crosscoder": config.to_dict(),
         "train": train_config.to_dict(),
         "store": _identity(store),
-        "start": None if start is None else {name: weights.checksum(t) for name, t in start.state_dict().items()},
+        "start": None if start is None else {name: checksum(t) for name, t in start.state_dict().items()},
     }
     with working_on(make_folder(folder), "train"):
         old, training = OldTraining(folder), folder / "training"
@@ -104,7 +105,7 @@ def train(
                 old.put_aside()
             begin()
             _loop(trainer, loader, make_folder(training), title, old.remove)
-            final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
+            final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K), device="cpu").eval()
             with new_folder(folder / "crosscoder") as temporary:
                 weights.save(config, final.unmixed_state(), temporary)
                 write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer), "device": describe(where)})
