@@ -36,6 +36,7 @@ from crosscoder.locks import working_on
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress, warn
 from crosscoder.seals import seal_json
+from crosscoder.tensorfile import checksum
 from crosscoder.train import checkpoint
 from crosscoder.train.aside import OldTraining
 from crosscoder.train.initialization import initialize
@@ -80,7 +81,7 @@ def train(
         "crosscoder": config.to_dict(),
         "train": train_config.to_dict(),
         "store": _identity(store),
-        "start": None if start is None else {name: weights.checksum(t) for name, t in start.state_dict().items()},
+        "start": None if start is None else {name: checksum(t) for name, t in start.state_dict().items()},
     }
     with working_on(make_folder(folder), "train"):
         old, training = OldTraining(folder), folder / "training"
@@ -104,7 +105,7 @@ def train(
                 old.put_aside()
             begin()
             _loop(trainer, loader, make_folder(training), title, old.remove)
-            final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
+            final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K), device="cpu").eval()
             with new_folder(folder / "crosscoder") as temporary:
                 weights.save(config, final.unmixed_state(), temporary)
                 write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer), "device": describe(where)})
@@ -193,14 +194,28 @@ def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
     if not path.exists():
         return None
     found = read_json(path)
-    different = [part for part in record if found.get(part) != record[part]]
+    different = _differences(found, record)
     if different:
         raise ConfigError(
-            f"{folder / 'crosscoder'} was trained with other settings ({', '.join(different)}); "
+            f"{folder / 'crosscoder'} was trained with other settings ({'; '.join(different)}); "
             "use the same, train anew with --no-resume, or choose another run folder"
         )
     model: Crosscoder = Crosscoder.from_pretrained(folder / "crosscoder")
     return model.eval()
+
+
+def _differences(found: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """What the record of a training says otherwise: option by option; of activations and weights, that they differ."""
+    different = []
+    for part in ("crosscoder", "train"):
+        there, now = found.get(part, {}), record[part]
+        different += [
+            f"{name} {there.get(name)!r} there, {now.get(name)!r} now"
+            for name in sorted(there.keys() | now.keys())
+            if there.get(name) != now.get(name)
+        ]
+    others = [part for part in record if part not in ("crosscoder", "train")]
+    return different + [part for part in others if found.get(part) != record[part]]
 
 
 def _resume(trainer: Trainer, loader: Source, root: Path) -> bool:
