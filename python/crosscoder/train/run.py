@@ -126,7 +126,7 @@ def training_seconds(folder: Path) -> float:
 
     What a killed call did after its last checkpoint is done again, and counts once.
     """
-    return logged_seconds(folder / "training" / LOG_FILE)
+    return logged_seconds(folder / "training" / LOG_FILE, finished=True)
 
 
 def batch_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -194,14 +194,28 @@ def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
     if not path.exists():
         return None
     found = read_json(path)
-    different = [part for part in record if found.get(part) != record[part]]
+    different = _differences(found, record)
     if different:
         raise ConfigError(
-            f"{folder / 'crosscoder'} was trained with other settings ({', '.join(different)}); "
+            f"{folder / 'crosscoder'} was trained with other settings ({'; '.join(different)}); "
             "use the same, train anew with --no-resume, or choose another run folder"
         )
     model: Crosscoder = Crosscoder.from_pretrained(folder / "crosscoder")
     return model.eval()
+
+
+def _differences(found: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """What the record of a training says otherwise: option by option; of activations and weights, that they differ."""
+    different = []
+    for part in ("crosscoder", "train"):
+        there, now = found.get(part, {}), record[part]
+        different += [
+            f"{name} {there.get(name)!r} there, {now.get(name)!r} now"
+            for name in sorted(there.keys() | now.keys())
+            if there.get(name) != now.get(name)
+        ]
+    others = [part for part in record if part not in ("crosscoder", "train")]
+    return different + [part for part in others if found.get(part) != record[part]]
 
 
 def _resume(trainer: Trainer, loader: Source, root: Path) -> bool:
