@@ -15,8 +15,8 @@ from torch import Tensor
 
 from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.files import explained_write_errors, read_json, require_file, write_bytes, write_json
-from crosscoder.seals import digest
+from crosscoder.files import read_json, require_file, write_json
+from crosscoder.tensorfile import checksum, write_tensors
 
 FORMAT = "crosscoder"
 FORMAT_VERSION = 1
@@ -27,26 +27,16 @@ ACTIVATION_SCALE = "activation_scale"
 _CHECKED_AT_ONCE = 1 << 20
 
 
-def checksum(tensor: Tensor) -> str:
-    """XXH3 of a tensor's bytes in row-major order, 16 hexadecimal digits."""
-    data = tensor.detach().cpu().contiguous().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().view(1)
-    return digest(data.reshape(-1).view(torch.uint8).numpy())
-
-
 def save(config: CrosscoderConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write a crosscoder into `folder`. Raises `StorageError` if that fails."""
-    from safetensors.torch import save as serialize
-
-    cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with explained_write_errors(folder / WEIGHTS_FILE):
-        write_bytes(folder / WEIGHTS_FILE, serialize(cpu, metadata={"format": "pt"}))
+    """Write a crosscoder into `folder`, one tensor after the other. Raises `StorageError` if that fails."""
+    checksums = write_tensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
     write_json(
         folder / CONFIG_FILE,
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "config": config.to_dict(),
-            "checksums": {name: checksum(tensor) for name, tensor in cpu.items()},
+            "checksums": checksums,
         },
     )
 

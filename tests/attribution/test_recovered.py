@@ -154,5 +154,6 @@ def test_eval_measures_it_where_it_can(tmp_path: Path, capsys: pytest.CaptureFix
     assert run("eval", folder) == 0
     printed = capsys.readouterr()
     assert "language-model loss not measured" in printed.err and "explained variance" in printed.out
+    assert json.loads((folder / "summary.json").read_text())["language_model_loss"] is None, "not that of before"
     assert run("eval", folder, "--loss-tokens", 0) == 0
     assert "language-model loss" not in capsys.readouterr().err

@@ -127,8 +127,8 @@ def test_several_processes_fill_one_store(tmp_path: Path, forks: Forks) -> None:
 
 def test_quickstart_killed_twenty_times(tmp_path: Path, forks: Forks) -> None:
     pytest.importorskip("tokenizers")
-    options = ["--max-characters", 400_000, "--lm-steps", 60, "--lm-snapshots", 8, "--n-features", 128]
-    options += ["--train-steps", 120, "--batch-size", 128]
+    options = ["--max-characters", 250_000, "--lm-steps", 30, "--lm-snapshots", 7, "--n-features", 96]
+    options += ["--train-steps", 80, "--batch-size", 128]
     command = ("quickstart", "--out", "run", *options)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()

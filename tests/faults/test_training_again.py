@@ -48,7 +48,7 @@ def interrupted(folder: Path, at: int, *options: object, code: int = 130) -> Non
 # --------------------------------------------------------------------------------------------- --no-resume
 
 
-def test_a_training_that_cannot_begin_again_keeps_the_old_one(folder: Path) -> None:
+def test_a_training_that_cannot_begin_again_keeps_the_old_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", folder, *OPTIONS) == 0
     before = contents(folder)
     segment = ActivationStore.open(folder / "activations" / "train").segment_path(0, 1)
@@ -56,6 +56,9 @@ def test_a_training_that_cannot_begin_again_keeps_the_old_one(folder: Path) -> N
     assert run("train", folder, *OPTIONS, "--no-resume") == 3
     (folder.parent / "elsewhere").rename(segment)
     assert run("train", folder, *OPTIONS, "--no-resume", "--gate", "topk") == 2
+    capsys.readouterr()
+    assert run("train", folder, *OPTIONS, "--seed", 4) == 2
+    assert "was trained with other settings (seed 0 there, 4 now)" in error(capsys)
     assert contents(folder) == before
 
 

@@ -52,7 +52,7 @@ def new_manifest(
         "scale_group": scale_group(dtype, d_model),
         "shard_rows": [int(rows) for rows in shard_rows],
         "snapshots": list(names),
-        "contents": dict(contents or {}),
+        **({"contents": dict(contents)} if contents else {}),
         "source": source or {},
     }
 
@@ -65,7 +65,7 @@ def reconciled(path: Path, existing: dict[str, Any], wanted: dict[str, Any], beg
     What an older store's source does not say counts as equal. Raises `ConfigError` naming each thing that differs, with
     both values, if it is a store of something else.
     """
-    there, now = existing.get("contents", {}), wanted["contents"]
+    there, now = existing.get("contents", {}), wanted.get("contents", {})
     known = [name for name in begun if name in there and name in now]
     other = [name for name in known if there[name] != now[name]]
     if known and not other and "model" in wanted["source"]:
@@ -87,8 +87,9 @@ def reconciled(path: Path, existing: dict[str, Any], wanted: dict[str, Any], beg
         )
     added = [name for name in wanted["snapshots"] if name not in existing["snapshots"]]
     # Of activations that an older release stored it is not known, and not made up here.
-    contents = {name: content for name, content in now.items() if name not in begun}
-    return {**existing, "snapshots": existing["snapshots"] + added, "contents": {**there, **contents}}
+    contents = {**there, **{name: content for name, content in now.items() if name not in begun}}
+    changed = {"snapshots": existing["snapshots"] + added, **({"contents": contents} if contents else {})}
+    return {**existing, **changed}
 
 
 def _shown(value: Any) -> str:

@@ -28,7 +28,7 @@ from crosscoder.activations.manifest import (
     row_bytes,
     write_manifest,
 )
-from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.errors import ConfigError, CrosscoderError, DataError, NonFiniteError
 from crosscoder.files import explained_write_errors, make_folder, read_json, write_json
 from crosscoder.locks import locked
 
@@ -312,7 +312,12 @@ class ActivationStore:
         return self._checked(self.token_path(shard), {**wanted, "store": self.identity})
 
     def _checked(self, path: Path, wanted: dict[str, Any]) -> _core.SegmentFile:
-        found = _core.SegmentFile(str(path))
+        try:
+            found = _core.SegmentFile(str(path))
+        except OSError as error:
+            if isinstance(error, CrosscoderError):
+                raise
+            raise DataError(f"{path} cannot be read ({error.strerror}); remove it and collect again") from error
         head = found.head
         wrong = [key for key, value in wanted.items() if head[key] != value]
         if wrong:

@@ -29,7 +29,7 @@ from crosscoder.attribution.snapshot import SnapshotResult, measure_snapshot
 from crosscoder.attribution.task import Task
 from crosscoder.attribution.task_tables import task_tables
 from crosscoder.attribution.tasks import make_task
-from crosscoder.common.arrays import flatten, load_arrays, restore, save_arrays
+from crosscoder.common.arrays import flatten, load_result, save_arrays
 from crosscoder.common.tables import write_table
 from crosscoder.config import AttributionSettings
 from crosscoder.errors import DataError
@@ -199,7 +199,7 @@ class AttributionStudy:
                     )
                     save_arrays(path, flatten(found))
                     progress.advance(1)
-                parts.append(restore(SnapshotResult, load_arrays(path)))
+                parts.append(load_result(SnapshotResult, path))
         return parts
 
     def _finish(

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from crosscoder import weights
 from crosscoder.config import CrosscoderConfig, TrainConfig
-from crosscoder.errors import ConfigError, DataError, StorageError
+from crosscoder.errors import ConfigError, DataError
 from crosscoder.files import new_folder, read_json, write_json
+from crosscoder.tensorfile import checksum, write_tensors
 
 FORMAT_VERSION = 4
 STATE_FILE = "trainer.safetensors"
@@ -27,6 +28,7 @@ NUMBERS = ("step", "firing_steps", "revived", "joined")
 """`TrainerState.numbers`."""
 _FREE_OPTIONS = (
     "checkpoint_every",
+    "checkpoint_minutes",
     "log_every",
     "backend",
 )  # may differ between the two ends of a resumed run
@@ -48,27 +50,18 @@ class TrainerState(TypedDict):
 def save(
     folder: Path, config: CrosscoderConfig, train_config: TrainConfig, state: TrainerState, extra: dict[str, Any]
 ) -> None:
-    """Write a trainer's state and `extra` (JSON) to `folder`. Raises `StorageError`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
+    """Write a trainer's state and `extra` (JSON) to `folder`, one tensor after the other. Raises `StorageError`."""
     with new_folder(folder) as temporary:
         scale = {} if state["scale_K"] is None else {weights.ACTIVATION_SCALE: state["scale_K"]}
         weights.save(config, {**state["model"], **scale}, temporary)
-        try:
-            save_file(tensors, temporary / STATE_FILE)
-        except SafetensorError as error:
-            raise StorageError(
-                f"cannot write {folder}: {error}; free some space and run the same command again"
-            ) from error
+        checksums = write_tensors(temporary / STATE_FILE, state["tensors"])
         write_json(
             temporary / RECORD_FILE,
             {
                 "format_version": FORMAT_VERSION,
                 **state["numbers"],
                 "train_config": train_config.to_dict(),
-                "checksums": {name: weights.checksum(tensor) for name, tensor in tensors.items()},
+                "checksums": checksums,
                 "extra": extra,
             },
         )
@@ -107,8 +100,8 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
         tensors = load_file(folder / STATE_FILE)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{folder / STATE_FILE} is missing or truncated ({error})") from error
-    for name, checksum in record["checksums"].items():
-        if name not in tensors or weights.checksum(tensors[name]) != checksum:
+    for name, expected in record["checksums"].items():
+        if name not in tensors or checksum(tensors[name]) != expected:
             raise DataError(f"{folder / STATE_FILE}: {name} is missing or damaged")
     numbers = {name: record[name] for name in NUMBERS}
     extra: dict[str, Any] = record["extra"]
