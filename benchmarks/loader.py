@@ -5,8 +5,9 @@ python benchmarks/loader.py --folder /tmp/loader-bench --json benchmarks/results
 A store of K x D activations is written once, for each dtype. "page cache": two threads of the loader into (B, K, D)
 bf16, against two threads that pread the same files in 4 MiB pieces, by turns; the best of the repeats of each. "cold":
 the files put out of the page cache, against dd iflag=direct. "first pass": a new loader, so with fresh memory and with
-every block's checksum; "later passes": the same loader again. Rates are of stored bytes; "memory" is what a loader
-takes; "training" is how long training stands waiting.
+every block's checksum; "later passes": the same loader again. "read back": the same once more after "cold", when the
+page cache holds what was read from the disk instead of what was written, which pread copies more slowly.
+Rates are of stored bytes; "memory" is what a loader takes; "training" is how long training stands waiting.
 """
 
 from __future__ import annotations
@@ -225,6 +226,8 @@ def main() -> None:
         store = make_store(options.folder, dtype, options)
         result[dtype] = measure(store, options)
         result[dtype]["cold"] = measure_cold(store, options)
+        drain(loader_of(store, options))
+        result[dtype]["read_back"] = measure(store, options)
     for finer, coarser in (("bf16", "int8"), ("int8", "int4")):
         if finer in result and coarser in result:
             for rate in RATES:

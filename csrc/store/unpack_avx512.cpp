@@ -14,6 +14,8 @@ struct Fp16 {
 };
 
 constexpr size_t kWidth = 16;
+constexpr size_t kPair = 2 * kWidth;
+constexpr size_t kBurst = 4 * kPair;  // read and written at a time: one pair after the other is a tenth slower
 
 __mmask16 tail_mask(size_t n) { return static_cast<__mmask16>((1U << n) - 1U); }
 
@@ -74,10 +76,19 @@ void scaled(const void* src, float scale, void* dst, size_t n, bool stream) {
     const __m512 factor = _mm512_set1_ps(scale);
     const bool past_caches = stream && aligned(to);
     size_t i = 0;
-    for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
-        fetch_ahead(from + i, 2 * kWidth * sizeof(From));
-        store_pair(to + i, _mm512_mul_ps(load(from + i, 0xffff), factor),
-                   _mm512_mul_ps(load(from + i + kWidth, 0xffff), factor), past_caches);
+    const auto pair = [&](size_t j) {
+        store_pair(to + j, _mm512_mul_ps(load(from + j, 0xffff), factor),
+                   _mm512_mul_ps(load(from + j + kWidth, 0xffff), factor), past_caches);
+    };
+    for (; i + kBurst <= n; i += kBurst) {
+        fetch_ahead(from + i, kBurst * sizeof(From));
+        pair(i);
+        pair(i + kPair);
+        pair(i + 2 * kPair);
+        pair(i + 3 * kPair);
+    }
+    for (; i + kPair <= n; i += kPair) {
+        pair(i);
     }
     for (; i < n; i += kWidth) {
         const __mmask16 mask = n - i < kWidth ? tail_mask(n - i) : __mmask16{0xffff};
@@ -94,17 +105,26 @@ void scaled_bf16(const void* src, float scale, void* dst, size_t n, bool stream)
     const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
     const bool past_caches = stream && aligned(to);
     size_t i = 0;
-    for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
-        fetch_ahead(from + i, 64);
-        const __m512i pair = _mm512_loadu_si512(from + i);
+    const auto line = [&](size_t j) {
+        const __m512i pair = _mm512_loadu_si512(from + j);
         const __m512i even = rounded(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), factor));
         const __m512i odd = rounded(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_and_si512(pair, upper)), factor));
         const __m512i both = _mm512_ternarylogic_epi32(upper, odd, _mm512_srli_epi32(even, 16), 0xca);
         if (past_caches) {
-            _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), both);
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(to + j), both);
         } else {
-            _mm512_storeu_si512(to + i, both);
+            _mm512_storeu_si512(to + j, both);
         }
+    };
+    for (; i + kBurst <= n; i += kBurst) {
+        fetch_ahead(from + i, kBurst * sizeof(Bf16));
+        line(i);
+        line(i + kPair);
+        line(i + 2 * kPair);
+        line(i + 3 * kPair);
+    }
+    for (; i + kPair <= n; i += kPair) {
+        line(i);
     }
     if (i < n) {
         scaled<Bf16, Bf16>(from + i, scale, to + i, n - i, false);
@@ -167,13 +187,23 @@ void quantised(const void* src, const uint16_t* scales, size_t group, const floa
         const From source(_mm512_set1_ps(factor));
         const bool past_caches = stream && aligned(to + begin);
         size_t i = begin;
-        for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
-            const size_t j = i + kWidth;
+        const auto pair = [&](size_t j) {
+            const size_t k = j + kWidth;
             __m512 values[2];
-            fetch_ahead(from + i / From::kPerByte, 2 * kWidth / From::kPerByte);
-            source.pair(from + i / From::kPerByte, values);
-            store_pair(to + i, _mm512_fmadd_ps(values[0], _mm512_loadu_ps(gain + i), _mm512_loadu_ps(offset + i)),
-                       _mm512_fmadd_ps(values[1], _mm512_loadu_ps(gain + j), _mm512_loadu_ps(offset + j)), past_caches);
+            source.pair(from + j / From::kPerByte, values);
+            store_pair(to + j, _mm512_fmadd_ps(values[0], _mm512_loadu_ps(gain + j), _mm512_loadu_ps(offset + j)),
+                       _mm512_fmadd_ps(values[1], _mm512_loadu_ps(gain + k), _mm512_loadu_ps(offset + k)), past_caches);
+        };
+        for (; i + kBurst <= end; i += kBurst) {
+            fetch_ahead(from + i / From::kPerByte, kBurst / From::kPerByte);
+            pair(i);
+            pair(i + kPair);
+            pair(i + 2 * kPair);
+            pair(i + 3 * kPair);
+        }
+        for (; i + kPair <= end; i += kPair) {
+            fetch_ahead(from + i / From::kPerByte, kPair / From::kPerByte);
+            pair(i);
         }
         for (; i < end; i += kWidth) {
             const size_t left = end - i < kWidth ? end - i : kWidth;

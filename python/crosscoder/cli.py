@@ -11,11 +11,11 @@ import os
 import sys
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crosscoder import __version__
-from crosscoder.errors import ConfigError, CrosscoderError, MissingDependencyError, printable
+from crosscoder.errors import ConfigError, CrosscoderError, DataError, MissingDependencyError, printable
 
 VERBS = {
     "quickstart": "train a small language model and a crosscoder over its snapshots, and make the page; offline",
@@ -46,7 +46,7 @@ usage: crosscoder VERB [options]
 
 Every verb has --help with an example, --config FILE.yaml to read its options from a file or a preset (the command
 line wins), and --debug to show the traceback of an error. A killed command goes on where it stopped when it is run
-again.
+again. Settings that are left out of a second eval, evolve, attribute, explain or compare of a run are as in the first.
 
 exit codes: 0 done, 1 other error, 2 wrong options, 3 missing or damaged input, 4 NaN or infinity, 5 cannot write,
 6 something is not installed, 7 another command works on the run, 130 interrupted
@@ -117,23 +117,51 @@ def _run(verb: str, arguments: list[str]) -> int:
 def parse(verb: str, module: Any, config_class: type, arguments: list[str]) -> Any:
     """The verb's configuration from the command line, with `--config FILE` giving the defaults.
 
-    Raises `ConfigError` for a bad file; a wrong option ends the process with exit code 2 and a suggestion.
+    Without such a file, options that the verb names (`AS_BEFORE`) and that are left out are as in its last call on the
+    run. Raises `ConfigError` for a bad file; a wrong option ends the process with exit code 2 and a suggestion.
     """
     import tyro
 
     from crosscoder.configfile import locate_config, read_config
 
     arguments, files = _take_option(arguments, "--config")
-    defaults = read_config(locate_config(files[-1], verb), config_class) if files else tyro.MISSING_NONPROP
-    description = f"{(module.__doc__ or '').strip()}\n\nexample: {module.EXAMPLE}"
-    return tyro.cli(
-        config_class,
-        args=arguments,
-        prog=f"crosscoder {verb}",
-        description=description,
-        default=defaults,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+
+    def parsed(defaults: Any) -> Any:
+        return tyro.cli(
+            config_class,
+            args=arguments,
+            prog=f"crosscoder {verb}",
+            description=f"{(module.__doc__ or '').strip()}\n\nexample: {module.EXAMPLE}",
+            default=defaults,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+
+    if files:
+        return parsed(read_config(locate_config(files[-1], verb), config_class))
+    config = parsed(tyro.MISSING_NONPROP)
+    names = getattr(module, "AS_BEFORE", ())
+    return _as_before(verb, config, names, parsed) if names else config
+
+
+def _as_before(verb: str, config: Any, names: Sequence[str], parsed: Callable[[Any], Any]) -> Any:
+    """`config` where options `names` that were left out are as the run has them; a line tells which."""
+    from crosscoder.configfile import as_before, differences
+    from crosscoder.progress import warn
+
+    record = config.run / "config" / f"{verb}.yaml"
+    if not record.exists():
+        return config
+    try:
+        defaults = as_before(config, record, names)
+    except (ConfigError, DataError) as error:
+        warn(f"options that are left out have their defaults, since {error}")
+        return config
+    again = parsed(defaults)
+    kept = differences(again, config)
+    if kept:
+        shown = ", ".join(f"{name} {value}" for name, value in kept.items())
+        print(f"left out, so as before ({record}): {shown}")
+    return again
 
 
 def _take_option(arguments: list[str], name: str) -> tuple[list[str], list[str]]:

@@ -7,8 +7,9 @@ import difflib
 import reprlib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
@@ -16,6 +17,7 @@ from crosscoder.errors import ConfigError, DataError
 from crosscoder.files import read_bytes, write_bytes
 from crosscoder.seals import BrokenSealError, is_sealed_yaml, open_yaml, seal_yaml
 
+C = TypeVar("C")
 PRESETS = Path(__file__).parent / "presets"
 MOST_CONFIG_BYTES = 1 << 20
 """The largest file of options that is read: YAML takes some seconds for it."""
@@ -54,8 +56,8 @@ def read_options(path: Path, *, record: bool = False) -> dict[str, Any]:
         raise kind(str(error)) from error
     except BrokenSealError as error:
         raise kind(
-            f"{path} {error}; restore it, or run the command that wrote it again (a copy without that line is taken by "
-            "--config as it is)"
+            f"{path} {error}; restore it, or run the command that wrote it again (to use its values all the same, give "
+            "--config a copy without the line of the checksum)"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise kind(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
@@ -80,6 +82,34 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def as_before(config: C, path: Path, names: Sequence[str]) -> C:
+    """The defaults of a second call: options `names` as the record of the first at `path` has them, the others at
+    their own defaults (as in `config` where they have none). Raises what `read_config` raises.
+    """
+    before = read_config(path, type(config))
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        if field.name in names:
+            values[field.name] = getattr(before, field.name)
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def differences(config: Any, other: Any) -> dict[str, Any]:
+    """The options of `config`, also those of its groups, that `other` has otherwise; by their innermost names."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        mine, its = getattr(config, field.name), getattr(other, field.name)
+        if dataclasses.is_dataclass(mine) and type(mine) is type(its):
+            found |= differences(mine, its)
+        elif mine != its:
+            found[field.name] = mine
+    return found
 
 
 def _build(config_class: type, values: Any, where: str) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from crosscoder.errors import DataError, StorageError
+from crosscoder.errors import CrosscoderError, DataError, StorageError
 from crosscoder.seals import BrokenSealError, open_json, seal_json
 
 _TEMPORARY = ".tmp-"
@@ -122,6 +122,19 @@ def require_file(path: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what malformed content of `path` makes Python raise, a missing entry or another type, into a `DataError`
+    that names the file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, DataError) and str(path) in str(error):
+            raise
+        reason = str(error) if isinstance(error, CrosscoderError) else repr(error)
+        raise DataError(f"{path} is malformed ({reason}); restore it or make it anew") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     write_bytes(path, text.encode())
@@ -160,7 +173,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     *lines, rest = read_bytes(path).split(b"\n")
     for number, line in enumerate(lines, start=1):
         yield number, _opened(line)
-    if _opened(rest[:-1]) is not None:  # not cut off: it is its end that is damaged
+    if (
+        not b'{"'.startswith(rest[:2]) or _opened(rest[:-1]) is not None
+    ):  # not cut off: damaged from its start, or its end
         yield len(lines) + 1, None
 
 

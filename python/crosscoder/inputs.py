@@ -67,6 +67,18 @@ def require_finite(x_BKD: Tensor) -> None:
     )
 
 
+def with_scale(x_BKD: Tensor, scale_K: Array) -> Tensor:
+    """`x_BKD` itself, which remembers that it was multiplied by `scale_K` (K,). Whatever is made of it does not."""
+    x_BKD.crosscoder_scale_K = scale_K  # type: ignore[attr-defined]
+    return x_BKD
+
+
+def scale_of(x_BKD: Tensor | Array) -> Array | None:
+    """What `with_scale` noted; None where nothing is known."""
+    scale_K: Array | None = getattr(x_BKD, "crosscoder_scale_K", None)
+    return scale_K
+
+
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
     """Under `torch.inference_mode`: as under `torch.no_grad`.

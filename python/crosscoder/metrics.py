@@ -7,13 +7,16 @@ mean over tokens of 1 - |x - x^|^2 / |x - mean|^2, which tokens of small norm do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from crosscoder.code import SparseCode
+from crosscoder.devices import sent
 from crosscoder.errors import DataError
 from crosscoder.kernels.batch import column_sums, squared_distances
 
@@ -31,10 +34,9 @@ def batch_explained_variance(x_BKD: Tensor, residual_BKD: Tensor) -> tuple[Tenso
         error_BK = residual_BKD.square().sum(dim=2)
     tiny = torch.finfo(error_BK.dtype).tiny
     varies_K = total_BK.sum(dim=0) > NO_VARIANCE * len(x_BKD) * mean_KD.square().sum(dim=1)
-    nothing = error_BK.new_tensor(float("nan"))
     pooled_K = 1 - error_BK.sum(dim=0) / total_BK.sum(dim=0).clamp_min(tiny)
     ratio_K = (1 - error_BK / total_BK.clamp_min(tiny)).mean(dim=0)
-    return torch.where(varies_K, pooled_K, nothing), torch.where(varies_K, ratio_K, nothing)
+    return torch.where(varies_K, pooled_K, math.nan), torch.where(varies_K, ratio_K, math.nan)
 
 
 NO_VARIANCE = 1e-10
@@ -92,40 +94,45 @@ class Evaluator:
     def __init__(
         self, mean_KD: Tensor, n_features: int, median_K: Tensor | None = None, edges: Sequence[float] = (0.0,)
     ) -> None:
-        """`median_K`: median norms; `edges`: multiples of them where bands begin, the last band that of huge norms."""
+        """`median_K`: median norms; `edges`: multiples of them where bands begin, the last band that of huge norms.
+
+        Sums are kept on the device of `mean_KD`, that of the batches, and read in the end.
+        """
         K, D = mean_KD.shape
+        zeros = partial(torch.zeros, dtype=torch.float64, device=mean_KD.device)
+        counts = partial(torch.zeros, dtype=torch.int64, device=mean_KD.device)
         self._median_K = median_K
         self._edges = torch.tensor(edges)
-        self._band_sums_3LK = torch.zeros(3, len(edges), K, dtype=torch.float64)  # error, squares, tokens
-        self._band_sum_LKD = torch.zeros(len(edges), K, D, dtype=torch.float64)
-        self._square_K = torch.zeros(K, dtype=torch.float64)
+        self._band_sums_3LK = zeros(3, len(edges), K)  # error, squares, tokens
+        self._band_sum_LKD = zeros(len(edges), K, D)
+        self._square_K = zeros(K)
         self._mean_KD = mean_KD
         self._n_tokens = 0
-        self._sums_3K = torch.zeros(3, K, dtype=torch.float64)  # squared error, squared deviation, ratio
-        self._open_K = torch.zeros(K, dtype=torch.int64)
-        self._fired_F = torch.zeros(n_features, dtype=torch.int64)
+        self._sums_3K = zeros(3, K)  # squared error, squared deviation, ratio
+        self._open_K = counts(K)
+        self._fired_F = counts(n_features)
 
     def add(self, x_BKD: Tensor, reconstruction_BKD: Tensor, code: SparseCode) -> None:
         error_BK = (reconstruction_BKD - x_BKD).double().square().sum(dim=2)
         total_BK = (x_BKD - self._mean_KD).double().square().sum(dim=2)
         ratio_BK = 1 - error_BK / total_BK.clamp_min(1e-30)
-        self._square_K += x_BKD.double().square().sum(dim=(0, 2)).cpu()
+        self._square_K += x_BKD.double().square().sum(dim=(0, 2))
         if self._median_K is not None:
-            self._add_bands(x_BKD.cpu(), error_BK.cpu(), total_BK.cpu(), self._median_K)
-        self._sums_3K += torch.stack([error_BK.sum(0), total_BK.sum(0), ratio_BK.sum(0)]).cpu()
-        self._open_K += code.open_gates().sum(dim=0).cpu()
-        self._fired_F += torch.bincount(code.features, minlength=len(self._fired_F)).cpu()
+            self._add_bands(x_BKD, error_BK, total_BK, self._median_K)
+        self._sums_3K += torch.stack([error_BK.sum(0), total_BK.sum(0), ratio_BK.sum(0)])
+        self._open_K += code.open_gates().sum(dim=0)
+        self._fired_F += torch.bincount(code.features, minlength=len(self._fired_F))
         self._n_tokens += len(x_BKD)
 
     def _add_bands(self, x_BKD: Tensor, error_BK: Tensor, total_BK: Tensor, median_K: Tensor) -> None:
         ratio_BK = (x_BKD.norm(dim=2) / median_K.clamp_min(1e-30)).contiguous()
-        band_BK = torch.bucketize(ratio_BK, self._edges, right=True) - 1
+        band_BK = torch.bucketize(ratio_BK, sent(self._edges, ratio_BK.device), right=True) - 1
         for band in range(len(self._edges)):
             in_BK = (band_BK == band).double()
             self._band_sums_3LK[:, band] += torch.stack(
                 [(error_BK * in_BK).sum(0), (total_BK * in_BK).sum(0), in_BK.sum(0)]
             )
-            centred_BKD = (x_BKD - self._mean_KD.cpu()).double()
+            centred_BKD = (x_BKD - self._mean_KD).double()
             self._band_sum_LKD[band] += torch.einsum("bk,bkd->kd", in_BK, centred_BKD)
 
     def _explained(self, bands: slice) -> float | None:
@@ -144,14 +151,14 @@ class Evaluator:
 
     def result(self) -> Evaluation:
         """What was found. Raises `DataError` where no snapshot has a variance."""
-        n = max(1, self._n_tokens)
-        error_K, total_K, ratio_K = self._sums_3K
-        varies_K = total_K > NO_VARIANCE * self._square_K
+        n, fired_F = max(1, self._n_tokens), self._fired_F.cpu()
+        error_K, total_K, ratio_K = self._sums_3K.cpu()
+        varies_K = total_K > NO_VARIANCE * self._square_K.cpu()
         if not bool(varies_K.any()):
             raise DataError("no snapshot has a variance: all tokens have the same activations; nothing to evaluate")
         explained_K = 1 - error_K / total_K.clamp_min(1e-300)
         with_bands = self._median_K is not None
-        l0_K = self._open_K.double() / n
+        l0_K = self._open_K.cpu().double() / n
         return Evaluation(
             n_tokens=self._n_tokens,
             explained_variance=float(1 - error_K[varies_K].sum() / total_K[varies_K].sum()),
@@ -160,10 +167,10 @@ class Evaluator:
             deviation_K=total_K.tolist(),
             l0=float(l0_K.mean()),
             l0_K=l0_K.tolist(),
-            l0_union=float(self._fired_F.sum() / n),
+            l0_union=float(fired_F.sum() / n),
             bands=self._bands() if with_bands else [],
             ordinary_explained_variance=self._explained(slice(0, len(self._edges) - 1)) if with_bands else None,
-            firing_rate_F=self._fired_F.double() / n,
+            firing_rate_F=fired_F.double() / n,
         )
 
 

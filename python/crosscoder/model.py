@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,13 @@ from crosscoder.inputs import Array, outside_inference_mode, require_finite
 from crosscoder.parameters import Weights, Writes, mixed
 from crosscoder.penalty import LossSettings, LossTerms
 from crosscoder.precision import full_precision
+from crosscoder.progress import warn
 
 NEVER_16_BITS = ("log_threshold", "snapshot_scale", "snapshot_mix", "batch_threshold")
 """Small tensors that stay in float32 at least, whatever the weights are converted to."""
+
+_ROWS_BYTES = 1 << 28
+"""Float32 weights that are worked on at a time where a crosscoder is copied."""
 
 
 class Crosscoder(nn.Module, PyTorchModelHubMixin):
@@ -50,6 +54,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     is_mixed: bool = False
     """Whether `snapshot_mix` is anything but the identity."""
     batch_threshold: Tensor
+    trained_on_scaled: bool = False
+    """Has a trainer given it activations that were multiplied by something? Not stored."""
 
     def __init__(
         self,
@@ -299,24 +305,32 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         self._note_mix()
 
     @torch.no_grad()
-    def fold_scales(self, scale_K: Tensor) -> Crosscoder:
+    def fold_scales(self, scale_K: Tensor, *, device: torch.device | str | None = None) -> Crosscoder:
         """The equal crosscoder for raw activations x, where this one reads x * `scale_K` (K,).
 
         Features, gates, decoder norms and (unscaled) reconstructions are the same. The gates compare h n_fk with one
         threshold a feature, so the norms' unit stays that of the scaled activations: it is kept as `snapshot_scale`.
+
+        `device`: where the new one lies, by default where this one does. It is made a few rows at a time, so that
+        beside the new one nothing large is made.
         """
         dtype = torch.promote_types(self.W_dec.dtype, torch.float32)
         scale_K = torch.as_tensor(scale_K).to(self.W_dec.device, dtype)
         if scale_K.shape != (self.config.n_snapshots,) or not bool((scale_K > 0).all()):
             raise DataError(f"scales must be {self.config.n_snapshots} positive numbers, got {scale_K.tolist()}")
         folded = Crosscoder(self.config, seed=None)
-        state = {name: tensor.clone() for name, tensor in self.unmixed_state().items()}
-        identity_KK = torch.eye(self.config.n_snapshots).to(self.snapshot_mix)
-        folded.load_state_dict({**state, "snapshot_mix": identity_KK}, assign=True)
-        folded.W_enc.mul_(scale_K[:, None])
-        folded.W_dec.div_(scale_K[:, None])
-        folded.b_dec.div_(scale_K[:, None])
-        folded.snapshot_scale.mul_(scale_K)
+        where = self.W_dec.device if device is None else torch.device(device)
+        large = ("W_enc", "W_dec")
+        state = {name: tensor.clone() for name, tensor in self.state_dict().items() if name not in large}
+        state["snapshot_mix"] = torch.eye(self.config.n_snapshots).to(self.snapshot_mix)
+        state["b_dec"].div_(scale_K[:, None])
+        state["snapshot_scale"].mul_(scale_K)
+        state = {name: tensor.to(where) for name, tensor in state.items()}
+        state |= {name: torch.empty_like(getattr(self, name), device=where) for name in large}
+        for rows in self._few_rows():
+            state["W_enc"][rows] = self._unmixed_rows(rows).mul_(scale_K[:, None]).to(where)
+            state["W_dec"][rows] = self.W_dec[rows].clone().div_(scale_K[:, None]).to(where)
+        folded.load_state_dict(state, assign=True)
         return folded.train(self.training)
 
     def unfold_scales(self) -> Crosscoder:
@@ -328,16 +342,35 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
     # ------------------------------------------------------------------------------------------- files
 
     def unmixed_state(self) -> dict[str, Tensor]:
-        """The state dict of the equal crosscoder whose encoder reads activations as they are."""
+        """The state dict of the equal crosscoder whose encoder reads activations as they are. Where that is another
+        `W_enc` than this one's, it lies on the CPU."""
         state: dict[str, Tensor] = self.state_dict()
         if self.is_mixed:
-            dtype = torch.promote_types(self.W_enc.dtype, torch.float32)
-            parts = [mixed(self.snapshot_mix.T, rows.to(dtype)) for rows in torch.split(self.W_enc.detach(), 4096)]
-            state["W_enc"] = torch.cat(parts).to(self.W_enc.dtype)
+            state["W_enc"] = torch.empty_like(self.W_enc, device="cpu")
+            for rows in self._few_rows():
+                state["W_enc"][rows] = self._unmixed_rows(rows).to("cpu")
         del state["snapshot_mix"]
         return state
 
+    def _few_rows(self) -> Iterator[slice]:
+        """All features, as many at a time as have `_ROWS_BYTES` of float32 weights."""
+        together = max(1, _ROWS_BYTES // (4 * self.config.n_snapshots * self.config.d_model))
+        return (slice(first, first + together) for first in range(0, self.config.n_features, together))
+
+    def _unmixed_rows(self, rows: slice) -> Tensor:
+        """A copy of rows of `W_enc`, for activations as they are."""
+        some_nKD = self.W_enc.detach()[rows]
+        if not self.is_mixed:
+            return some_nKD.clone()
+        dtype = torch.promote_types(self.W_enc.dtype, torch.float32)
+        return mixed(self.snapshot_mix.T, some_nKD.to(dtype)).to(self.W_enc.dtype)
+
     def _save_pretrained(self, save_directory: Any) -> None:
+        if self.trained_on_scaled:
+            warn(
+                "this crosscoder was trained on scaled activations and is saved as one that reads such; for raw "
+                "activations save model.fold_scales(loader.scale_K)"
+            )
         weights.save(self.config, self.unmixed_state(), save_directory)
 
     @classmethod
@@ -354,14 +387,20 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         `subfolder`: where it lies in that folder or repository. The hub's options are `weights.HUB_OPTIONS`. On the CPU
         the weights stay mapped from the file until something writes to them.
 
+        A checkpoint of training becomes what training would export there: a crosscoder for raw activations, as far as
+        their scales are known (`Trainer.save`).
+
         Raises `DataError` naming the file if anything is missing, truncated, damaged, foreign or newer, `ConfigError`
         for an option that there is not, or that has no effect.
         """
         folder = weights.locate(str(pretrained_model_name_or_path), subfolder, **hub_options)
         with outside_inference_mode():
             config, tensors = weights.load(folder)
+            scale_K = tensors.pop(weights.ACTIVATION_SCALE, None)
             model = cls(config, seed=None)
             model.load_state_dict(tensors, assign=True)
+            if scale_K is not None or model.is_mixed:
+                model = model.fold_scales(torch.ones(config.n_snapshots) if scale_K is None else scale_K)
             return model.to(map_location).eval()
 
 

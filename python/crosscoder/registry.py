@@ -86,7 +86,7 @@ def load(name: str) -> Any:
     """The backend's class. Raises `ConfigError` for an unknown one, or one whose module cannot be imported."""
     if name not in _entries:
         check_name(name)
-        raise ConfigError(f'"{name}" is no backend of its own')
+        raise ConfigError(f'"{name}" chooses a backend, and is none itself; name one of {", ".join(_entries)}')
     module, _, attribute = _entries[name].partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from crosscoder.configfile import plain, read_config, write_config
 from crosscoder.devices import describe
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.files import make_folder, read_json, write_json, write_text
+from crosscoder.files import make_folder, read_json, reading, write_json, write_text
 from crosscoder.locks import working_on
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Run:
         from crosscoder.activations.snapshots import SnapshotSet
 
         record = read_json(self.require(self.snapshots_file, f"collect first: crosscoder collect {self.path} --help"))
-        try:
+        with reading(self.snapshots_file):
             return SnapshotSet(
                 self.absolute(record["model"]),
                 tuple(record["revisions"]),
@@ -177,12 +177,9 @@ class Run:
                 tuple(record.get("steps", ())),
                 record.get("module", ""),
                 record.get("whole", False),
-                record.get("proven", False),
-                tuple(record.get("content", ())),
-                record.get("tokenizer", ""),
+                content=tuple(record.get("content", ())),
+                tokenizer=record.get("tokenizer", ""),
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{self.snapshots_file} is malformed ({error!r}); restore it or collect again") from error
 
     def snapshots_identity(self) -> dict[str, Any]:
         """What results rest on of `snapshots.json`: the place of the model's folder does not matter where its content
@@ -201,7 +198,6 @@ class Run:
             "site": snapshots.site,
             "module": snapshots.module,
             "whole": snapshots.whole,
-            "proven": snapshots.proven,
             "content": list(snapshots.content),
             "tokenizer": snapshots.tokenizer,
             "alike": [dict(group) for group in alike],

@@ -2,7 +2,8 @@
 
 The checksum is XXH3 (64 bits), as 16 hexadecimal digits. A JSON object has it as its last entry, `"checksum"`, taken
 over the text with zeros in its place; a line of a `.jsonl` file is such an object. A YAML file has it as a comment in
-its last line, `# checksum: ...`, taken over all lines before. Nothing here touches the disk; `crosscoder.files` does.
+its last line, `# checksum: ...`, taken over all lines before. An archive of arrays (`.npz`) has it as the archive's
+comment, over all bytes before. Nothing here touches the disk; `crosscoder.files` does.
 """
 
 from __future__ import annotations

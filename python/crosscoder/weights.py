@@ -15,36 +15,28 @@ from torch import Tensor
 
 from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.files import explained_write_errors, read_json, require_file, write_bytes, write_json
-from crosscoder.seals import digest
+from crosscoder.files import read_json, require_file, write_json
+from crosscoder.tensorfile import checksum, write_tensors
 
 FORMAT = "crosscoder"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+ACTIVATION_SCALE = "activation_scale"
+"""(K,): in a checkpoint of training, what raw activations are multiplied by before this crosscoder reads them."""
 _CHECKED_AT_ONCE = 1 << 20
 
 
-def checksum(tensor: Tensor) -> str:
-    """XXH3 of a tensor's bytes in row-major order, 16 hexadecimal digits."""
-    data = tensor.detach().cpu().contiguous().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().view(1)
-    return digest(data.reshape(-1).view(torch.uint8).numpy())
-
-
 def save(config: CrosscoderConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write a crosscoder into `folder`. Raises `StorageError` if that fails."""
-    from safetensors.torch import save as serialize
-
-    cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with explained_write_errors(folder / WEIGHTS_FILE):
-        write_bytes(folder / WEIGHTS_FILE, serialize(cpu, metadata={"format": "pt"}))
+    """Write a crosscoder into `folder`, one tensor after the other. Raises `StorageError` if that fails."""
+    checksums = write_tensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
     write_json(
         folder / CONFIG_FILE,
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "config": config.to_dict(),
-            "checksums": {name: checksum(tensor) for name, tensor in cpu.items()},
+            "checksums": checksums,
         },
     )
 
@@ -137,8 +129,8 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
         "snapshot_scale": (K,),
         "batch_threshold": (),
     }
-    if "snapshot_mix" in tensors:  # of an unfinished crosscoder
-        shapes["snapshot_mix"] = (K, K)
+    in_training = {"snapshot_mix": (K, K), ACTIVATION_SCALE: (K,)}
+    shapes |= {name: shape for name, shape in in_training.items() if name in tensors}
     if set(tensors) != set(shapes):
         raise DataError(f"{path}: tensors {sorted(set(tensors) ^ set(shapes))} are missing or unexpected")
     checksums = read_json(folder / CONFIG_FILE, checksums=dict)["checksums"]
@@ -154,7 +146,7 @@ def load(folder: Path) -> tuple[CrosscoderConfig, dict[str, Tensor]]:
             bool(_fine(part, infinite).all()) for part in torch.split(tensors[name].reshape(-1), _CHECKED_AT_ONCE)
         ):
             what = "NaN" if infinite else "NaN or infinity"
-            raise DataError(f"{path}: {name} holds {what}; the training went wrong, or another wrote it")
+            raise DataError(f"{path}: {name} holds {what}; the training went wrong, or another program wrote it")
     return config, tensors
 
 

@@ -6,14 +6,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from activations.random_models import ARCHITECTURES, CONTEXT, VOCABULARY, random_configuration, random_model
 from torch import Tensor
 from transformers import BertLMHeadModel, GraniteForCausalLM
 
-from crosscoder.activations.proof import prove
+from crosscoder.activations.collect import collect
+from crosscoder.activations.proof import prove, proven
 from crosscoder.activations.snapshots import SnapshotSet
+from crosscoder.activations.tokens import TokenSet
 from crosscoder.activations.trunk import activations, block_ends, decoder_layers
 from crosscoder.errors import ConfigError
 
@@ -33,8 +36,8 @@ def collected(model: Any, folder: Path, layer: int) -> dict[str, Tensor | str]:
     found: dict[str, Tensor | str] = {}
     for site in ("residual", "mlp", "attention"):
         try:
-            proven = prove(SnapshotSet.open(str(folder), layer, site=site), 0, tokens())
-            found[site] = activations(proven.load_trunk(0), layer, tokens(), site, proven.module)
+            taken = prove(SnapshotSet.open(str(folder), layer, site=site), 0, tokens())
+            found[site] = activations(taken.load_trunk(0), layer, tokens(), site, taken.module)
         except ConfigError as error:
             found[site] = str(error)
     return found
@@ -87,6 +90,7 @@ def test_what_is_collected_is_the_whole_models_own_or_refused(name: str, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_two_hundred_random_configurations(tmp_path: Path) -> None:
     """Four of each of some fifty architectures. Fifteen in a hundred may be ones that transformers does not run."""
     made, whole = 0, set()
@@ -112,18 +116,108 @@ def test_a_block_that_scales_what_it_adds_is_refused_with_the_reason(site: str, 
     config.residual_multiplier = 0.22
     torch.manual_seed(0)
     GraniteForCausalLM(config).save_pretrained(tmp_path / "step1")
-    with pytest.raises(ConfigError, match="GraniteDecoderLayer give is not what it adds to the residual stream"):
+    with pytest.raises(ConfigError) as refused:
         prove(SnapshotSet.open(str(tmp_path), 1, site=site), 0, tokens())
+    message = str(refused.value)
+    assert (
+        f"--site {site} of {tmp_path} step1 cannot be collected: the outputs of attention (self_attn) and MLP (mlp)"
+        in message
+    )
+    assert "in GraniteDecoderLayer do not add up to what the block adds" in message
+    assert message.endswith("; use --site residual")
     assert prove(SnapshotSet.open(str(tmp_path), 1), 0, tokens()).proven
+
+
+def granite(multiplier: float, folder: Path) -> None:
+    config = random_configuration("granite", 0)
+    config.residual_multiplier = multiplier
+    torch.manual_seed(0)
+    GraniteForCausalLM(config).save_pretrained(folder)
+
+
+def token_set() -> TokenSet:
+    ids = tokens().numpy().astype(np.int32)
+    return TokenSet(ids, np.zeros_like(ids), ["a document"], "none")
+
+
+def test_the_first_snapshot_must_hold_what_the_last_one_has_shown(tmp_path: Path) -> None:
+    granite(1.0, tmp_path / "step2")
+    granite(1.0, tmp_path / "step1")
+    assert proven(SnapshotSet.open(str(tmp_path), 1, site="mlp"), token_set()).proven
+    granite(0.22, tmp_path / "step1")
+    with pytest.raises(ConfigError, match="--site mlp of .* step1 cannot be collected: the outputs of"):
+        proven(SnapshotSet.open(str(tmp_path), 1, site="mlp"), token_set())
+    assert proven(SnapshotSet.open(str(tmp_path), 1), token_set()).proven
+
+
+def test_a_branch_that_adds_nothing_yet_is_taken_from_the_last_snapshot(tmp_path: Path) -> None:
+    """Of a snapshot before training, whose blocks are initialised to add nothing."""
+    for step in (0, 9):
+        model = random_model("llama", 0)
+        if step == 0:
+            with torch.no_grad():
+                for parameter in decoder_layers(model)[1].mlp.down_proj.parameters():
+                    parameter.zero_()
+        model.save_pretrained(tmp_path / f"step{step}")
+    assert proven(SnapshotSet.open(str(tmp_path), 1, site="mlp"), token_set()).module == "mlp"
+    with pytest.raises(ConfigError, match="adds next to nothing"):
+        proven(SnapshotSet.open(str(tmp_path), 1, ("step0",), site="mlp"), token_set())
+
+
+def slightly_wrong(monkeypatch: pytest.MonkeyPatch, relative: float) -> None:
+    """Truncated models whose first block is off: what an architecture that depends on its depth would be."""
+    load = SnapshotSet.load_trunk
+
+    def wrong(self: SnapshotSet, k: int, dtype: torch.dtype | None = None) -> Any:
+        model = load(self, k, dtype)
+        with torch.no_grad():
+            decoder_layers(model)[0].mlp.down_proj.weight.mul_(1 + relative)
+        return model
+
+    monkeypatch.setattr(SnapshotSet, "load_trunk", wrong)
+
+
+@pytest.mark.parametrize("model_dtype", ["fp32", "bf16", "fp16"])
+def test_a_difference_far_below_bfloat16_is_found_whatever_the_collection_runs_in(
+    model_dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_model("llama", 0).save_pretrained(tmp_path / "step1")
+    snapshots = SnapshotSet.open(str(tmp_path), 0)
+    slightly_wrong(monkeypatch, 1e-3)
+    with pytest.raises(ConfigError, match="does not give the whole model's residual stream"):
+        collect(snapshots, token_set(), tmp_path / "store", model_dtype=model_dtype)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_model_that_does_not_fit_in_float32_is_proven_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random_model("llama", 0).save_pretrained(tmp_path / "step1")
+    load = SnapshotSet.load
+
+    def full(self: SnapshotSet, k: int, dtype: torch.dtype | None = None) -> Any:
+        model = load(self, k, dtype)
+
+        def to(device: str) -> Any:
+            if device != "cpu":
+                raise torch.OutOfMemoryError(f"{device} is full")
+            return model
+
+        monkeypatch.setattr(model, "to", to)
+        return model
+
+    monkeypatch.setattr(SnapshotSet, "load", full)
+    assert proven(SnapshotSet.open(str(tmp_path), 0), token_set(), "meta").proven
+    assert "in float32 does not fit on meta; its first tokens are run on the CPU" in capsys.readouterr().err
 
 
 def test_a_model_that_counts_its_blocks_is_loaded_whole(tmp_path: Path) -> None:
     """The last block of this one is built differently: with fewer blocks in the configuration another one would be."""
     random_model("gpt_neox_japanese", 0).save_pretrained(tmp_path / "step1")
-    proven = prove(SnapshotSet.open(str(tmp_path), 0), 0, tokens())
-    assert proven.whole
+    found = prove(SnapshotSet.open(str(tmp_path), 0), 0, tokens())
+    assert found.whole
     assert torch.equal(
-        activations(proven.load_trunk(0), 0, tokens()), activations(random_model("gpt_neox_japanese", 0), 0, tokens())
+        activations(found.load_trunk(0), 0, tokens()), activations(random_model("gpt_neox_japanese", 0), 0, tokens())
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from activations.tiny import REVISIONS_OF_TEST, C, D, S, V, break_with_nan, tiny_model, tokenizer_of
 
 from crosscoder.activations.collect import collect, plan_shards
+from crosscoder.activations.content import snapshot_digest
 from crosscoder.activations.presets import PRESETS, PYTHIA_STEPS, REVISIONS
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
@@ -352,6 +353,65 @@ def test_other_tokens_do_not_go_into_the_same_store(models: Path, tokens: TokenS
     other = TokenSet(tokens.ids[::-1].copy(), tokens.document, tokens.names, "none")
     with pytest.raises(ConfigError, match="already holds other activations"):
         collect(snapshots, other, tmp_path / "store")
+
+
+def test_a_model_is_known_by_its_content_and_not_by_the_name_of_its_folder(
+    models: Path, tokens: TokenSet, tmp_path: Path
+) -> None:
+    store = collect(SnapshotSet.open(str(models), 1, ("step0", "step1")), tokens, tmp_path / "store")
+    before = {path: path.read_bytes() for path in sorted(store.path.rglob("*.seg"))}
+    other = tmp_path / "elsewhere" / "models"
+    for seed, name in ((10, "step0"), (1, "step1"), (12, "step16")):
+        tiny_model(seed).save_pretrained(other / name)
+    with pytest.raises(ConfigError, match=r"other weights or another configuration under the names step0\)"):
+        collect(SnapshotSet.open(str(other), 1), tokens, tmp_path / "store")
+    with pytest.raises(ConfigError, match="other weights"):
+        collect(SnapshotSet.open(str(other), 1, ("step0",)), tokens, tmp_path / "store")
+    assert {path: path.read_bytes() for path in sorted(store.path.rglob("*.seg"))} == before
+    models.rename(tmp_path / "moved")
+    assert collect(SnapshotSet.open(str(tmp_path / "moved"), 1), tokens, tmp_path / "store").n_snapshots == 3
+
+
+def test_a_snapshot_of_which_nothing_is_stored_may_be_replaced(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
+    break_with_nan(models, "step1")
+    with pytest.raises(NonFiniteError):
+        collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "store")
+    tiny_model(1).save_pretrained(models / "step1")
+    assert collect(SnapshotSet.open(str(models), 1), tokens, tmp_path / "store").missing() == []
+
+
+def test_stores_of_other_weights_are_not_merged(models: Path, tokens: TokenSet, tmp_path: Path) -> None:
+    first = collect(SnapshotSet.open(str(models), 1, ("step0", "step1")), tokens, tmp_path / "first")
+    tiny_model(11).save_pretrained(models / "step1")
+    second = collect(SnapshotSet.open(str(models), 1, ("step1", "step16")), tokens, tmp_path / "second")
+    with pytest.raises(ConfigError, match=r"other weights .* under the names step1\)"):
+        first.merge(second)
+    assert ActivationStore.open(tmp_path / "first").snapshot_names == ["step0", "step1"]
+    assert first.merge(second.select(["step16"])) > 0
+    merged = ActivationStore.open(tmp_path / "first")
+    assert merged.snapshot_names == ["step0", "step1", "step16"]
+    assert merged.manifest["contents"]["step16"] == second.manifest["contents"]["step16"]
+
+
+def test_every_byte_of_the_weights_counts(tmp_path: Path) -> None:
+    """Also in a large file, and where neither size nor name say so; read again only when it has changed."""
+    tiny_model(0).save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    generator = np.random.default_rng(0)
+    file.write_bytes(generator.bytes((40 << 20) + 77))
+    digests = {snapshot_digest(tmp_path / "model")}
+    for at in (0, 4 << 20, 30_000_001, (40 << 20) + 76):
+        with file.open("r+b") as out:
+            out.seek(at)
+            byte = out.read(1)[0]
+            out.seek(at)
+            out.write(bytes([byte ^ 1]))
+        digests.add(snapshot_digest(tmp_path / "model"))
+    assert len(digests) == 5
+    told: list[int] = []
+    assert snapshot_digest(tmp_path / "model", told.append) in digests and told == [(40 << 20) + 77]
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt_neox"}')
+    assert snapshot_digest(tmp_path / "model") not in digests
 
 
 def test_shards_depend_on_the_seed_alone(tokens: TokenSet) -> None:

@@ -14,6 +14,7 @@ import yaml
 from activations.tiny import C, tiny_model, tokenizer_of
 
 from crosscoder import cli
+from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
 from crosscoder.runs import Run
@@ -86,6 +87,30 @@ def test_the_same_settings_again_change_nothing(run: Path, tmp_path: Path) -> No
     assert contents(run) == before
 
 
+def test_a_process_that_goes_on_proves_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two commands transformers may have changed; where nothing is left to collect, no model is loaded."""
+    before = contents(run)
+    load = SnapshotSet.load_trunk
+
+    def wrong(self: SnapshotSet, k: int, dtype: torch.dtype | None = None) -> Any:
+        model = load(self, k, dtype)
+        with torch.no_grad():
+            model.layers[0].mlp.dense_4h_to_h.bias.add_(1.0)
+        return model
+
+    monkeypatch.setattr(SnapshotSet, "load_trunk", wrong)
+    assert collect(run, tmp_path / "models") == 0
+    assert contents(run) == before
+    ActivationStore.open(Run(run).activations("train")).segment_path(0, 1).unlink()
+    assert collect(run, tmp_path / "models") == 2
+    assert "does not give the whole model's residual stream" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert collect(run, tmp_path / "models") == 0
+    assert contents(run) == before
+
+
 def test_a_text_of_the_same_name_with_another_content_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +152,7 @@ def test_a_relative_model_is_that_of_the_place_where_it_was_given(
 def test_a_snapshot_that_changed_since_it_was_collected_is_not_loaded(run: Path, tmp_path: Path) -> None:
     tiny_model(7).save_pretrained(tmp_path / "models" / "step1")
     found = Run(run).snapshots()
-    with pytest.raises(ValueError, match="snapshot step1 of .* is another than the one that was collected"):
+    with pytest.raises(ValueError, match="snapshot step1 of .* is not the one that was collected"):
         found.load_trunk(1)
     found.load_trunk(0)
 

@@ -79,7 +79,7 @@ def test_figures_by_norm_are_those_of_the_tokens_alone(tmp_path: Path) -> None:
 def test_sinks_are_told_at_collection_and_others_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x_NKD, sink_N = with_sinks()
     warn_huge(ActivationStore.from_array(tmp_path / "with", x_NKD, "fp32"))
-    assert "4 times the median norm or more and hold 97% of the variance" in capsys.readouterr().err
+    assert "4 times the median norm or more, and hold 97% of the variance" in capsys.readouterr().err
     warn_huge(ActivationStore.from_array(tmp_path / "without", x_NKD[~sink_N], "fp32"))
     assert capsys.readouterr().err == ""
 

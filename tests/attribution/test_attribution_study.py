@@ -126,8 +126,11 @@ def test_a_second_run_computes_nothing_and_other_settings_anew(run: Run, monkeyp
     assert tables(run) == before
     assert attribute(run, "--steps", 3) == 0
     assert json.loads((run.path / "attribution" / "nouns" / "results.json").read_text())["settings"]["steps"] == 3
+    other = tables(run)
     assert attribute(run, "--no-resume") == 0
-    assert tables(run) == before, "the same settings give the same bytes"
+    assert tables(run) == other != before, "what is left out is as before, and gives the same bytes"
+    assert attribute(run, "--no-resume", "--steps", 10) == 0
+    assert tables(run) == before
 
 
 def test_an_interrupted_study_goes_on(
@@ -213,7 +216,7 @@ def test_another_end_of_text_is_refused(run: Run, capsys: pytest.CaptureFixture[
     ids = np.ones((1, 4), dtype=np.int32)
     TokenSet(ids, np.zeros_like(ids), ["text"], "tokenizer", end_of_text=1).save(run.tokens("heldout"))
     assert attribute(run) == 3
-    assert "this model's end-of-text token is 1; prompts of tasks begin with token 0" in error(capsys)
+    assert "the end-of-text token of this model is 1; the prompts of tasks begin with token 0" in error(capsys)
 
 
 def test_a_crosscoder_of_another_site_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +233,7 @@ def test_what_was_left_out_of_the_training_tokens_is_left_out_of_the_prompts(
     TokenSet(ids, np.zeros_like(ids), ["text"], "tokenizer", source=source).save(run.tokens("train"))
     study = AttributionStudy(run, AttributionSettings())
     assert study.left_out == LeftOut(2, (7, 9))
-    assert "never saw tokens of 8 median norms or more" in capsys.readouterr().err
+    assert "without the tokens of 8 times the median norm or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--steps", "0"], ["--test-share", "1"], ["--ablations", "mean", "mean"]])

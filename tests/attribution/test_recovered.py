@@ -123,12 +123,12 @@ def test_a_store_that_does_not_fit_is_refused(
     snapshots, text, store, crosscoder = made
     ids = text.ids.copy()
     ids[0, 4] = 0
-    with pytest.raises(DataError, match="not of the run's held-out tokens"):
+    with pytest.raises(DataError, match="not hold the activations of the run's held-out tokens"):
         recovered_loss(crosscoder, snapshots, TokenSet(ids, text.document, text.names, "none"), store, 10_000)
     ids[0, 4] = text.ids[0, 4] % 40 + 1
-    with pytest.raises(DataError, match="not of the run's held-out tokens"):
+    with pytest.raises(DataError, match="not hold the activations of the run's held-out tokens"):
         recovered_loss(crosscoder, snapshots, TokenSet(ids, text.document, text.names, "none"), store, 10_000)
-    with pytest.raises(DataError, match="snapshots that the model has not: step2"):
+    with pytest.raises(DataError, match="snapshots that the model does not have: step2"):
         recovered_loss(crosscoder, small.InMemory(snapshots.models[:2]), text, store, 10_000)
     with torch.no_grad():
         snapshots.models[1].get_output_embeddings().weight[3] = float("nan")
@@ -154,5 +154,6 @@ def test_eval_measures_it_where_it_can(tmp_path: Path, capsys: pytest.CaptureFix
     assert run("eval", folder) == 0
     printed = capsys.readouterr()
     assert "language-model loss not measured" in printed.err and "explained variance" in printed.out
+    assert json.loads((folder / "summary.json").read_text())["language_model_loss"] is None, "not that of before"
     assert run("eval", folder, "--loss-tokens", 0) == 0
     assert "language-model loss" not in capsys.readouterr().err

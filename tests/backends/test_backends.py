@@ -178,7 +178,8 @@ def test_auto_loads_nothing_behind_the_first_that_fits(monkeypatch: pytest.Monke
 
 def test_auto_says_why_cuda_weights_go_to_the_reference(not_installed: str, capsys: pytest.CaptureFixture[str]) -> None:
     """No GPU is needed for a choice: the weights only say that they lie on one."""
-    on_gpu = SimpleNamespace(W_enc=SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32))
+    matrix = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, is_contiguous=lambda: True)
+    on_gpu = SimpleNamespace(W_enc=matrix, W_dec=matrix)
     assert backends.choose("auto", on_gpu) == "reference"  # type: ignore[arg-type]
     said = capsys.readouterr().err
     assert 'backend "triton" cannot be loaded' in said and 'backend "gone" cannot be loaded' in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.crosscoders import make
+from support.crosscoders import GATES, RANKED, make
 
 from crosscoder import TrainConfig, Trainer
 from crosscoder.backends import recall
@@ -53,3 +53,29 @@ def test_training_falls_back_aloud(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert float(torch.as_tensor(second["l0_union"])) > float(torch.as_tensor(first["l0_union"]))
     exact_pairs = trainer.model.encode(x).n_pairs / 64
     assert float(torch.as_tensor(trainer.step(x)["l0_union"])) == pytest.approx(exact_pairs, rel=1e-6)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_an_audit_of_a_few_tokens_takes_them_as_the_whole_batch_did(
+    gate: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """BatchTopK keeps the largest of the batch: here none of the audited tokens, which come first, is among them."""
+    model, x = make((256, 3, 16, 400), gate=gate, shift=-0.2 if gate in RANKED else -1.0)
+    x[: recall.TOKENS] *= 0.05
+    x[recall.TOKENS : 2 * recall.TOKENS] *= 3
+    trainer = Trainer(model, TrainConfig(n_steps=200, batch_size=256, candidates="int8", lr=1e-4))
+    for _ in range(2 * recall.EVERY + 1):
+        found = trainer.step(x)
+    assert float(torch.as_tensor(found["candidate_recall"])) >= recall.REQUIRED_RECALL
+    assert "int8 candidates find only" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gate", ["batchtopk", "topk"])
+def test_misses_of_a_gate_by_rank_are_noticed(
+    gate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, x = make((64, 3, 16, 400), gate=gate)
+    monkeypatch.setattr(products, "INT8_DEVIATIONS", -40.0)
+    found = Trainer(model, TrainConfig(n_steps=200, batch_size=64, candidates="int8", lr=1e-4)).step(x)
+    assert float(torch.as_tensor(found["candidate_recall"])) < 0.99
+    assert "int8 candidates find only" in capsys.readouterr().err

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from evolution.planted_codes import code_of, planted_tokens
-from torch import Tensor
 
-from crosscoder.code import SparseCode
 from crosscoder.errors import DataError
-from crosscoder.evolution.latent_scaling import LatentScaling, ScalingSums
+from crosscoder.evolution.latent_scaling import ScalingSums, latent_scaling
 from crosscoder.evolution.planted import PlantedConfig, PlantedDictionary
 
 NAMES = ("beta_error", "beta_reconstruction", "beta_error_own", "beta_reconstruction_own", "beta_error_null")
-
-
-def latent_scaling(
-    batches: Iterable[tuple[SparseCode, Tensor, Tensor]], W_dec: Tensor, **options: Any
-) -> LatentScaling:
-    """Of all batches of (code, x - x^, x^)."""
-    sums = ScalingSums(W_dec, **options)
-    for batch in batches:
-        sums.add(*batch)
-    return sums.result()
 
 
 def test_equals_the_definition_however_batches_are_cut() -> None:

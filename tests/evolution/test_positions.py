@@ -89,7 +89,7 @@ def test_tokens_before_end_with_the_document_and_the_row() -> None:
     assert tokens_at(tokens, places).tolist() == [[5, 7, 8, 11, -1]]
     assert tokens_at(tokens, places, back=1).tolist() == [[0, 0, -1, 10, -1]]
     assert tokens_at(tokens, places, back=3).tolist() == [[-1, -1, -1, -1, -1]]
-    with pytest.raises(DataError, match="do not fit"):
+    with pytest.raises(DataError, match="of another TokenSet"):
         tokens_at(TokenSet(ids[:1], document[:1], ["a", "b"], "none"), places)
 
 
@@ -104,9 +104,9 @@ def test_malformed_batches_are_refused() -> None:
     code, sequence, position = two
     with pytest.raises(DataError, match="in order"):
         collector.add(code, sequence[::-1].copy(), position)
-    with pytest.raises(DataError, match="positions for"):
+    with pytest.raises(DataError, match="need as many sequences and positions"):
         collector.add(code, sequence[1:], position)
-    with pytest.raises(DataError, match="do not fit a token set of 4 sequences of 9"):
+    with pytest.raises(DataError, match="are of another TokenSet than this one of 4 sequences of 9 tokens"):
         collector.add(code, sequence + 2, position)
     with pytest.raises(DataError, match="does not fit a collector"):
         PositionCollector(F + 1, tokens).add(*one)

@@ -262,9 +262,9 @@ def test_malformed_input_is_refused(
     short = InductionResponse(*(values[:-1] for values in vars(responses[0]).values()))
     with pytest.raises(DataError, match="the responses are of 11 features, the positions of 12"):
         feature_types(positions, tokens, short, responses[1])
-    with pytest.raises(DataError, match="do not fit a token set"):
+    with pytest.raises(DataError, match="of another TokenSet"):
         feature_types(positions, TokenSet(tokens.ids[:5], tokens.document[:5], tokens.names, "none"), *responses)
-    with pytest.raises(ConfigError, match="needs a length of 3"):
+    with pytest.raises(ConfigError, match="at least 3 tokens"):
         induction_responses(planted.read, planted.F, planted.V, length=2)
     with pytest.raises(ConfigError, match="needs 100 different tokens, the vocabulary has 99; .* at most 49"):
         induction_responses(planted.read, planted.F, planted.V, length=50)

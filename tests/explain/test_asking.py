@@ -279,7 +279,7 @@ def test_the_budget_holds(path: Path) -> None:
         setting = Setting(server, path, prices=(1.0, 2.0), budget=300e-6, max_in_flight=1)
         found = setting.ask(questions(30))
         assert found[:8] == [[i] for i in range(8)] and set(found[8:]) == {
-            "not asked: the budget of 0.0003 does not reach"
+            "not asked: it could exceed the budget of 0.0003"
         }
         assert setting.spending.spent == pytest.approx(8 * 12e-6)
         again = Setting(server, path, prices=(1.0, 2.0), budget=300e-6)

@@ -314,7 +314,7 @@ def test_the_cost_is_told_and_asked_for(run: Run, monkeypatch: Any, capsys: pyte
     monkeypatch.setattr("builtins.input", lambda question: next(replies))
     with Server(knowing) as server:
         assert explain(run, server, *prices) == 2
-        assert "nobody is there to agree to the cost; agree with --yes" in error(capsys)
+        assert "without a terminal nobody can agree to the cost; add --yes" in error(capsys)
         monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
         for _ in range(2):
             assert explain(run, server, *prices) == 2
@@ -335,7 +335,7 @@ def test_the_budget_ends_it_in_order(run: Run, capsys: pytest.CaptureFixture[str
         assert 0 < len(server.prompts) < 25
         assert "the budget will probably not reach" in capsys.readouterr().out
         assert run.summary()["explanations"]["cost"] <= 4
-        assert any("not asked: the budget of 4 does not reach" in reason for reason in results(run)["missing"])
+        assert any("not asked: it could exceed the budget of 4" in reason for reason in results(run)["missing"])
         assert explain(run, server, *prices) == 0
         assert set(server.counts.values()) == {1} and run.summary()["explanations"]["n_incomplete"] <= 1
 

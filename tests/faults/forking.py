@@ -1,7 +1,8 @@
 """Commands in processes forked from one that has imported everything: each starts within milliseconds.
 
-`python -m faults.forking` is that process; `Forks` talks to it. A command may be told to kill itself just before the
-n-th time that Python code opens a file for writing, renames, removes, or makes or removes a folder.
+`python -m faults.forking` is that process; `Forks` talks to it. A change of files is when Python code opens a file for
+writing, renames, removes, or makes or removes a folder. A command may be told to kill itself just before the n-th one,
+or to stop just before the first one after a file of some name was changed.
 """
 
 from __future__ import annotations
@@ -68,12 +69,16 @@ class Forks:
         answer: dict[str, Any] = json.loads(self._server.stdout.readline())
         return answer
 
-    def start(self, folder: Path, *arguments: object, kill_at: int | None = None) -> Command:
-        """`crosscoder ARGUMENTS`, run in `folder`; `kill_at`: it ends itself at that change of files, from 1."""
+    def start(
+        self, folder: Path, *arguments: object, kill_at: int | None = None, stop_after: str | None = None
+    ) -> Command:
+        """`crosscoder ARGUMENTS`, run in `folder`. `kill_at`: it ends itself at that change of files, from 1;
+        `stop_after`: it stops at the next change after one of a file of that name, until `go_on`."""
         self._count += 1
         log = self._logs / f"command-{self._count}.log"
-        pid = self._ask(do="start", arguments=list(map(str, arguments)), folder=str(folder), log=str(log), at=kill_at)
-        return Command(self, int(pid["pid"]), log)
+        request = {"arguments": list(map(str, arguments)), "folder": str(folder), "log": str(log)}
+        pid = self._ask(do="start", **request, kill_at=kill_at, stop_after=stop_after)["pid"]
+        return Command(self, int(pid), log)
 
     def run(self, folder: Path, *arguments: object) -> Command:
         """To the end; fails with what it printed."""
@@ -89,12 +94,26 @@ class Command:
     def __init__(self, forks: Forks, pid: int, log: Path) -> None:
         self._forks, self.pid, self.log = forks, pid, log
         self._code: int | None = None
+        self._stopped = False
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
+        """The exit code, negative for a signal; None while it runs, or is stopped."""
         if self._code is None:
-            self._code = self._forks._ask(do="poll", pid=self.pid)["code"]
+            answer = self._forks._ask(do="poll", pid=self.pid)
+            self._code = answer["code"]
+            self._stopped |= answer["stopped"]
         return self._code
+
+    def wait_until_stopped(self) -> None:
+        """Fails where it ends instead."""
+        until = time.monotonic() + LIMIT_SECONDS
+        while not self._stopped:
+            assert self.poll() is None and time.monotonic() < until, f"it never stopped: {self.printed()[-4000:]}"
+            time.sleep(0.002)
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+        self._stopped = False
 
     def wait(self, seconds: float = LIMIT_SECONDS) -> int | None:
         """The exit code; None where it still runs after so many seconds."""
@@ -130,23 +149,27 @@ def _import_everything() -> None:
         importlib.import_module(name)
 
 
-def _watch(log: str, kill_at: int | None) -> None:
-    """Count changes of files in this process and all its threads, and end it at the `kill_at`-th."""
-    count = 0
+def _watch(log: str, kill_at: int | None, stop_after: str | None) -> None:
+    """Count changes of files in this process and all its threads, and end or stop it as asked for."""
+    count, near = 0, False
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count
+        nonlocal count, near, stop_after
         if event == "open":
             changes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         elif event == "import" and arguments[0] == "this":  # the end
             Path(log).with_suffix(".changes").write_text(str(count))
             changes = False
         else:
-            changes = event in CHANGES
+            changes = event in CHANGES and not isinstance(arguments[0], int)
         if changes:
             count += 1
             if count == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if near:
+                near, stop_after = False, None
+                os.kill(os.getpid(), signal.SIGSTOP)
+            near = stop_after is not None and os.path.basename(os.fsdecode(arguments[0])) == stop_after
 
     sys.addaudithook(hook)
 
@@ -160,7 +183,7 @@ def _child(request: dict[str, Any]) -> int:
         os.dup2(source, target)
     os.chdir(request["folder"])
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-    _watch(request["log"], request["at"])
+    _watch(request["log"], request["kill_at"], request["stop_after"])
     code = cli.main(request["arguments"])
     sys.audit("import", "this", None, None, None, None)
     sys.stdout.flush()
@@ -183,8 +206,9 @@ def serve() -> None:
                     os._exit(code)
             answer: dict[str, Any] = {"pid": pid}
         else:
-            pid, status = os.waitpid(request["pid"], os.WNOHANG)
-            answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
+            pid, status = os.waitpid(request["pid"], os.WNOHANG | os.WUNTRACED)
+            stopped = bool(pid) and os.WIFSTOPPED(status)
+            answer = {"code": os.waitstatus_to_exitcode(status) if pid and not stopped else None, "stopped": stopped}
         print(json.dumps(answer), flush=True)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from faults.forking import Forks
 
 LIMIT_SECONDS = 600
 
@@ -21,25 +22,19 @@ def run(command: list[str], folder: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def run_with_kills(command: list[str], folder: Path, kills: int, longest: float, seed: int) -> int:
-    """Kill `command`, run in `folder`, `kills` times, each after a random time of at most `longest` seconds.
+def run_with_kills(forks: Forks, folder: Path, kills: int, longest: float, seed: int, *arguments: object) -> int:
+    """Kill `crosscoder ARGUMENTS`, run in `folder`, `kills` times, each after at most `longest` seconds.
 
     Then let it end. Returns how often it was killed: a run that ended before its time stops the series.
     """
     moments = random.Random(seed)
-    log = folder / "log"
-    with log.open("w") as output:
-        for done in range(kills):
-            process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
-            until = time.monotonic() + moments.uniform(0.3, longest)
-            while time.monotonic() < until and process.poll() is None:
-                time.sleep(0.01)
-            if process.poll() is not None:
-                assert process.returncode == 0, log.read_text()[-4000:]
-                return done
-            process.kill()
-            process.wait()
-    run(command, folder)
+    for done in range(kills):
+        command = forks.start(folder, *arguments)
+        if command.wait(moments.uniform(0.02, longest)) is not None:
+            assert command.wait() == 0, command.printed()[-4000:]
+            return done
+        command.kill()
+    forks.run(folder, *arguments)
     return kills
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -15,14 +16,14 @@ import torch
 from faults.damage import flips, put
 from support.command_line import error, run
 
-from crosscoder import ActivationLoader, ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig, Trainer
+from crosscoder import ActivationLoader, ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig, Trainer, locks
 from crosscoder.activations.claim import claim
 from crosscoder.common.arrays import load_arrays, save_arrays
 from crosscoder.common.tables import csv_text, read_table, write_table
 from crosscoder.errors import BusyError, ConfigError, DataError, StorageError
 from crosscoder.explain.endpoint import Endpoint
 from crosscoder.files import read_json, write_bytes, write_json
-from crosscoder.locks import locked, working_on
+from crosscoder.locks import locked, open_lock, working_on
 
 
 def test_a_record_without_what_is_needed_is_named(tmp_path: Path) -> None:
@@ -105,6 +106,78 @@ def test_locks_and_temporary_files_follow_no_links(tmp_path: Path) -> None:
             assert mine
             store.write_segment(0, 0, torch.ones(9, 3))
     assert victim.read_text() == "precious" and (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_a_file_system_without_locks_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(locks, "_told", set())
+    with working_on(tmp_path, "train"):
+        ActivationStore.from_array(tmp_path / "s", np.ones((9, 2, 3), np.float32))
+        with claim(tmp_path / "file") as mine, locked(tmp_path / ".other"):
+            assert mine
+    told = [line for line in capsys.readouterr().err.splitlines() if "cannot be locked" in line]
+    assert len(told) == 1 and "let only one command at a time work on" in told[0] and "No locks available" in told[0]
+
+
+def test_a_lock_is_gone_with_its_file_and_can_be_had_again(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("crosscoder train (process 1)\n")  # of a killed process
+    with working_on(tmp_path, "train"):
+        with working_on(tmp_path, "eval"):
+            pass
+        assert (tmp_path / ".lock").read_text() == f"crosscoder train (process {os.getpid()})\n"
+        busy: list[BaseException] = []
+
+        def other() -> None:
+            try:
+                with working_on(tmp_path, "eval"):
+                    pass
+            except BusyError as error:
+                busy.append(error)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert f"crosscoder train (process {os.getpid()}) works on {tmp_path}" in str(busy[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_many_that_want_a_lock_one_at_a_time_has_it(tmp_path: Path) -> None:
+    """The file is removed and made again all the time, and still nobody is beside another."""
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(200):
+            with locked(tmp_path / ".lock"):
+                inside += 1
+                most = max(most, inside)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1 and inside == 0 and not list(tmp_path.iterdir())
+
+
+def test_merging_into_a_store_holds_it_or_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone, inside = tmp_path / "store", tmp_path / "run" / "activations" / "train"
+    for path in (alone, inside, tmp_path / "other"):
+        ActivationStore.from_array(path, np.ones((9, 2, 3), np.float32))
+    for held, store in ((alone, alone), (tmp_path / "run", inside)):
+        descriptor = open_lock(held / ".lock")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert run("store", "merge", store, tmp_path / "other") == BusyError.exit_code
+        assert f"works on {held}" in error(capsys)
+        os.close(descriptor)
+        assert run("store", "merge", store, tmp_path / "other") == 0
+        assert not (held / ".lock").exists()
 
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:

@@ -7,76 +7,19 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
 from explain.planted_run import make_run as make_planted_run
 from explain.server import Server, knowing
+from faults.contents import contents
 from faults.forking import Forks
-from faults.tiny_run import ATTRIBUTE, EVOLVE, SWEEP, TRAIN, make_inputs, make_run
-
-from crosscoder.evolution.analyses import analyses
+from faults.tiny_run import ATTRIBUTE, EVOLVE, SWEEP
 
 KILLS = int(os.environ.get("VERB_KILLS", "20"))
 SEED = int(os.environ.get("KILL_SEED", "0"))
-TIMES = ("seconds", "tokens_per_second", "loader_wait_fraction", "checksum")
-"""Entries of records that differ from one undisturbed run to the next."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with Forks(tmp_path_factory.mktemp("logs")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
-    """A folder with a run that is trained and evaluated."""
-    folder = tmp_path_factory.mktemp("base")
-    make_inputs(folder)
-    make_run(folder, forks)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def evolved(base: Path, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
-    """The same with the analyses that a page needs, beside another run of the same activations."""
-    needed = [one.name for one in analyses() if one.required]
-    folder = tmp_path_factory.mktemp("evolved")
-    for name in ("run", "other"):
-        shutil.copytree(base / "run", folder / name)
-    forks.run(folder, "evolve", "run", *EVOLVE, "--only", *needed)
-    forks.run(folder, "train", "other", *TRAIN, "--seed", 1, "--no-resume")
-    forks.run(folder, "evolve", "other", "--only", "life")
-    return folder
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """All files under `folder`, hidden ones too: their bytes, or their values without times."""
-    return {str(path.relative_to(folder)): value(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def value(path: Path) -> Any:
-    if path.name == "answers.jsonl":
-        return sorted(path.read_text().splitlines())
-    if path.name == "metrics.jsonl":
-        return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
-    if path.name in ("result.json", "summary.json"):
-        return timeless(json.loads(path.read_text()))
-    if path.name in ("results.parquet", "frontier.csv"):
-        table = pyarrow.parquet.read_table(path.with_name("results.parquet")).to_pydict()
-        return timeless(table)
-    return path.read_bytes()
-
-
-def timeless(record: Any) -> Any:
-    if isinstance(record, dict):
-        return {key: timeless(item) for key, item in record.items() if key not in TIMES}
-    return [timeless(item) for item in record] if isinstance(record, list) else record
 
 
 def kill(forks: Forks, start: Path, folder: Path, *command: object, at_changes: int = KILLS) -> dict[str, Any]:

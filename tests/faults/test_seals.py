@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from faults.damage import flips, put
 from support.language_models import neox
 
 from crosscoder.activations.snapshots import SnapshotSet
-from crosscoder.common.arrays import load_mapped, save_mapped
+from crosscoder.common import arrays
+from crosscoder.common.arrays import load_arrays, load_mapped, load_result, save_arrays, save_mapped
 from crosscoder.configfile import read_config, read_options, write_config
 from crosscoder.errors import ConfigError, DataError
 from crosscoder.explain.answers import Answers
@@ -54,6 +56,11 @@ WRITERS: dict[str, tuple[Callable[[Path], object], Callable[[Path], Any], Any]] 
         lambda path: save_mapped(path, np.arange(6, dtype=np.int16).reshape(2, 3)),
         lambda path: load_mapped(path).tolist(),
         [[0, 1, 2], [3, 4, 5]],
+    ),
+    "life.npz": (
+        lambda path: save_arrays(path, {"a": np.arange(3)}),
+        lambda path: {name: array.tolist() for name, array in load_arrays(path).items()},
+        {"a": [0, 1, 2]},
     ),
 }
 
@@ -95,7 +102,7 @@ def test_a_users_file_is_taken_as_it_is_and_a_changed_record_is_told(tmp_path: P
     sealed = path.read_text()
     assert sealed.startswith("steps: 10\n") and read_config(path, Options) == Options()
     path.write_text(sealed.replace("steps: 10", "steps: 11"))
-    with pytest.raises(ConfigError, match=r"train\.yaml is damaged, or was changed by hand.*--config as it is"):
+    with pytest.raises(ConfigError, match=r"train\.yaml is damaged, or was changed by hand.*--config a copy"):
         read_config(path, Options)
     with pytest.raises(DataError, match=r"train\.yaml is damaged"):
         read_options(path, record=True)
@@ -154,6 +161,53 @@ def test_a_damaged_answer_is_told_and_asked_again(tmp_path: Path, capsys: pytest
     assert "1 line(s) damaged" in capsys.readouterr().err
 
 
+@dataclass(frozen=True)
+class Result:
+    norms: np.ndarray
+    n: int
+
+
+def forged(path: Path, archive: bytes) -> None:
+    """An archive of arrays by another writer, with a right checksum."""
+    head = archive[:-2] + (16).to_bytes(2, "little")
+    path.write_bytes(head + digest(head).encode())
+
+
+def npz(**arrays: Any) -> bytes:
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)
+    return out.getvalue()
+
+
+def test_numpy_reads_sealed_arrays(tmp_path: Path) -> None:
+    for compressed in (True, False):
+        save_arrays(tmp_path / "a.npz", {"x": np.eye(3), "y.z": np.array("é")}, compressed=compressed)
+        with np.load(tmp_path / "a.npz") as found:
+            assert (found["x"] == np.eye(3)).all() and found["y.z"] == "é"
+
+
+def test_forged_arrays_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "ALWAYS_UNPACKED", 1 << 20)
+    path = tmp_path / "life.npz"
+    forged(path, npz(norms=np.ones(3), n=np.array(3)))
+    assert load_result(Result, path).n == 3
+    for archive, reason in (
+        (npz(norms=np.array([{}], dtype=object), n=np.array(3)), "allow_pickle"),
+        (npz(norms=np.zeros(1 << 23, np.uint8), n=np.array(3)), "it unpacks to far more"),
+        (npz(norms=np.ones(3)), "results lack n"),
+        (npz(norms=np.ones(3), n=np.array("three")), "invalid literal"),
+        (npz(norms=np.ones(3), n=np.ones(2)), "size 1"),
+        (b"PK\x05\x06" + bytes(18), "results lack norms"),
+        (bytes(30), "not a zip file"),
+    ):
+        forged(path, archive)
+        with pytest.raises(DataError, match=rf"life\.npz is (damaged|malformed).*{reason}"):
+            load_result(Result, path)
+    path.write_bytes(npz(norms=np.ones(3), n=np.array(3)))
+    with pytest.raises(DataError, match=r"life\.npz is damaged \(its checksum differs"):
+        load_result(Result, path)
+
+
 def test_lines_of_a_file_that_is_no_log_are_none(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"\x00\xff\n\n[]\n" + b'{"a": ' * 3000 + b"\n" + seal_json({"a": 1}))
@@ -168,7 +222,7 @@ def test_a_snapshot_or_tokenizer_that_changed_since_collection_is_named(tmp_path
         neox(seed).save_pretrained(model / name)
         tokenizer_of("a few words of text").save_pretrained(model / name)
     opened = SnapshotSet.open(str(model), 1)
-    known = {"content": opened.contents(), "tokenizer": opened.tokenizer_content()}
+    known = {"content": opened.identified().content, "tokenizer": opened.tokenizer_content()}
     snapshots = replace(opened, given_steps=(0, 1), **known)  # type: ignore[arg-type]
     run = Run(tmp_path / "run")
     run.write_snapshots(snapshots)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults.killing import files_of, run
+from faults.killing import crosscoder, files_of, run
 from faults.test_kill import collection
 
 from crosscoder import ActivationStore, Crosscoder, CrosscoderConfig, TrainConfig, Trainer, cli
@@ -88,9 +88,10 @@ def test_collection_on_a_disk_that_fills_up(
 ) -> None:
     """What was collected stays; with more room the same command ends, to the same bytes."""
     command = collection(tmp_path)
-    run(command, tmp_path)
+    run(crosscoder(*command), tmp_path)
     arguments = ["--model", str(tmp_path / "models"), "--text", str(tmp_path / "text.txt")]
-    rest = command[command.index("--layer") : command.index("--text")] + command[command.index("--context") :]
+    rest = list(map(str, command[command.index("--layer") : command.index("--text")]))
+    rest += map(str, command[command.index("--context") :])
     assert cli.main(["collect", str(small_disk / "run"), *arguments, *rest]) == 5
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and "cannot write" in error[0] and "free some space" in error[0]

@@ -167,7 +167,7 @@ def test_no_tokens_are_no_error() -> None:
 def test_without_gradients_the_values_are_the_same(
     backend: str, mode: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    model, x = crosscoder(backend)
+    model, x = make((2, 2, 3, 4), device="cpu" if backend == "native" else DEVICE, shift=1.0)
     expected = {name: call(x) for name, call in calls(model, backend).items()}
     expected["decode"] = model.decode(model.encode(x, backend=backend), backend=backend)
     other = Crosscoder(model.config).to(x.device)
@@ -257,3 +257,24 @@ def test_what_is_no_code_is_one_clear_error(backend: str) -> None:
             model.decode(nothing, backend=backend)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="does not fit"):
         model.decode(Crosscoder(CrosscoderConfig(3, 5, 8)).encode(x), backend=backend)
+
+
+# ------------------------------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
+def test_weights_that_kernels_would_misread_are_refused(backend: str, name: str) -> None:
+    model, x = crosscoder(backend)
+    expected = model.encode(x, backend="reference").to_dense()
+    matrix = getattr(model, name)
+    matrix.data = matrix.data.transpose(0, 2).contiguous().transpose(0, 2)
+    for call in (model.encode, model.loss):
+        if backend != "reference":
+            with pytest.raises(ConfigError, match=f"{name} is not contiguous in memory"):
+                call(x, backend=backend)
+    torch.testing.assert_close(model.encode(x, backend="reference").to_dense(), expected)
+    matrix.data = matrix.data.contiguous().bfloat16()
+    if backend != "reference":
+        with pytest.raises(ConfigError, match="bring the whole crosscoder to one"):
+            model.encode(x, backend=backend)

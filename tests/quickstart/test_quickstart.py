@@ -135,7 +135,7 @@ def test_two_seeds_are_compared(quickstart: Run, tmp_path: Path, capsys: pytest.
     assert cli.main(["compare", str(other), str(other)]) == 2 and "with itself" in capsys.readouterr().err
     record = json.loads((other / "snapshots.json").read_text())
     write_json(other / "snapshots.json", {**record, "layer": 1})
-    assert cli.main(compare) == 3 and "different snapshots or layers" in capsys.readouterr().err
+    assert cli.main(compare) == 3 and "different snapshots, layers or sites" in capsys.readouterr().err
 
 
 def test_the_norm_is_tested(quickstart: Run) -> None:

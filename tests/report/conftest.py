@@ -36,11 +36,12 @@ def _missing(what: str) -> None:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import expect, sync_playwright
     except ImportError:
         _missing("playwright: pip install playwright")
     if CHROMIUM is None:
         _missing("chromium: apt-get install chromium")
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser

@@ -13,6 +13,7 @@ import pytest
 import results_synthetic
 from matplotlib.figure import Figure
 from results_synthetic import Made
+from support.browser import settle
 
 from crosscoder.evolution.analyses import analyses
 from crosscoder.figures.spec import Bars, Heat, Lines, Listing, Scatter
@@ -292,7 +293,7 @@ def test_in_the_browser(visit: Visit, tables: dict[str, FigureTable], tmp_path: 
         dots = page.locator("#plot-explained_complexity [aria-label=dot] circle")
         dots.nth(3).scroll_into_view_if_needed()
         dots.nth(3).hover(force=True)
-        page.wait_for_timeout(50)
+        settle(page, 0)
         tip = page.locator("#plot-explained_complexity [aria-label=tip]").text_content()
         assert re.search(r"feature \d+", tip) and "<b>word</b>" in tip
         assert page.locator(".plot b").count() == 0

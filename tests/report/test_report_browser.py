@@ -13,6 +13,7 @@ import numpy as np
 import page_synthetic
 import pytest
 from playwright.sync_api import expect
+from support.browser import settle
 
 from crosscoder.figures.spec import Lines
 from crosscoder.figures.table import FigureTable
@@ -77,7 +78,7 @@ def sparkline(row: Any) -> list[float]:
 
 def search(page: Any, text: str) -> None:
     page.fill("#search", text)
-    page.wait_for_timeout(300)
+    settle(page)
 
 
 def test_overview_shows_everything(visit: Visit, small_page: Path) -> None:
@@ -141,7 +142,7 @@ def drag(page: Any, selector: str, start: tuple[float, float], end: tuple[float,
     page.mouse.move((place[0][0] + place[1][0]) / 2, (place[0][1] + place[1][1]) / 2)
     page.mouse.move(*place[1])
     page.mouse.up()
-    page.wait_for_timeout(60)
+    settle(page, 0)
 
 
 def tick_labels(page: Any, selector: str, axis: str) -> list[str]:
@@ -157,7 +158,7 @@ def test_a_drag_zooms_along_the_ways_it_goes_and_a_double_click_shows_all(visit:
         assert tick_labels(page, plot, "x") != before[0] and tick_labels(page, plot, "y") == before[1]
         assert "0" not in tick_labels(page, plot, "x") and len(tick_labels(page, plot, "x")) >= 2
         page.dblclick(plot)
-        page.wait_for_timeout(60)
+        settle(page, 0)
         assert (tick_labels(page, plot, "x"), tick_labels(page, plot, "y")) == before
         drag(page, plot, (0.5, 0.2), (0.505, 0.5))  # along: the values alone
         assert tick_labels(page, plot, "x") == before[0] and tick_labels(page, plot, "y") != before[1]
@@ -200,7 +201,7 @@ def test_a_line_names_its_feature_and_opens_it(visit: Visit, small_page: Path) -
         box = panel.bounding_box()
         for share in np.linspace(0.1, 0.9, 60):  # somewhere down this line of places lies an example
             page.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + share * box["height"])
-            page.wait_for_timeout(20)
+            settle(page, 0)
             tip = panel.locator("[aria-label=tip]").text_content() or ""
             if "feature " in tip:
                 break
@@ -246,7 +247,7 @@ def test_decoded_numbers_are_those_that_were_written(visit: Visit, told_page: tu
     with visit(path, "#features") as page:
         page.click('[data-sort="id"]')
         page.evaluate("document.querySelector('.scroller').scrollTop = 100 * 36")
-        page.wait_for_timeout(100)
+        settle(page)
         for feature in (100, 107):
             row = page.locator(f'.row[data-feature="{feature}"]')
             emergence = data.features.emergence[feature]
@@ -286,7 +287,7 @@ def test_sorting(visit: Visit, told_page: tuple[Path, PageData]) -> None:
             page.click('[data-sort="emergence"]')
             page.focus("#grid")
             page.keyboard.press("End")
-            page.wait_for_timeout(100)
+            settle(page)
             assert shown(page)[-len(missing) :] == missing
 
 
@@ -325,7 +326,7 @@ def test_search(visit: Visit, told_page: tuple[Path, PageData]) -> None:
         search(page, "presiDENCY")  # cut into two tokens, of which 10 fires on one and 11 on neither
         assert shown(page) == [10]
         page.select_option("#scope", "anywhere")
-        page.wait_for_timeout(200)
+        settle(page)
         assert sorted(shown(page)) == [10, 11]
         page.select_option("#scope", "firing")
         search(page, "war")
@@ -373,7 +374,7 @@ def test_feature_panel(visit: Visit, told_page: tuple[Path, PageData]) -> None:
         page.go_back()
         expect(page.locator("#panel h2")).to_have_text("Feature 120")
         page.click(".chips button")
-        page.wait_for_timeout(200)
+        settle(page)
         assert shown(page) == [120]
         page.click("#close-panel")
         expect(page.locator("#panel")).to_be_hidden()
@@ -398,7 +399,7 @@ def test_keyboard(visit: Visit, told_page: tuple[Path, PageData]) -> None:
         page.keyboard.press("/")
         assert page.evaluate("document.activeElement.id") == "search"
         page.keyboard.type("12", delay=20)
-        page.wait_for_timeout(300)
+        settle(page)
         page.keyboard.press("Enter")
         expect(page.locator("#panel h2")).to_have_text("Feature 12")
         order = shown(page)
@@ -424,7 +425,7 @@ def test_keyboard(visit: Visit, told_page: tuple[Path, PageData]) -> None:
         assert page.is_visible("#panel")  # the first Escape was the dialog's
         page.keyboard.press("/")
         page.keyboard.press("Escape")  # empties the search
-        page.wait_for_timeout(200)
+        settle(page)
         assert number_listed(page) == 300
         page.keyboard.press("Escape")  # leaves it
         page.keyboard.press("o")

@@ -221,10 +221,10 @@ def test_seconds_go_on_over_interruptions(tmp_path: Path, monkeypatch: pytest.Mo
     config = TrainConfig(n_steps=40, batch_size=64, lr=1e-3, log_every=5, checkpoint_every=10)
     step = Trainer.step
 
-    def interrupted(self: Trainer, x: torch.Tensor) -> Any:
+    def interrupted(self: Trainer, x: torch.Tensor, **options: Any) -> Any:
         if self.step_number == 27:
             raise KeyboardInterrupt
-        return step(self, x)
+        return step(self, x, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)

@@ -407,3 +407,12 @@ def test_training_under_inference_mode_is_refused_and_changes_nothing() -> None:
         trainer.step(sparse_batch(2))
     untouched.step(sparse_batch(2))
     assert states_equal(trainer, untouched)
+
+
+@pytest.mark.parametrize("name", ["b_enc", "b_dec", "log_threshold"])
+def test_parameters_of_two_dtypes_are_refused_for_training(name: str) -> None:
+    model = Crosscoder(CrosscoderConfig(K, D, F))
+    getattr(model, name).data = getattr(model, name).data.double()
+    with pytest.raises(ConfigError, match=rf"{name} is torch\.float64, and W_enc torch\.float32"):
+        Trainer(model, TrainConfig(n_steps=3))
+    train(Trainer(model.float(), TrainConfig(n_steps=3, batch_size=B)), 3)

@@ -79,4 +79,7 @@ def describe(alike: Sequence[Alike]) -> list[str]:
 def warn_alike(alike: Sequence[Alike]) -> None:
     """A line for each group of snapshots that are (nearly) equal."""
     for sentence in describe(alike):
-        warn(f"{sentence}: one set of weights under several names? nothing can be born or die between them")
+        warn(
+            f"{sentence}, so no feature can be born or die between them; if they are one checkpoint under several "
+            "names, name only one of them"
+        )

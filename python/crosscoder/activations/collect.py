@@ -19,7 +19,7 @@ from torch import Tensor
 
 from crosscoder.activations.claim import claim
 from crosscoder.activations.manifest import new_manifest
-from crosscoder.activations.proof import prove
+from crosscoder.activations.proof import proven
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
@@ -28,8 +28,6 @@ from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.progress import Progress, warn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PROOF_SEQUENCES = 4
-"""Sequences on which the whole model is run to prove what is collected."""
 POLL_SECONDS = 1.0
 """How often a process that has nothing left to claim looks whether the others are done."""
 
@@ -89,23 +87,6 @@ def token_rows(tokens: TokenSet, shard: Shard) -> np.ndarray:
 def row_order(shard: Shard) -> Tensor:
     """(T,) int64: which of the shard's tokens, counted in the order of the text, each of its rows is."""
     return torch.from_numpy(np.argsort(np.argsort(shard.rows)))
-
-
-def proven(snapshots: SnapshotSet, tokens: TokenSet, model_dtype: str = "fp32", device: str = "cpu") -> SnapshotSet:
-    """`snapshots`, proven on the first tokens (`proof.prove`); as they are if they have been already.
-
-    On the last snapshot that can be had: what the parts of a block add is largest there. Raises `ConfigError` with the
-    reason where the architecture cannot be collected, the last error where no snapshot can be had.
-    """
-    if snapshots.proven:
-        return snapshots
-    ids_SC = torch.from_numpy(tokens.ids[:PROOF_SEQUENCES]).long()
-    for k in reversed(range(snapshots.n_snapshots)):
-        try:
-            return prove(snapshots, k, ids_SC, DTYPES[model_dtype], device)
-        except (DataError, NonFiniteError) as error:
-            last = error
-    raise last
 
 
 def check_tokens(snapshots: SnapshotSet, tokens: TokenSet) -> None:
@@ -191,11 +172,12 @@ def collect(
     """
     options = CollectOptions(batch_sequences, together, model_dtype, device, skip_bad)
     if together < 1 or batch_sequences < 1:
-        raise ConfigError("together and batch_sequences must be at least 1")
+        raise ConfigError(f"together and batch_sequences must be at least 1, not {together} and {batch_sequences}")
+    snapshots = snapshots.identified()
     planned = plan_store(snapshots, tokens, path, dtype, rows_per_shard, seed, model_dtype)
     if planned.is_complete():
         return planned.create()
-    snapshots = proven(snapshots, tokens, model_dtype, device)
+    snapshots = proven(snapshots, tokens, device)
     store = planned.create()
     _Collection(snapshots, tokens, planned.shards, store, options, title).run()
     return store
@@ -259,10 +241,10 @@ def plan_store(
         "model_dtype": model_dtype,
         **({"left_out": tokens.source.get("left_out", {})} if tokens.left_out is not None else {}),
     }
-    if snapshots.content and ActivationStore.exists(path):  # known by its content, whatever its folder is called now
-        source["model"] = ActivationStore.open(path).manifest["source"].get("model", source["model"])
     rows = [len(shard.rows) for shard in shards]
-    manifest = new_manifest(snapshots.revisions, int(config.hidden_size), dtype, rows, source)
+    contents = dict(zip(snapshots.revisions, snapshots.identified().content, strict=True))
+    known = {name: content for name, content in contents.items() if content}
+    manifest = new_manifest(snapshots.revisions, int(config.hidden_size), dtype, rows, source, known)
     return PlannedStore(path, shards, ActivationStore.reconciled(path, manifest), snapshots.revisions)
 
 

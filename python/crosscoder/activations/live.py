@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crosscoder.activations.collect import check_tokens, forward_shard, load_trunks, plan_shards, proven, row_order
+from crosscoder.activations.collect import check_tokens, forward_shard, load_trunks, plan_shards, row_order
 from crosscoder.activations.dealing import Dealer, Piece
+from crosscoder.activations.proof import proven
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.source import Source
 from crosscoder.activations.tokens import TokenSet
@@ -69,7 +70,7 @@ class LiveSource(Source):
         """
         check_tokens(snapshots, tokens)
         self.shards = plan_shards(tokens, rows_per_shard, shard_seed)
-        snapshots = proven(snapshots, tokens, model_dtype, device)
+        snapshots = proven(snapshots, tokens, device)
         rows = [len(shard.rows) for shard in self.shards]
         self.tokens = tokens
         self.snapshots = snapshots
@@ -82,7 +83,7 @@ class LiveSource(Source):
         except ConfigError as error:
             if together is not None:
                 raise
-            warn(f"{error}; done, which takes longer")
+            warn(f"{error}. They are run one by one now, which takes longer")
             self.trunks = self._load(1, model_dtype)
         super().__init__(
             snapshots.model,

@@ -6,7 +6,7 @@ The format is in docs/store-format.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,18 @@ def scale_group(dtype: str, d_model: int) -> int:
 
 
 def new_manifest(
-    names: Sequence[str], d_model: int, dtype: str, shard_rows: Sequence[int], source: dict[str, Any] | None = None
+    names: Sequence[str],
+    d_model: int,
+    dtype: str,
+    shard_rows: Sequence[int],
+    source: dict[str, Any] | None = None,
+    contents: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The manifest of a new store. Raises `ConfigError` for an unknown dtype or a name that comes twice."""
     if dtype not in BITS_PER_VALUE:
         raise ConfigError(f"dtype must be one of {', '.join(BITS_PER_VALUE)}, not {dtype!r}")
     if len(set(names)) != len(names):
-        raise ConfigError(f"{len(set(names))} different snapshot names for {len(names)} snapshots")
+        raise ConfigError(f"a snapshot is named twice in {', '.join(names)}; each needs a name of its own")
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -47,22 +52,33 @@ def new_manifest(
         "scale_group": scale_group(dtype, d_model),
         "shard_rows": [int(rows) for rows in shard_rows],
         "snapshots": list(names),
+        **({"contents": dict(contents)} if contents else {}),
         "source": source or {},
     }
 
 
-def reconciled(path: Path, existing: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+def reconciled(path: Path, existing: dict[str, Any], wanted: dict[str, Any], begun: Collection[str]) -> dict[str, Any]:
     """The manifest of the store in `path` with the snapshots of `wanted` that it has not yet added at the end.
 
+    `begun`: the snapshots of which the store has activations; what these were made from is not changed any more. A
+    model that shares such a snapshot, with the same content, is the same, whatever its folder is called now.
     What an older store's source does not say counts as equal. Raises `ConfigError` naming each thing that differs, with
     both values, if it is a store of something else.
     """
+    there, now = existing.get("contents", {}), wanted.get("contents", {})
+    known = [name for name in begun if name in there and name in now]
+    other = [name for name in known if there[name] != now[name]]
+    if known and not other and "model" in wanted["source"]:
+        model = existing["source"].get("model", wanted["source"]["model"])
+        wanted = {**wanted, "source": {**wanted["source"], "model": model}}
     old, new = ({**m, **{f"source {key}": value for key, value in m["source"].items()}} for m in (existing, wanted))
     different = [
         f"{key.removeprefix('source ')}: {_shown(old[key])} there, {_shown(new[key])} now"
         for key in old
-        if key not in ("snapshots", "source", "scale_group") and key in new and old[key] != new[key]
+        if key not in ("snapshots", "contents", "source", "scale_group") and key in new and old[key] != new[key]
     ]
+    if other:
+        different.append(f"other weights or another configuration under the names {', '.join(other)}")
     gone = [key for key in existing["source"] if key not in wanted["source"]]
     if different or gone:
         raise ConfigError(
@@ -70,7 +86,10 @@ def reconciled(path: Path, existing: dict[str, Any], wanted: dict[str, Any]) -> 
             "choose another folder or delete that one"
         )
     added = [name for name in wanted["snapshots"] if name not in existing["snapshots"]]
-    return {**existing, "snapshots": existing["snapshots"] + added}
+    # Of activations that an older release stored it is not known, and not made up here.
+    contents = {**there, **{name: content for name, content in now.items() if name not in begun}}
+    changed = {"snapshots": existing["snapshots"] + added, **({"contents": contents} if contents else {})}
+    return {**existing, **changed}
 
 
 def _shown(value: Any) -> str:
@@ -130,6 +149,10 @@ def _is_group(group: Any, dtype: Any, d_model: Any) -> bool:
     return 0 < group <= 1 << 22 and whole_bytes
 
 
+def _are_contents(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(content, str) for content in value.values())
+
+
 def _problems(manifest: dict[str, Any]) -> list[str]:
     def counts(value: Any, most: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
@@ -146,7 +169,8 @@ def _problems(manifest: dict[str, Any]) -> list[str]:
         and 0 < len(names) < 1000
         and all(_is_name(name) for name in names)
         and len(set(names)) == len(names),
+        "contents": "contents" not in manifest or _are_contents(manifest["contents"]),
         "source": isinstance(manifest.get("source"), dict),
     }
-    unknown = sorted(set(manifest) - {*_KEYS, "source"})
+    unknown = sorted(set(manifest) - {*_KEYS, "contents", "source"})
     return [key for key, good in fine.items() if not good] + [f"key {key!r}" for key in unknown]

@@ -41,11 +41,11 @@ def warn_huge(store: ActivationStore) -> None:
         return
     told = int((share_K >= _TELLING_SHARE).sum())
     warn(
-        f"{store.path.name}: {float(huge_TK[:, worst].double().mean()):.2%} of the tokens have {HUGE:g} times the "
-        f"median norm or more and hold {float(share_K[worst]):.0%} of the variance at {store.snapshot_names[worst]} "
-        f"(so at {told} of {store.n_snapshots} snapshots); figures over all tokens say little of the others: see those "
-        "by norm of crosscoder eval, or leave such tokens out when the tokens are made (--leave-out-norm, "
-        "--leave-out-positions, --leave-out-ids)"
+        f"{store.path.name}: at {store.snapshot_names[worst]} {float(huge_TK[:, worst].double().mean()):.2%} of the "
+        f"tokens have {HUGE:g} times the median norm or more, and hold {float(share_K[worst]):.0%} of the variance "
+        f"(much of it at {told} of {store.n_snapshots} snapshots). Figures over all tokens then say little about the "
+        "ordinary ones: look at the figures by norm that crosscoder eval prints, or leave such tokens out when the "
+        "tokens are made (--leave-out-norm, --leave-out-positions, --leave-out-ids)"
     )
 
 

@@ -7,7 +7,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,13 @@ from crosscoder.activations.presets import PRESETS, REVISIONS, revision_names
 from crosscoder.activations.steps import REMEDY, step_of, steps_of
 from crosscoder.activations.trunk import SITES, decoder_layers, truncate
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.progress import warn
+from crosscoder.progress import Progress, warn
 
 if TYPE_CHECKING:
     import torch
+
+TOLD_ABOVE = 4 << 30
+"""Bytes of weights from which a bar shows that they are read."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,11 @@ class SnapshotSet:
     whole: bool = False
     """Load the blocks after the layer too (they are never run): the architecture computes something else without."""
     proven: bool = False
-    """`proof.prove` has shown that what is taken from the snapshots is the whole model's own."""
+    """`proof.prove` has shown, in this process, that what is taken from the snapshots is the whole model's own."""
     content: tuple[str, ...] = ()
-    """What `contents` gave when the snapshots were collected: one that has changed since is not loaded."""
+    """What identifies each snapshot's content (`identified`): one that has changed since is not loaded."""
     tokenizer: str = ""
-    """What `tokenizer_content` gave then."""
+    """What `tokenizer_content` gave when the snapshots were collected."""
 
     def __post_init__(self) -> None:
         if not self.revisions:
@@ -133,16 +137,26 @@ class SnapshotSet:
             tokenizer=self.tokenizer if names[-1] == self.revisions[-1] else "",
         )
 
-    def contents(self) -> tuple[str, ...]:
-        """(K,) what identifies each snapshot's content: a digest of a local one's configuration and weights, the commit
-        of a revision on the hub; empty for a snapshot that cannot be had."""
-        return tuple(self._content(k) for k in range(self.n_snapshots))
+    def identified(self) -> SnapshotSet:
+        """The same with what identifies each snapshot's `content`, where that is not known yet: a digest of a local
+        one's configuration and weights, the commit of a revision on the hub; "" for one that cannot be had.
 
-    def _content(self, k: int) -> str:
+        Reads all weights of a local model; where that takes a while, a bar shows how far it is.
+        """
+        if self.content:
+            return self
+        folders = [Path(self.model) / name for name in self.revisions]
+        n_bytes = sum(file.stat().st_size for folder in folders for file in weight_files(folder))
+        with Progress("reading the weights", n_bytes, "B") if n_bytes > TOLD_ABOVE else nullcontext() as progress:
+            advance = progress.advance if progress is not None else None
+            content = tuple(self._content(k, advance) for k in range(self.n_snapshots))
+        return dataclasses.replace(self, content=content)
+
+    def _content(self, k: int, advance: Callable[[int], object] | None = None) -> str:
         folder = Path(self.model) / self.revisions[k]
         try:
             if folder.is_dir():
-                return snapshot_digest(folder)
+                return snapshot_digest(folder, advance or (lambda n_bytes: None))
             return f"commit {getattr(self.load_config(k), '_commit_hash', None)}"
         except DataError:
             return ""
@@ -164,8 +178,8 @@ class SnapshotSet:
             changed, same = "the commit", self._content(k) in ("", self.content[k])
         if not same:
             raise DataError(
-                f"snapshot {self.revisions[k]} of {self.model} is another than the one that was collected ({changed} "
-                "changed since); bring it back, or collect into another run"
+                f"snapshot {self.revisions[k]} of {self.model} is not the one that was collected: {changed} "
+                "changed since; restore it, or collect into another run"
             )
 
     def _location(self, k: int) -> tuple[str, dict[str, Any]]:
@@ -273,7 +287,7 @@ class SnapshotSet:
             folder = Path(self.model) / self.revisions[-1]
             names = ", ".join(path.name for path in tokenizer_files(folder)) or "there are no files of it"
             raise DataError(
-                f"the tokenizer in {folder} is another than the one of the collected tokens ({names}); bring it back"
+                f"the tokenizer in {folder} is not the one that made the collected tokens ({names}); restore it"
             )
         name, options = self._location(self.n_snapshots - 1)
         try:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crosscoder.activations.dealing import Dealer
 from crosscoder.errors import ConfigError, DataError
+from crosscoder.inputs import with_scale
 
 
 class Source:
@@ -88,7 +89,7 @@ class Source:
         return whole if self.drop_last or rest == 0 else whole + 1
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The batches left of this epoch.
+        """The batches left of this epoch. Each knows its scale (`crosscoder.inputs.scale_of`).
 
         Raises `ConfigError` when the first is asked for while another pass over this source is on.
         """
@@ -97,15 +98,15 @@ class Source:
         mine = self._pass
         if not mine.acquire(blocking=False):
             raise ConfigError(
-                "there is a pass over these activations already, and two would take each other's batches; end it "
-                "first (close its iterator), or give each thread a loader of its own"
+                "another iterator reads from this loader, and two would take each other's batches; close that one "
+                "first, or give each thread a loader of its own"
             )
         try:
             batches = self._batches(self.dealer.copy())
             try:
                 for x_BKD in batches:
                     self.dealer.step(self.shares(self.dealer))
-                    yield x_BKD
+                    yield with_scale(x_BKD, self.scale_K)
             finally:
                 batches.close()  # type: ignore[attr-defined]
             self._begin_epoch(self.epoch + 1)

@@ -28,7 +28,7 @@ from crosscoder.activations.manifest import (
     row_bytes,
     write_manifest,
 )
-from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.errors import ConfigError, CrosscoderError, DataError, NonFiniteError
 from crosscoder.files import explained_write_errors, make_folder, read_json, write_json
 from crosscoder.locks import locked
 
@@ -100,7 +100,12 @@ class ActivationStore:
 
         Raises `ConfigError` saying what differs if that store is of something else.
         """
-        return reconciled(path, read_manifest(path), manifest) if cls.exists(path) else manifest
+        if not cls.exists(path):
+            return manifest
+        store = cls.open(path)
+        shards = range(len(store.shard_rows))
+        begun = [name for k, name in enumerate(store.snapshot_names) if any(store.has_segment(s, k) for s in shards)]
+        return reconciled(path, read_manifest(path), manifest, begun)
 
     @classmethod
     def from_array(
@@ -307,7 +312,12 @@ class ActivationStore:
         return self._checked(self.token_path(shard), {**wanted, "store": self.identity})
 
     def _checked(self, path: Path, wanted: dict[str, Any]) -> _core.SegmentFile:
-        found = _core.SegmentFile(str(path))
+        try:
+            found = _core.SegmentFile(str(path))
+        except OSError as error:
+            if isinstance(error, CrosscoderError):
+                raise
+            raise DataError(f"{path} cannot be read ({error.strerror}); remove it and collect again") from error
         head = found.head
         wrong = [key for key, value in wanted.items() if head[key] != value]
         if wrong:
@@ -417,22 +427,16 @@ class ActivationStore:
         """Take over what `other`, a store of the same tokens, has and this one lacks; returns the number of files.
 
         Snapshots that only `other` has are added. Files are linked where both folders are on one file system, else
-        copied. Raises `DataError` if the stores do not go together or a file of `other` is damaged.
+        copied. Raises `DataError` if the stores do not go together or a file of `other` is damaged, `ConfigError` if a
+        snapshot that both have was made from other weights.
         """
         if other.identity != self.identity:
-            keys = [key for key in self.manifest if key not in ("snapshots", "n_snapshots")]
+            keys = [key for key in self.manifest if key not in ("snapshots", "contents", "n_snapshots")]
             different = [key for key in keys if self.manifest[key] != other.manifest[key]]
             raise DataError(f"{other.path} and {self.path} differ in {', '.join(different)}: they cannot be merged")
-        manifest = {key: value for key, value in self.manifest.items() if key != "n_snapshots"}
-        mine = ActivationStore.create(
-            self.path,
-            other.n_snapshots,
-            self.d_model,
-            self.dtype,
-            shard_rows=manifest["shard_rows"],
-            snapshots=other.snapshot_names,
-            source=manifest["source"],
-        )
+        wanted = {key: other.manifest[key] for key in other.manifest if key != "n_snapshots"}
+        contents = {k: v for k, v in wanted.get("contents", {}).items() if k in other.snapshot_names}
+        mine = ActivationStore.create_from(self.path, {**wanted, "contents": contents})
         taken = 0
         for shard in range(len(self.shard_rows)):
             if other.token_path(shard).exists():

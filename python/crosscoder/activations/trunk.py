@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -53,8 +53,8 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     outermost = [m for nesting, m in found if nesting == min(n for n, _ in found)]
     if len(outermost) != 1:
         raise DataError(
-            f"do not know where {type(model).__name__} keeps its blocks: it has {len(outermost)} lists of {depth} "
-            "modules"
+            f"cannot find the blocks of {type(model).__name__}: they should be one list of {depth} modules, and it has "
+            f"{len(outermost)} such lists"
         )
     return outermost[0]
 
@@ -78,13 +78,15 @@ def truncate(model: Any, layer: int) -> Any:
     return base_model(model)
 
 
-def branches(model: Any, layer: int, ids_SC: Tensor) -> dict[str, str]:
+def branches(model: Any, layer: int, ids_SC: Tensor, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """Names of the modules of block `layer` whose outputs are what attention and the MLP add to the residual stream.
 
     Found by measuring: of all pairs of a module of attention (by its name) and another one, that for which
     pre + attention + mlp = post holds on the tokens `ids_SC`, up to rounding. So a norm behind a branch (OLMo 2,
     Gemma 2) is taken where there is one, and a block that scales what it adds (Granite) or adds inside of a branch
     (BLOOM) is refused. Keys "attention", "mlp". Raises `DataError` with the reason where no pair adds up.
+
+    `known`: a module that was found on other weights. It stays, and may add next to nothing here.
     """
     block = decoder_layers(model)[layer]
     outputs: dict[str, list[Tensor]] = {}
@@ -92,11 +94,14 @@ def branches(model: Any, layer: int, ids_SC: Tensor) -> dict[str, str]:
     added_SCD = post_SCD.double() - pre_SCD.double()
     # What runs twice in a block (Phi's dropout) is of neither branch alone.
     parts = {name: x[0].double() for name, x in outputs.items() if len(x) == 1 and x[0].shape == pre_SCD.shape}
+    known = known or {}
     attention = [name for name in parts if _ATTENTION.search(name)]
     others = [name for name in parts if name not in attention]
+    attention = [name for name in attention if name == known.get("attention", name)]
+    others = [name for name in others if name == known.get("mlp", name)]
     kind, remedy = type(block).__name__, "use --site residual"
     if not attention or not others:
-        raise DataError(f"{kind} has no {'MLP' if attention else 'attention'} of its own beside the other; {remedy}")
+        raise DataError(f"{kind} has no separate {'MLP' if attention else 'attention'} module; {remedy}")
     errors = {(a, m): float((added_SCD - parts[a] - parts[m]).norm()) for a in attention for m in others}
     a, m = min(errors, key=lambda pair: errors[pair])
     rounding = ROUNDINGS * torch.finfo(post_SCD.dtype).eps
@@ -104,12 +109,12 @@ def branches(model: Any, layer: int, ids_SC: Tensor) -> dict[str, str]:
     if not errors[a, m] <= noise:
         share = errors[a, m] / max(float(added_SCD.norm()), 1e-300)
         raise DataError(
-            f"what attention and MLP of {kind} give is not what it adds to the residual stream: pre + {a} + {m} is "
-            f"{share:.0%} of the block's part off post (a block that scales or norms its branches, adds inside of "
-            f"them, or has a third one); {remedy}"
+            f"the outputs of attention ({a}) and MLP ({m}) in {kind} do not add up to what the block adds to the "
+            f"residual stream, but are off by {share:.0%} of it: the block scales or normalises these outputs, adds "
+            f"something inside of them, or has a third branch; {remedy}"
         )
-    if min(float(parts[a].norm()), float(parts[m].norm())) <= noise:
-        raise DataError(f"the branches {a} and {m} of {kind} add next to nothing here: cannot tell them; {remedy}")
+    if not known and min(float(parts[a].norm()), float(parts[m].norm())) <= noise:
+        raise DataError(f"{a} or {m} of {kind} adds next to nothing, so it is not sure which is which; {remedy}")
     return {"attention": a, "mlp": m}
 
 
@@ -205,7 +210,7 @@ class Trunks:
         if len(self.models) > 1:
             shapes = [{name: tuple(p.shape) for name, p in model.named_parameters()} for model in self.models]
             if any(shape != shapes[0] for shape in shapes[1:]):
-                raise DataError("these snapshots have different shapes: they cannot be run side by side")
+                raise DataError("the weights of these snapshots have different shapes: they cannot be run side by side")
             self._stacked = torch.func.stack_module_state(self.models)
             self._skeleton = copy.deepcopy(self.models[0]).to("meta")
             self._prove_together(few)
@@ -222,7 +227,7 @@ class Trunks:
             raise ConfigError(f"these snapshots cannot be run side by side ({reason}){remedy}") from error
         noise = 4 * ROUNDINGS * torch.finfo(alone_KSCD.dtype).eps * float(alone_KSCD.double().norm())
         if bool(torch.isfinite(alone_KSCD).all()) and not float((beside_KSCD - alone_KSCD).double().norm()) <= noise:
-            raise ConfigError(f"side by side these snapshots give other activations than alone{remedy}")
+            raise ConfigError(f"run side by side these snapshots give other activations than one by one{remedy}")
 
     def __call__(self, ids_SC: Tensor) -> Tensor:
         """Activations (K, S, C, D)."""

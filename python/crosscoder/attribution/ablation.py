@@ -72,7 +72,7 @@ class Ablator:
         """(P,) metric of the test prompts with the features ablated where `ablated_F` (F,) is true; None: the clean
         metric, with the error kept."""
         out_P = torch.zeros(len(self.prompts))
-        mask_F = None if ablated_F is None else torch.from_numpy(ablated_F).float()
+        mask_F = None if ablated_F is None else torch.from_numpy(ablated_F)
         for index_B, batch, other in self._batches:
             if mask_F is None:
                 logits = self.splice.logits(batch)
@@ -86,11 +86,11 @@ class Ablator:
 
     def _delta(self, batch: SnapshotPrompts, other: SnapshotPrompts, mask_F: Tensor) -> Tensor:
         W_FD = self.splice.W_FD
-        delta_RD = -batch.pairs.decode(W_FD, batch.pairs.values_N * mask_F[batch.pairs.features_N])
+        delta_RD = -batch.pairs.only(mask_F).decode(W_FD)
         if self.ablation == "mean":
             return delta_RD + (self.mean_F * mask_F) @ W_FD
         if self.ablation == "resample":
-            return delta_RD + other.pairs.decode(W_FD, other.pairs.values_N * mask_F[other.pairs.features_N])
+            return delta_RD + other.pairs.only(mask_F).decode(W_FD)
         return delta_RD
 
 

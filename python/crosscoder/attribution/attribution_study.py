@@ -29,7 +29,7 @@ from crosscoder.attribution.snapshot import SnapshotResult, measure_snapshot
 from crosscoder.attribution.task import Task
 from crosscoder.attribution.task_tables import task_tables
 from crosscoder.attribution.tasks import make_task
-from crosscoder.common.arrays import flatten, load_arrays, restore, save_arrays
+from crosscoder.common.arrays import flatten, load_result, save_arrays
 from crosscoder.common.tables import write_table
 from crosscoder.config import AttributionSettings
 from crosscoder.errors import DataError
@@ -124,8 +124,8 @@ class AttributionStudy:
         end = read_json(header).get("end_of_text", END_OF_TEXT) if header.exists() else END_OF_TEXT
         if end != END_OF_TEXT:
             raise DataError(
-                f"{header}: this model's end-of-text token is {end}; prompts of tasks begin with token {END_OF_TEXT}, "
-                "Pythia's, so attribution is for models whose end-of-text token that is"
+                f"{header}: the end-of-text token of this model is {end}; the prompts of tasks begin with token "
+                f"{END_OF_TEXT} (Pythia's), so attribution works only with models whose end-of-text token it is"
             )
 
     def _left_out(self) -> LeftOut:
@@ -134,8 +134,8 @@ class AttributionStudy:
         asked = (read_json(header).get("source", {}).get("left_out") or {}) if header.exists() else {}
         if asked.get("norm"):
             warn(
-                f"the crosscoder never saw tokens of {asked['norm']:g} median norms or more; prompts' tokens are not "
-                "told apart by norm, so where one has such a norm the error node takes it"
+                f"the crosscoder was trained without the tokens of {asked['norm']:g} times the median norm or more; "
+                "prompts keep such tokens, and what the features do not explain of them counts as error"
             )
         return LeftOut(int(asked.get("positions", 0)), tuple(asked.get("ids", ())))
 
@@ -171,7 +171,7 @@ class AttributionStudy:
         if current:
             return finished
         make_folder(work)
-        activations = PromptActivations(task, self.snapshots, work, left_out=self.left_out)
+        activations = PromptActivations(task, self.snapshots, work, left_out=self.left_out, device=self.device)
         parts = self._measure(activations, work)
         done.unlink(missing_ok=True)  # a kill between the writes must not leave new tables under an old record
         return self._finish(task, parts, record, folder, work)
@@ -193,13 +193,13 @@ class AttributionStudy:
                     def show(stage: str, revision: str = self.snapshots.revisions[k]) -> None:
                         progress.advance(0, {"snapshot": revision, "stage": stage})
 
-                    model = self.snapshots.load(k)
+                    model = self.snapshots.load(k).to(self.device)
                     found = measure_snapshot(
                         model, k, self.snapshots.layer, coded, self.crosscoder, self.settings, show
                     )
                     save_arrays(path, flatten(found))
                     progress.advance(1)
-                parts.append(restore(SnapshotResult, load_arrays(path)))
+                parts.append(load_result(SnapshotResult, path))
         return parts
 
     def _finish(
@@ -229,7 +229,7 @@ class AttributionStudy:
             if (found := part.attributed) is not None:
                 sums_F = np.bincount(found.feature, found.values["integrated_gradients"], minlength=F)
                 attribution_FK[:, k] = sums_F / task.n_train
-        norms_FK = self.crosscoder.decoder_norms().detach().double().numpy()
+        norms_FK = self.crosscoder.decoder_norms().detach().double().cpu().numpy()
         steps = self.snapshots.steps
         tau = float(self.run.summary().get("presence_threshold", TAU))
         return circuit(attribution_FK, norms_FK, life_cycles(norms_FK, steps, threshold=tau), self.settings.n_circuit)

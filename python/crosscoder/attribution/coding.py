@@ -75,7 +75,10 @@ class PromptActivations:
         folder: Path,
         dtype: torch.dtype = torch.float32,
         left_out: LeftOut | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
+        """`device`: where the language models run."""
+        self.device = device
         self.task, self.snapshots, self.folder, self.dtype = task, snapshots, folder, dtype
         self.coded_PT = coded_tokens(task, left_out or LeftOut())
 
@@ -89,13 +92,13 @@ class PromptActivations:
         """
         for k, revision in enumerate(self.snapshots.revisions):
             if not all(self._file(k, side).exists() for side in SIDES):
-                model = CutModel(self.snapshots.load(k, self.dtype), self.snapshots.layer)
+                model = CutModel(self.snapshots.load(k, self.dtype).to(self.device), self.snapshots.layer)
                 for side in SIDES:
                     ids_PT, last_P = self.task.ids(side), self.task.last_P
                     x_PTD: Tensor | None = None
                     for index_B in length_batches(last_P, torch.arange(len(self.task))):
                         T = int(last_P[index_B].max()) + 1
-                        x_BTD = model.residual(ids_PT[index_B, :T])
+                        x_BTD = model.residual(ids_PT[index_B, :T]).cpu()
                         if x_PTD is None:
                             x_PTD = x_BTD.new_zeros(*ids_PT.shape, x_BTD.shape[-1])
                         x_PTD[index_B, :T] = x_BTD
@@ -135,13 +138,13 @@ class PromptCodes:
 
     @classmethod
     def joined(cls, codes: Sequence[SparseCode]) -> PromptCodes:
-        """One after the other; `codes` are at least one."""
+        """One after the other, on the CPU; `codes` are at least one."""
         counts = torch.cat([code.row_offsets.diff() for code in codes])
         return cls(
-            torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
-            torch.cat([code.features.long() for code in codes]),
-            torch.cat([code.values.float() for code in codes]),
-            torch.cat([code.gates for code in codes]),
+            torch.cat([counts.new_zeros(1), counts.cumsum(0)]).cpu(),
+            torch.cat([code.features.long() for code in codes]).cpu(),
+            torch.cat([code.values.float() for code in codes]).cpu(),
+            torch.cat([code.gates for code in codes]).cpu(),
         )
 
     def at(self, k: int) -> Pairs:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from crosscoder.attribution.attribution_study import CIRCUIT, RESULTS
 from crosscoder.attribution.circuits import Circuit
-from crosscoder.common.arrays import load_arrays, restore
+from crosscoder.common.arrays import load_result
 from crosscoder.common.tables import read_table
 from crosscoder.errors import DataError
-from crosscoder.files import read_json
+from crosscoder.files import read_json, reading
 from crosscoder.runs import Run
 
 
@@ -108,13 +108,17 @@ def finished_tasks(run: Run, revisions: Sequence[str]) -> list[TaskResult]:
 
 
 def _load(folder: Path, run: Run, revisions: list[str]) -> TaskResult:
-    record = read_json(folder / RESULTS)
-    if list(record["figures"]["clean_accuracy"]) != revisions:
+    record = read_json(folder / RESULTS, task=str, figures=dict)
+    with reading(folder / RESULTS):
+        found = list(record["figures"]["clean_accuracy"])
+    if found != revisions:
         raise DataError(
-            f"{folder} is of other snapshots than the run; run again: crosscoder attribute {run.path} "
+            f"{folder} was computed from other snapshots than the run has; run again: crosscoder attribute {run.path} "
             f"--task {record['task']}"
         )
-    curves = read_table(folder / "curves.parquet", "run crosscoder attribute again with --no-resume")
+    path = folder / "curves.parquet"
+    curves = read_table(path, "run crosscoder attribute again with --no-resume")
     if curves:
-        curves["snapshot"] = np.array([revisions.index(name) for name in curves["snapshot"]])
-    return TaskResult(record, restore(Circuit, load_arrays(folder / CIRCUIT)), curves)
+        with reading(path):
+            curves["snapshot"] = np.array([revisions.index(name) for name in curves["snapshot"]])
+    return TaskResult(record, load_result(Circuit, folder / CIRCUIT), curves)

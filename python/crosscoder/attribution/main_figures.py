@@ -16,11 +16,7 @@ from crosscoder.attribution.task import Task
 from crosscoder.common.statistics import spearman
 from crosscoder.config import AttributionSettings
 
-TRUTH = {
-    "gradient_x_activation": "zero",
-    "attribution_patching": "resample",
-    "integrated_gradients": "resample",
-}
+TRUTH = {"gradient_x_activation": "zero", "attribution_patching": "resample", "integrated_gradients": "resample"}
 """Which exact ablation each method approximates."""
 TOP = 50
 

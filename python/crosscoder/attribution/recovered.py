@@ -74,7 +74,7 @@ def recovered_loss(
     names = store.snapshot_names
     missing = [name for name in names if name not in snapshots.revisions]
     if missing:
-        raise DataError(f"{store.path} has snapshots that the model has not: {', '.join(missing)}")
+        raise DataError(f"{store.path} has snapshots that the model does not have: {', '.join(missing)}")
     _check_tokens(tokens, store)
     parts = np.array_split(chosen_S, -(-len(chosen_S) * C // _ENCODED_TOKENS))
     codes = PromptCodes.joined([crosscoder.encode(_in_text_order(store, part)) for part in parts])
@@ -85,8 +85,10 @@ def recovered_loss(
     losses: list[list[float]] = []
     with Progress("language-model loss", len(names), "snapshots") as progress:
         for k, name in enumerate(names):
-            model = CutModel(snapshots.load(snapshots.revisions.index(name), torch.float32), snapshots.layer)
-            W_FD, b_D = crosscoder.W_dec[:, k].detach().float().contiguous(), crosscoder.b_dec[k].detach().float()
+            whole = snapshots.load(snapshots.revisions.index(name), torch.float32)
+            model = CutModel(whole.to(crosscoder.W_dec.device), snapshots.layer)
+            W_FD = crosscoder.W_dec[:, k].detach().float().cpu().contiguous()
+            b_D = crosscoder.b_dec[k].detach().float().cpu()
             # in exact arithmetic the pairs' sum is what crosscoder.decode gives at k, without the other snapshots
             spliced_RD = codes.at(k).decode(W_FD) + b_D
             found = _losses(model, ids_SC, coded_SC, counted_SC, spliced_RD, means_KD[k])
@@ -113,7 +115,7 @@ def _check_tokens(tokens: TokenSet, store: ActivationStore) -> None:
     inside_N = (sequence_N >= 0) & (sequence_N < tokens.n_sequences) & (position_N >= 0) & (position_N < tokens.context)
     found_SC[sequence_N[inside_N], position_N[inside_N]] = token_N[inside_N]
     if not (inside_N.all() and np.array_equal(found_SC, np.where(tokens.stored_SC, tokens.ids, tokens.end_of_text))):
-        raise DataError(f"{store.path} is not of the run's held-out tokens; collect it again")
+        raise DataError(f"{store.path} does not hold the activations of the run's held-out tokens; collect them again")
 
 
 @torch.no_grad()
@@ -125,15 +127,18 @@ def _losses(
     vocabulary = model.model.get_output_embeddings().weight.shape[0]
     rows = max(1, _LOGITS // (C * vocabulary))
     starts_S = torch.cat([torch.zeros(1, dtype=torch.int64), coded_SC.sum(dim=1).cumsum(0)])
+    mean_D = mean_D.to(model.device)
     sums = [0.0, 0.0, 0.0]
     for first in range(0, S, rows):
         ids_BC, coded_BC = ids_SC[first : first + rows], coded_SC[first : first + rows]
-        x_BCD = model.residual(ids_BC).cpu()
-        here_RD = spliced_RD[starts_S[first] : starts_S[min(S, first + rows)]]
+        ids_BC, coded_BC = ids_BC.to(model.device), coded_BC.to(model.device)
+        counted_N = counted_SC[first : first + rows].flatten().to(model.device)
+        x_BCD = model.residual(ids_BC)
+        here_RD = spliced_RD[starts_S[first] : starts_S[min(S, first + rows)]].to(model.device)
         for number, x in enumerate((x_BCD, _replaced(x_BCD, coded_BC, here_RD), _replaced(x_BCD, coded_BC, mean_D))):
             logits_BCV = model.every_logits(ids_BC, x)
             loss = cross_entropy(logits_BCV[:, :-1].flatten(0, 1), ids_BC[:, 1:].flatten(), reduction="none")
-            sums[number] += float(loss[counted_SC[first : first + rows].flatten()].double().sum())
+            sums[number] += float(loss[counted_N].double().sum())
     n = max(1, int(counted_SC.sum()))
     return [value / n for value in sums]
 

@@ -74,11 +74,12 @@ def measure_snapshot(
     """Everything of snapshot k: the metric of all prompts, and where the task is above chance the attributions on the
     train prompts, exact effects of the strongest features, and ablation curves on the test prompts.
 
-    `crosscoder` is the one for raw activations.
+    `model` computes on its device, the features' sums on the CPU: they are few. `crosscoder` is the one for raw
+    activations.
     """
     task = coded.task
     clean, corrupted = coded.at(k, "clean"), coded.at(k, "corrupted")
-    splice = Splice(CutModel(model, layer), crosscoder.W_dec[:, k], crosscoder.b_dec[k])
+    splice = Splice(CutModel(model, layer), crosscoder.W_dec[:, k].cpu(), crosscoder.b_dec[k].cpu())
     on_stage("metric")
     metric_P = _metric(splice, clean, coded)
     above = bool(above_chance(metric_P))

@@ -130,6 +130,12 @@ class Pairs:
         index = torch.arange(len(shift), device=shift.device) + shift
         return Pairs(offsets, self.features_N[index], self.values_N[index])
 
+    def only(self, kept_F: Tensor) -> Pairs:
+        """The pairs of the features where `kept_F` (F,) is true."""
+        kept_N = kept_F[self.features_N]
+        before = torch.cat([self.offsets_R.new_zeros(1), kept_N.cumsum(0)])
+        return Pairs(before[self.offsets_R], self.features_N[kept_N], self.values_N[kept_N])
+
     def decode(self, W_FD: Tensor, values_N: Tensor | None = None) -> Tensor:
         """(R, D): `sum_f f W[f]`, with `values_N` in the place of the pairs' own. Differentiable in `values_N`."""
         values_N = self.values_N if values_N is None else values_N

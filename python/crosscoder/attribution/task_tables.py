@@ -21,11 +21,7 @@ from crosscoder.config import AttributionSettings
 
 
 def task_tables(
-    task: Task,
-    tokenizer: Any,
-    revisions: Sequence[str],
-    parts: Sequence[SnapshotResult],
-    settings: AttributionSettings,
+    task: Task, tokenizer: Any, revisions: Sequence[str], parts: Sequence[SnapshotResult], settings: AttributionSettings
 ) -> dict[str, Table]:
     """All tables of a task, from its snapshots (see `measure_snapshot`)."""
     known = [(name, one.attributed) for name, one in zip(revisions, parts, strict=True) if one.attributed is not None]

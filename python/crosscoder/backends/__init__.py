@@ -22,9 +22,11 @@ def choose(name: str, weights: Weights, candidates: str = "exact") -> str:
     automatic), and the reference for other dtypes. Only the backends up to the first that fits are loaded, and one that
     cannot be loaded does not fit. Where CUDA weights are left to the reference, a warning says why. Raises
     `ConfigError` with the reason and the remedy: an unknown backend, one that does not fit the weights, candidates
-    that it does not have.
+    that it does not have, weights that no kernel could read (of two dtypes or devices, or not contiguous).
     """
     check_name(name)
+    if name != "reference":
+        _require_plain(weights)
     if name == AUTO:
         name = _automatic(weights)
     else:
@@ -46,6 +48,22 @@ def make(name: str) -> Backend:
     """A new backend, which keeps what it derives from one crosscoder's weights."""
     backend: Backend = load(name)()
     return backend
+
+
+def _require_plain(weights: Weights) -> None:
+    """Raises `ConfigError` for W_enc and W_dec that kernels would misread."""
+    W_enc, W_dec = weights.W_enc, weights.W_dec
+    if (W_enc.dtype, W_enc.device) != (W_dec.dtype, W_dec.device):
+        raise ConfigError(
+            f"W_enc is {W_enc.dtype} on {W_enc.device}, W_dec {W_dec.dtype} on {W_dec.device}; "
+            "bring the whole crosscoder to one: model.to(...)"
+        )
+    for name in ("W_enc", "W_dec"):
+        if not getattr(weights, name).is_contiguous():
+            raise ConfigError(
+                f"{name} is not contiguous in memory; model.{name}.data = model.{name}.data.contiguous(), or use "
+                'backend="reference"'
+            )
 
 
 def _automatic(weights: Weights) -> str:

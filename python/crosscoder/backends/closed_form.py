@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crosscoder.devices import sent
 from crosscoder.gate import Gate
 from crosscoder.kernels.encode.reference import open_features
 from crosscoder.kernels.tensor_cores import bf16_product
@@ -79,7 +80,7 @@ class DensePass:
         self._tokens, self._sample_factor = None, 1.0
         if config.threshold_mode == "sampled" and gate.learned:
             tokens, self._sample_factor = sample_tokens(B, config.threshold_sample, settings.generator)
-            self._tokens = tokens.to(x_BKD.device)
+            self._tokens = sent(tokens, x_BKD.device)
 
         self._read_BC = weights.encoder_input(x_BKD).flatten(1)
         self._h = [self._scores(t) for t in self._tiles]

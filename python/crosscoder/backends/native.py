@@ -5,6 +5,7 @@ Letters: B tokens, K snapshots, D width of one activation, F features, N pairs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -299,7 +300,7 @@ class NativeTraining(TorchVectors):
         if batch is None or not self._int8:
             return batch
         if self._rows.products == "int8" and self._audit.due(settings.number):
-            self._check_recall(weights, x_BKD, batch.parts.code)
+            self._check_recall(weights, x_BKD, batch)
         recalled = StepStatistics(**{**vars(batch.statistics), "candidate_recall": self._audit.recall()})
         return SparsePass(**{**vars(batch), "statistics": recalled})
 
@@ -311,7 +312,13 @@ class NativeTraining(TorchVectors):
             self._column_scale.copy_(column_scale(weights.encoder_input(x_BKD).flatten(1)))
         return self._backend.rows(weights, "int8", self._column_scale)
 
-    def _check_recall(self, weights: Weights, x_BKD: Tensor, code: SparseCode) -> None:
+    def _check_recall(self, weights: Weights, x_BKD: Tensor, batch: SparsePass) -> None:
+        code: SparseCode = batch.parts.code
+        level = batch.statistics.smallest_score
+        if level is not None:  # BatchTopK: what is on depends on all tokens, but it is all above this
+            if code.n_pairs < weights.gate.top_k * len(x_BKD):
+                level = torch.zeros_like(level)  # all that is positive should have been found
+            weights = dataclasses.replace(weights, training=False, batch_threshold=level)
         exact = self._backend.encode(weights, x_BKD[:TOKENS], products="fp32")
         if self._audit.add(code, exact):
             warn(

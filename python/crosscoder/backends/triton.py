@@ -27,6 +27,7 @@ from crosscoder.backends.base import (
 from crosscoder.backends.closed_form import Gradients
 from crosscoder.code import SparseCode
 from crosscoder.config import CrosscoderConfig, TrainConfig
+from crosscoder.devices import sent
 from crosscoder.gate import Gate
 from crosscoder.kernels.decode.triton import decode, residual_and_dots
 from crosscoder.kernels.device import LANES, power_of_two
@@ -267,9 +268,7 @@ class TokenSample:
         if config.threshold_mode != "sampled":
             return cls(None, 1.0)
         tokens, factor = sample_tokens(len(x_BKD), config.threshold_sample, settings.generator)
-        if x_BKD.is_cuda:
-            tokens = tokens.pin_memory()
-        return cls(tokens.to(x_BKD.device, non_blocking=True), factor)
+        return cls(sent(tokens, x_BKD.device), factor)
 
 
 class TritonTraining:

@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 from crosscoder.errors import DataError
-from crosscoder.files import new_file, read_bytes, read_json, require_file, write_bytes, write_json
+from crosscoder.files import new_file, read_bytes, read_json, reading, require_file, write_bytes, write_json
 from crosscoder.seals import CHECKSUM_BYTES, digest
 
 Arrays = dict[str, np.ndarray]
 R = TypeVar("R")
+ALWAYS_UNPACKED = 1 << 30
+MOST_UNPACKED = 100
+"""How many times its own size an archive may have unpacked, beyond `ALWAYS_UNPACKED` bytes."""
 
 
 def flatten(result: Any, prefix: str = "") -> Arrays:
@@ -102,9 +105,13 @@ def _not_none(hint: Any) -> Any:
 
 
 def save_arrays(path: Path, arrays: Arrays, *, compressed: bool = True) -> None:
-    """Write a `.npz`, atomically. Raises `StorageError`."""
+    """Write a `.npz`, atomically, with a checksum as the archive's comment. Raises `StorageError`."""
     with new_file(path) as file:
         (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **arrays)
+        file.seek(-2, 2)  # the length of the comment ends an archive
+        file.write(CHECKSUM_BYTES.to_bytes(2, "little"))
+        file.flush()
+        file.write(digest(np.memmap(file.name, np.uint8, "r")).encode())
 
 
 def save_described(path: Path, result: Any, record: Mapping[str, Any]) -> None:
@@ -125,21 +132,29 @@ def record_beside(path: Path) -> dict[str, Any]:
 def load_arrays(path: Path) -> Arrays:
     """Read what `save_arrays` wrote. Raises `DataError` naming a file that is missing, or damaged anywhere.
 
-    Each array is read to its end before it is looked at: the archive's checksum of it is compared only there.
+    The checksum is compared before anything is unpacked.
     """
     data = read_bytes(path)
     try:
+        if digest(data[:-CHECKSUM_BYTES]).encode() != data[-CHECKSUM_BYTES:]:
+            raise ValueError("its checksum differs")
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            # The number of entries, in the archive's last record: zipfile does not compare it.
-            if len(archive.namelist()) != int.from_bytes(data[-12:-10], "little"):
-                raise ValueError("arrays are missing")
+            if sum(entry.file_size for entry in archive.infolist()) > MOST_UNPACKED * len(data) + ALWAYS_UNPACKED:
+                raise ValueError("it unpacks to far more than arrays of results do")
             return {
                 name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
                 for name in archive.namelist()
             }
-    except Exception as error:  # whatever damage makes zipfile, zlib and numpy raise
+    except Exception as error:  # whatever an archive makes zipfile, zlib and numpy raise
         reason = str(error) or type(error).__name__
         raise DataError(f"{path} is damaged ({reason}); delete it and run the same command again") from error
+
+
+def load_result(kind: type[R], path: Path) -> R:
+    """The dataclass that was flattened and saved as `path`. Raises `DataError` naming the file."""
+    arrays = load_arrays(path)
+    with reading(path):
+        return restore(kind, arrays)
 
 
 def save_mapped(path: Path, array: np.ndarray) -> None:

@@ -37,13 +37,17 @@ def checked_decoders(W_dec: Tensor) -> tuple[int, int, int]:
     return n_features, n_snapshots, width
 
 
+def checked_mask(mask: ArrayLike | None, n_features: int, name: str = "alive_F") -> NDArray[np.bool_]:
+    """A mask as (F,) bool; None is all. Raises `DataError` if it has another shape."""
+    chosen = np.ones(n_features, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+    if chosen.shape != (n_features,):
+        raise DataError(f"{name} has shape {chosen.shape}, expected ({n_features},)")
+    return chosen
+
+
 def checked_masks(masks: Mapping[str, ArrayLike] | None, n_features: int) -> dict[str, NDArray[np.bool_]]:
     """Masks as (F,) bool arrays. Raises `DataError` if one has another shape."""
-    chosen = {name: np.asarray(mask, dtype=bool) for name, mask in (masks or {}).items()}
-    for name, mask in chosen.items():
-        if mask.shape != (n_features,):
-            raise DataError(f"mask {name!r} has shape {mask.shape}, expected ({n_features},)")
-    return chosen
+    return {name: checked_mask(mask, n_features, f"mask {name!r}") for name, mask in (masks or {}).items()}
 
 
 def inverse(norms: Tensor) -> Tensor:

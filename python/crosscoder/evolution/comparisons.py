@@ -11,12 +11,12 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from crosscoder.common.arrays import layout, load_arrays, record_beside, restore, save_described
+from crosscoder.common.arrays import layout, load_result, record_beside, save_described
 from crosscoder.evolution.analyses.life import LIFE
 from crosscoder.evolution.stability import STABLE, Stability
 from crosscoder.evolution.study import Study
 from crosscoder.evolution.summary import finite
-from crosscoder.files import make_folder, read_json
+from crosscoder.files import make_folder, read_json, reading
 
 VERSION = 1
 """To be raised when the same inputs give another comparison: those of other versions are stale."""
@@ -65,12 +65,14 @@ def finished_comparisons(study: Study) -> tuple[dict[str, Stability], dict[str, 
     """
     current: dict[str, Stability] = {}
     stale: dict[str, str | None] = {}
-    of = study.record(LIFE)["of"]
+    wanted = (VERSION, study.record(LIFE)["of"], layout(Stability))
     for path in sorted(study.run.comparison.glob("*.npz"), key=lambda path: path.stem):
         record = record_beside(path)
-        rests_on = record.get("of", {})
-        if record.get("version") == VERSION and rests_on["run"] == of and rests_on["arrays"] == layout(Stability):
-            current[path.stem] = restore(Stability, load_arrays(path))
+        with reading(path.with_suffix(".json")):
+            rests_on = record.get("of", {})
+            is_current = (record.get("version"), rests_on.get("run"), rests_on.get("arrays")) == wanted
+        if is_current:
+            current[path.stem] = load_result(Stability, path)
         else:
             stale[path.stem] = record.get("other")
     return current, stale

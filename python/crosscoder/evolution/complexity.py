@@ -119,7 +119,7 @@ def choose_features(emergence_F: ArrayLike, eligible_F: ArrayLike, n: int, *, se
     """
     emergence, eligible = np.asarray(emergence_F), np.asarray(eligible_F, dtype=bool)
     if n < 0:
-        raise ConfigError(f"cannot choose {n} features")
+        raise ConfigError(f"the number of features to measure must be 0 or more, got {n}")
     if emergence.shape != eligible.shape or emergence.ndim != 1:
         raise DataError(f"emergence of shape {emergence.shape} does not match eligibility of shape {eligible.shape}")
     candidates = np.random.default_rng(seed).permutation(np.flatnonzero(eligible & (emergence >= 0)))
@@ -144,7 +144,9 @@ def context_needed(
     Raises `ConfigError` if a size is under 1, `DataError` for features that are not there.
     """
     if n_examples < 1 or longest < 1:
-        raise ConfigError(f"needs at least one example and one token of context; got {n_examples} and {longest}")
+        raise ConfigError(
+            f"context_needed takes 1 example and 1 token of context or more, got {n_examples} and {longest}"
+        )
     chosen = np.asarray(features).astype(np.int64)
     if chosen.size and (chosen.min() < 0 or chosen.max() >= len(strongest.sequence)):
         raise DataError(f"features must lie in 0 to {len(strongest.sequence) - 1}")

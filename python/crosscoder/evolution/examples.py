@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from crosscoder.activations.tokens import TokenSet
     from crosscoder.code import SparseCode
 
+Ints = NDArray[np.int64]
 N_EXAMPLES, N_SAMPLES, BEFORE, AFTER = 10, 32, 16, 7
 
 _LOWEST_EXPONENT, _BINS_PER_OCTAVE = -12, 4
@@ -116,6 +117,19 @@ class ContextWindows:
     the document being its token 0."""
 
 
+def tokens_in_order(code: SparseCode, sequence_B: ArrayLike, position_B: ArrayLike) -> tuple[Ints, Ints]:
+    """Sequences and positions (B,) of a code's tokens as int64. Raises `DataError` unless they are as many, in order of
+    the text."""
+    sequence, position = np.asarray(sequence_B).astype(np.int64), np.asarray(position_B).astype(np.int64)
+    if sequence.shape != (code.n_tokens,) or position.shape != (code.n_tokens,):
+        raise DataError(
+            f"{code.n_tokens} tokens need as many sequences and positions, got {sequence.shape} and {position.shape}"
+        )
+    if (np.diff((sequence << 32) + position) <= 0).any():
+        raise DataError("tokens must come in order of the text: by sequence, then by position")
+    return sequence, position
+
+
 class ExampleCollector:
     """Keeps the examples of every feature while batches go by. The work is done in csrc/study/examples.cpp."""
 
@@ -136,8 +150,8 @@ class ExampleCollector:
         """
         if min(n_examples, n_samples) < 1 or min(before, after, seed) < 0:
             raise ConfigError(
-                f"cannot keep {n_examples} examples and {n_samples} samples of {before} + 1 + {after} tokens, "
-                f"seed {seed}"
+                "n_examples and n_samples must be at least 1, before, after and seed at least 0; they are "
+                f"{n_examples}, {n_samples}, {before}, {after} and {seed}"
             )
         self._n_features, self._n_snapshots = n_features, n_snapshots
         self._before, self._seed = before, seed
@@ -173,8 +187,7 @@ class ExampleCollector:
         Raises `DataError` for another crosscoder's code, tokens out of order or a sequence that goes on from the batch
         before, `NonFiniteError` for activations that are not finite.
         """
-        sequence = np.asarray(sequence_B).astype(np.int64)
-        position = np.asarray(position_B).astype(np.int64)
+        sequence, position = tokens_in_order(code, sequence_B, position_B)
         self._check(code, sequence, position)
         if not sequence.size:
             return
@@ -206,14 +219,10 @@ class ExampleCollector:
                 f"a code of {code.n_features} features and {code.n_snapshots} snapshots does not fit a "
                 f"collector of {self._n_features} and {self._n_snapshots}"
             )
-        if sequence.shape != (code.n_tokens,) or position.shape != (code.n_tokens,):
-            raise DataError(f"{sequence.shape} sequences, {position.shape} positions for {code.n_tokens} tokens")
         if not sequence.size:
             return
         if min(sequence.min(), position.min()) < 0 or max(sequence.max(), position.max()) >= 1 << 31:
             raise DataError("sequences and positions must be from 0 to 2^31 - 1")
-        if (np.diff((sequence << 32) + position) <= 0).any():
-            raise DataError("tokens must come in order of the text: by sequence, then by position")
         if sequence[0] == self._state["last_sequence"]:
             raise DataError(f"sequence {sequence[0]} continues an earlier batch; batches hold whole sequences")
         finite = code.values.isfinite()
@@ -246,20 +255,10 @@ class ExampleCollector:
 
 
 def collect_examples(
-    batches: Iterable[tuple[SparseCode, ArrayLike, ArrayLike]],
-    n_features: int,
-    n_snapshots: int,
-    *,
-    n_examples: int = N_EXAMPLES,
-    n_samples: int = N_SAMPLES,
-    before: int = BEFORE,
-    after: int = AFTER,
-    seed: int = 0,
+    batches: Iterable[tuple[SparseCode, ArrayLike, ArrayLike]], n_features: int, n_snapshots: int, **options: int
 ) -> Examples:
-    """`ExampleCollector` over batches of (code, sequence (B,), position (B,))."""
-    collector = ExampleCollector(
-        n_features, n_snapshots, n_examples=n_examples, n_samples=n_samples, before=before, after=after, seed=seed
-    )
+    """`ExampleCollector`, with its options, over batches of (code, sequence (B,), position (B,))."""
+    collector = ExampleCollector(n_features, n_snapshots, **options)
     for code, sequence_B, position_B in batches:
         collector.add(code, sequence_B, position_B)
     return collector.result()
@@ -278,7 +277,9 @@ def contexts(kept: KeptTokens, tokens: TokenSet) -> ContextWindows:
     """
     n_sequences, context = tokens.ids.shape
     if kept.sequence.size and (kept.sequence.max() >= n_sequences or kept.position.max() >= context):
-        raise DataError(f"the examples do not fit a token set of {n_sequences} sequences of {context}")
+        raise DataError(
+            f"the examples are of another TokenSet than this one of {n_sequences} sequences of {context} tokens"
+        )
     feature, rank = np.nonzero(kept.sequence >= 0)
     row = kept.sequence[feature, rank].astype(np.int64)
     column = kept.position[feature, rank].astype(np.int64)

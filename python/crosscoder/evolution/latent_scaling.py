@@ -28,17 +28,20 @@ which every direction's sum follows. N K D multiplications a target, memory O(F 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from crosscoder.code import SparseCode
 from crosscoder.errors import DataError
-from crosscoder.evolution.checks import checked_decoders, inverse
+from crosscoder.evolution.checks import Decoders, checked_decoders, checked_mask, decoders_of, inverse
 
 LOW_NORM = 0.1
 """Relative norms up to here are suspected."""
@@ -93,9 +96,7 @@ class ScalingSums:
     def __init__(self, W_dec: Tensor, *, alive_F: ArrayLike | None = None, seed: int = 0) -> None:
         """For decoders (F, K, D), kept and not copied. The null's directions are drawn among `alive_F` (F,) bool."""
         n_features, n_snapshots, width = checked_decoders(W_dec)
-        alive = np.ones(n_features, dtype=bool) if alive_F is None else np.asarray(alive_F, dtype=bool)
-        if alive.shape != (n_features,):
-            raise DataError(f"alive_F has shape {alive.shape}, expected ({n_features},)")
+        alive = checked_mask(alive_F, n_features)
         self._W_dec = W_dec.detach()
         self._dtype = torch.promote_types(W_dec.dtype, torch.float32)
         self.norms_FK = torch.linalg.vector_norm(self._W_dec, dim=2, dtype=self._dtype)
@@ -134,22 +135,14 @@ class ScalingSums:
         self._square_F.index_add_(0, features_N, square_N)
         self._open_FK.index_add_(0, features_N, square_N[:, None] * code.open_gates()[order_N])
 
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            f_UB = torch.sparse_csr_tensor(
-                offsets,
-                code.rows()[order_N],
-                value_N.to(self._dtype),
-                (len(ids_U), code.n_tokens),
-                check_invariants=False,
-            )
+        row_N, value_N = code.rows()[order_N], value_N.to(self._dtype)
         at_peak_UD, other_UD = self._along_peak(ids_U), self._along_other(ids_U)
         for k in range(n_snapshots):
             target_B2D = torch.stack([error_BKD[:, k], reconstruction_BKD[:, k]], dim=1).to(self._dtype)
             self._mean_K2D[k] += target_B2D.double().sum(dim=0)
             if not len(ids_U):
                 continue
-            sum_U2D = (f_UB @ target_B2D.flatten(1)).view(-1, 2, width)
+            sum_U2D = _weighted_sums(row_N, value_N, offsets, target_B2D.flatten(1)).view(-1, 2, width)
             directions_UD3 = torch.stack([at_peak_UD, self._along_own(ids_U, k), other_UD], dim=2)
             self._dots_FK23[ids_U, k] += (sum_U2D @ directions_UD3).double()
 
@@ -221,6 +214,27 @@ class ScalingSums:
         factor = length * self._inverse_FK[other, self.peak_F[other]]
         other_UD: Tensor = self._along_peak(other) * factor[:, None]
         return other_UD
+
+
+def _weighted_sums(row_N: Tensor, value_N: Tensor, offsets: Tensor, x_BE: Tensor) -> Tensor:
+    """(U, E): sum of value * x[row] over the pairs of each of U groups, which lie one after the other."""
+    if x_BE.device.type == "cuda":  # in the order of the pairs, which cuSPARSE does not promise
+        return embedding_bag(row_N, x_BE, offsets, mode="sum", per_sample_weights=value_N, include_last_offset=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        size = (len(offsets) - 1, len(x_BE))
+        matrix_UB = torch.sparse_csr_tensor(offsets, row_N, value_N, size, check_invariants=False)
+    return matrix_UB @ x_BE
+
+
+def latent_scaling(
+    batches: Iterable[tuple[SparseCode, Tensor, Tensor]], W_dec: Decoders, **options: Any
+) -> LatentScaling:
+    """beta and nu from (code, x - x^, x^) batches; options as for `ScalingSums`."""
+    sums = ScalingSums(decoders_of(W_dec), **options)
+    for batch in batches:
+        sums.add(*batch)
+    return sums.result()
 
 
 def _others(alive: NDArray[np.int64], n_features: int, seed: int) -> Tensor:

@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of
+from crosscoder.evolution.checks import Decoders, checked_decoders, checked_mask, decoders_of
 from crosscoder.hardware import faster_gemm_dtype
 
 FULL_PAIRS = 1 << 25
@@ -121,9 +121,7 @@ def taken(decoders: Tensor, snapshot: int, take: ArrayLike | None, which: str) -
     n_features, n_snapshots, _ = checked_decoders(decoders)
     if not -n_snapshots <= snapshot < n_snapshots:
         raise ConfigError(f"snapshot {snapshot} does not exist; there are {n_snapshots}")
-    chosen = np.ones(n_features, dtype=bool) if take is None else np.asarray(take, dtype=bool)
-    if chosen.shape != (n_features,):
-        raise DataError(f"the mask of the {which} dictionary has shape {chosen.shape}, expected ({n_features},)")
+    chosen = checked_mask(take, n_features, f"the mask of the {which} dictionary")
     vectors_FD = decoders[:, snapshot].detach()
     vectors_FD = vectors_FD if vectors_FD.dtype == torch.float64 else vectors_FD.float()
     chosen = chosen & (torch.linalg.vector_norm(vectors_FD, dim=1) > 0).cpu().numpy()

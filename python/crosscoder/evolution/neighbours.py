@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from crosscoder.errors import ConfigError, DataError
-from crosscoder.evolution.checks import Decoders, checked_decoders, decoders_of
+from crosscoder.evolution.checks import Decoders, checked_decoders, checked_mask, decoders_of
 from crosscoder.evolution.geometry import decoder_norms
 
 
@@ -57,9 +57,7 @@ def nearest_neighbours(
     if n_neighbours < 1:
         raise ConfigError(f"n_neighbours must be at least 1, got {n_neighbours}")
     vectors = _Vectors(W_dec, snapshot, scale_K)
-    alive = torch.ones(n_features, dtype=torch.bool) if alive_F is None else torch.as_tensor(np.asarray(alive_F, bool))
-    if alive.shape != (n_features,):
-        raise DataError(f"alive_F has shape {tuple(alive.shape)}, expected ({n_features},)")
+    alive = torch.from_numpy(checked_mask(alive_F, n_features))
     ids = (alive & (vectors.norms() > 0)).nonzero()[:, 0]
 
     features = torch.full((n_features, n_neighbours), -1, dtype=torch.int64)
@@ -82,9 +80,7 @@ def nearest_neighbours(
         features[rows, :width] = torch.where(found, best_id, -1).cpu()
         cosines[rows, :width] = torch.where(found, best_cosine, 0).clamp(-1, 1).float().cpu()
     return Neighbours(
-        features.numpy().astype(np.int32),
-        cosines.numpy(),
-        None if snapshot is None else snapshot % n_snapshots,
+        features.numpy().astype(np.int32), cosines.numpy(), None if snapshot is None else snapshot % n_snapshots
     )
 
 

@@ -149,11 +149,7 @@ class NgramCurves:
 
 
 def count_ngrams(
-    ids_SC: ArrayLike,
-    vocab_size: int,
-    *,
-    chunk_tokens: int = 1 << 22,
-    on_chunk: Callable[[int], None] | None = None,
+    ids_SC: ArrayLike, vocab_size: int, *, chunk_tokens: int = 1 << 22, on_chunk: Callable[[int], None] | None = None
 ) -> NgramCounts:
     """Counts over token ids (S, C) by the C++ counter, on all CPUs. `vocab_size` is the model's (its number of
     logits), not the tokenizer's.
@@ -289,10 +285,7 @@ def _entropy(count: NDArray[np.int64]) -> float:
 
 
 def ngram_targets(
-    counts: NgramCounts,
-    *,
-    smoothing: float | Literal["kneser-ney"] = 0.01,
-    max_rows: int | None = None,
+    counts: NgramCounts, *, smoothing: float | Literal["kneser-ney"] = 0.01, max_rows: int | None = None
 ) -> NgramTargets:
     """The distributions that predictions are compared with.
 
@@ -331,20 +324,23 @@ def ngram_targets(
 class NgramMeter:
     """Accumulates one snapshot's predictions, batch by batch, in memory that does not grow."""
 
-    def __init__(self, targets: NgramTargets) -> None:
+    def __init__(self, targets: NgramTargets, device: str | torch.device = "cpu") -> None:
+        """`device`: that of the logits."""
         self._targets = targets
         n_rows, size = targets.bigram.shape
         # One more row takes the predictions after tokens that are not tracked.
-        self._row_of = torch.full((size,), n_rows, dtype=torch.int64)
-        self._row_of[torch.from_numpy(targets.rows)] = torch.arange(n_rows)
-        self._bigram = torch.from_numpy(np.concatenate([targets.bigram, np.zeros((1, size), np.float32)]))
-        self._negative_entropy = torch.from_numpy(_plogp(self._bigram.numpy()))
-        self._sums = torch.zeros(n_rows + 1, size, dtype=torch.float64)
-        self._recent = torch.zeros(n_rows + 1, size)
+        row_of = torch.full((size,), n_rows, dtype=torch.int64)
+        row_of[torch.from_numpy(targets.rows)] = torch.arange(n_rows)
+        bigram = np.concatenate([targets.bigram, np.zeros((1, size), np.float32)])
+        self._row_of = row_of.to(device)
+        self._bigram = torch.from_numpy(bigram).to(device)
+        self._negative_entropy = torch.from_numpy(_plogp(bigram)).to(device)
+        self._sums = torch.zeros(n_rows + 1, size, dtype=torch.float64, device=device)
+        self._recent = torch.zeros(n_rows + 1, size, device=device)
         self._n_recent = 0
-        self._counts = torch.zeros(n_rows + 1, dtype=torch.int64)
-        self._loss = torch.zeros((), dtype=torch.float64)
-        self._each = torch.zeros((), dtype=torch.float64)
+        self._counts = torch.zeros(n_rows + 1, dtype=torch.int64, device=device)
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._each = torch.zeros((), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, logits_SCV: Tensor, ids_SC: Tensor) -> None:
@@ -358,10 +354,10 @@ class NgramMeter:
             raise DataError(
                 f"logits {tuple(logits_SCV.shape)} do not match tokens {tuple(ids_SC.shape)} and a vocabulary of {size}"
             )
-        ids = ids_SC.to("cpu", torch.int64)
+        ids = ids_SC.to(self._row_of.device, torch.int64)
         following = ids[:, 1:].reshape(-1)
         row = self._row_of[ids[:, :-1].reshape(-1)]
-        logits_TV = logits_SCV[:, :-1].reshape(-1, size).cpu()
+        logits_TV = logits_SCV[:, :-1].reshape(-1, size).to(ids.device)
         self._counts += torch.bincount(row, minlength=self._counts.numel())
         step = max(16, _CACHED_ELEMENTS // size)
         for start in range(0, row.numel(), step):
@@ -390,11 +386,11 @@ class NgramMeter:
         total = int(self._counts.sum())
         if total == 0:
             raise DataError("no prediction was measured: the evaluation text is empty")
-        counts = self._counts[:-1].numpy()
+        counts = self._counts[:-1].cpu().numpy()
         seen = counts > 0
         if not seen.any():
             raise DataError("no tracked token occurs in the evaluation text; track more (max_rows)")
-        sums = self._sums.numpy()
+        sums = self._sums.cpu().numpy()
         weight = targets.weight[seen]
         kl_R = _kl(targets.bigram[seen], sums[:-1][seen] / counts[seen, None])
         kl_bigram = float((weight * kl_R).sum() / weight.sum())
@@ -425,7 +421,7 @@ def measure_phase(
     """
     size = targets.unigram.size
     ids = torch.from_numpy(_checked_ids(ids_SC, size).astype(np.int64))
-    meter = NgramMeter(targets)
+    meter = NgramMeter(targets, device)
     with torch.inference_mode():
         for batch in torch.split(ids, batch_size):
             logits = model(input_ids=batch.to(device), use_cache=False).logits
@@ -438,7 +434,7 @@ def measure_phase(
 def phase_curves(phases: Sequence[NgramPhase], targets: NgramTargets) -> NgramCurves:
     """Snapshots side by side. Raises `DataError` if there is none, or they saw different numbers of predictions."""
     if len({phase.n_predictions for phase in phases}) != 1:
-        raise DataError("the snapshots must be measured on the same tokens, at least one snapshot")
+        raise DataError("phase_curves takes one snapshot or more, all measured on the same tokens")
     return NgramCurves(
         loss=np.array([phase.loss for phase in phases]),
         kl_unigram=np.array([phase.kl_unigram for phase in phases]),

@@ -290,9 +290,11 @@ def _rates(ranks: NDArray[np.int64], config: PlantedConfig) -> NDArray[np.float6
     rates = (config.l0 - config.dense_rate * dense.sum()) * weight / max(weight[~dense].sum(), 1e-12)
     rates[dense] = config.dense_rate
     if rates.min() < 0:
-        raise ConfigError(f"l0 {config.l0:g} is less than {config.n_dense} dense features take; raise it")
+        raise ConfigError(f"l0 = {config.l0:g} is less than the {config.n_dense} dense features alone fire; raise it")
     if rates.max() > 1:
-        raise ConfigError(f"l0 {config.l0:g} needs a firing rate of {rates.max():.2f}; raise zipf_offset or n_features")
+        raise ConfigError(
+            f"l0 = {config.l0:g} needs a firing rate of {rates.max():.2f}; raise zipf_offset or n_features"
+        )
     return np.asarray(rates)
 
 
@@ -310,10 +312,7 @@ def _pairs(ranks: NDArray[np.int64], config: PlantedConfig) -> tuple[NDArray[np.
 
 
 def _profile(
-    snapshots: NDArray[np.int64],
-    emergence: NDArray[np.int64],
-    peak: NDArray[np.int64],
-    end: NDArray[np.int64],
+    snapshots: NDArray[np.int64], emergence: NDArray[np.int64], peak: NDArray[np.int64], end: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """(T, K): from 0.6 at emergence straight up to 1 at the peak, straight down to 0.7 at the last, else 0."""
     rise = (snapshots - emergence) / np.maximum(peak - emergence, 1)

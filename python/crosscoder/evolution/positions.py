@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
+from crosscoder.evolution.examples import Ints, tokens_in_order
 
 if TYPE_CHECKING:
     from crosscoder.activations.tokens import TokenSet
     from crosscoder.code import SparseCode
-
-Ints = NDArray[np.int64]
 
 N_POSITIONS = 64
 _LEAST_PENDING = 1 << 20
@@ -84,7 +83,7 @@ class PositionCollector:
         Raises `DataError` for another crosscoder's code, tokens that are not the TokenSet's, out of order, or of a
         sequence that continues an earlier batch; `NonFiniteError` for activations that are not finite.
         """
-        sequence, position = np.asarray(sequence_B).astype(np.int64), np.asarray(position_B).astype(np.int64)
+        sequence, position = tokens_in_order(code, sequence_B, position_B)
         self._check(code, sequence, position)
         if not sequence.size:
             return
@@ -112,15 +111,13 @@ class PositionCollector:
     def _check(self, code: SparseCode, sequence: Ints, position: Ints) -> None:
         if code.n_features != self._n_features:
             raise DataError(f"a code of {code.n_features} features does not fit a collector of {self._n_features}")
-        if sequence.shape != (code.n_tokens,) or position.shape != (code.n_tokens,):
-            raise DataError(f"{sequence.shape} sequences, {position.shape} positions for {code.n_tokens} tokens")
         if not sequence.size:
             return
         rows, context = self._tokens.ids.shape
         if min(sequence.min(), position.min()) < 0 or sequence.max() >= rows or position.max() >= context:
-            raise DataError(f"the positions do not fit a token set of {rows} sequences of {context}")
-        if (np.diff((sequence << 32) + position) <= 0).any():
-            raise DataError("tokens must come in order of the text: by sequence, then by position")
+            raise DataError(
+                f"the positions are of another TokenSet than this one of {rows} sequences of {context} tokens"
+            )
         again = sequence[self._seen[sequence]]
         if again.size:
             raise DataError(f"sequence {again[0]} continues an earlier batch; batches hold whole sequences")
@@ -140,15 +137,10 @@ class PositionCollector:
 
 
 def collect_positions(
-    batches: Iterable[tuple[SparseCode, ArrayLike, ArrayLike]],
-    n_features: int,
-    tokens: TokenSet,
-    *,
-    n_positions: int = N_POSITIONS,
-    seed: int = 0,
+    batches: Iterable[tuple[SparseCode, ArrayLike, ArrayLike]], n_features: int, tokens: TokenSet, **options: int
 ) -> Positions:
-    """`PositionCollector` over batches of (code, sequence (B,), position (B,))."""
-    collector = PositionCollector(n_features, tokens, n_positions=n_positions, seed=seed)
+    """`PositionCollector`, with its options, over batches of (code, sequence (B,), position (B,))."""
+    collector = PositionCollector(n_features, tokens, **options)
     for code, sequence_B, position_B in batches:
         collector.add(code, sequence_B, position_B)
     return collector.result()
@@ -163,7 +155,7 @@ def tokens_at(tokens: TokenSet, places: Places, back: int = 0) -> NDArray[np.int
     """
     rows, context = tokens.ids.shape
     if places.sequence.size and (places.sequence.max() >= rows or places.position.max() >= context):
-        raise DataError(f"the positions do not fit a token set of {rows} sequences of {context}")
+        raise DataError(f"the positions are of another TokenSet than this one of {rows} sequences of {context} tokens")
     known = (places.sequence >= 0) & (places.position >= back)
     sequence, position = np.where(known, places.sequence, 0), np.where(known, places.position, back)
     known &= tokens.document[sequence, position] == tokens.document[sequence, position - back]

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -119,16 +120,18 @@ class ProbeTrainer:
     """
 
     def __init__(self, mean_KD: Tensor, n_features: int, *, seed: int = 0) -> None:
-        """`mean_KD`: about the mean activation, against loss of digits; `seed` draws the random directions."""
+        """`mean_KD`: about the mean activation, against loss of digits, on the device of the batches; `seed` draws the
+        random directions."""
         n_snapshots, width = mean_KD.shape
+        zeros = partial(torch.zeros, dtype=torch.float64, device=mean_KD.device)
         self._mean_KD = mean_KD
         self._seed = seed
         self._n_tokens = 0
-        self._last_n = torch.zeros(1, n_features, dtype=torch.bool)
-        self._count_2n = torch.zeros(2, n_features, dtype=torch.float64)
-        self._sum_KD = torch.zeros(n_snapshots, width, dtype=torch.float64)
-        self._outer_KDD = torch.zeros(n_snapshots, width, width, dtype=torch.float64)
-        self._active_K2nD = torch.zeros(n_snapshots, 2 * n_features, width, dtype=torch.float64)
+        self._last_n = torch.zeros(1, n_features, dtype=torch.bool, device=mean_KD.device)
+        self._count_2n = zeros(2, n_features)
+        self._sum_KD = zeros(n_snapshots, width)
+        self._outer_KDD = zeros(n_snapshots, width, width)
+        self._active_K2nD = zeros(n_snapshots, 2 * n_features, width)
 
     def add(self, x_BKD: Tensor, active_Bn: Tensor) -> None:
         """Count B tokens: activations, and bool labels. Raises `DataError` for shapes that do not fit."""
@@ -163,21 +166,21 @@ class ProbeTrainer:
         scale_K = C_KDD.diagonal(dim1=1, dim2=2).mean(dim=1)
         # A snapshot without any variance gets the unit matrix: its probes are 0, their AUC 0.5.
         added_K = torch.where(scale_K > 0, ridge * scale_K, 1.0)
-        C_KDD += added_K[:, None, None] * torch.eye(width, dtype=C_KDD.dtype)
+        C_KDD += added_K[:, None, None] * torch.eye(width, dtype=C_KDD.dtype, device=C_KDD.device)
         count = self._count_2n.flatten()[:, None]
         others = (self._n_tokens - count).clamp_min(1)
         difference = self._active_K2nD / count.clamp_min(1) - (self._sum_KD[:, None] - self._active_K2nD) / others
         weights = torch.linalg.solve(C_KDD, difference.transpose(1, 2)).permute(2, 0, 1)
         own, shuffled = weights.unflatten(0, (2, -1))
         generator = torch.Generator().manual_seed(self._seed)
-        random = torch.randn(own.shape, generator=generator, dtype=torch.float64)
+        random = torch.randn(own.shape, generator=generator, dtype=torch.float64).to(own.device)
         own_difference = difference[:, : len(own)].transpose(0, 1)
         random *= torch.where((own_difference * random).sum(dim=2) < 0, -1.0, 1.0)[:, :, None]
         return Probes(
             weights=own.float().contiguous(),
             shuffled=shuffled.float().contiguous(),
             random=random.float(),
-            n_active=self._count_2n[0].long().numpy(),
+            n_active=self._count_2n[0].long().cpu().numpy(),
             n_tokens=self._n_tokens,
         )
 
@@ -203,8 +206,8 @@ def snapshot_areas(probes: Probes, k: int, x_TD: Tensor, active_Tn: Tensor, with
             f"activations {tuple(x_TD.shape)}, labels {tuple(active_Tn.shape)} and h {tuple(without_Tn.shape)} do not "
             f"fit {len(probes.weights)} probes"
         )
-    active = [np.flatnonzero(column) for column in active_Tn.T.numpy()]
-    without = [_largest(column, len(own)) for column, own in zip(without_Tn.T.numpy(), active, strict=True)]
+    active = [np.flatnonzero(column) for column in active_Tn.T.cpu().numpy()]
+    without = [_largest(column, len(own)) for column, own in zip(without_Tn.T.cpu().numpy(), active, strict=True)]
     auc, auc_without = _areas(probes.weights[:, k], x_TD, active, without)
     (shuffled,) = _areas(probes.shuffled[:, k], x_TD, [(column + 1) % len(x_TD) for column in active])
     (random,) = _areas(probes.random[:, k], x_TD, active)
@@ -300,7 +303,7 @@ def _areas(w_nD: Tensor, x_TD: Tensor, *labels: list[NDArray[np.int64]]) -> list
     """(n,) AUC for each of the labels; a block of features at a time."""
     areas = [np.full(len(w_nD), np.nan) for _ in labels]
     for block in torch.split(torch.arange(len(w_nD)), 64):
-        score_nT = (w_nD[block] @ x_TD.T).numpy()
+        score_nT = (w_nD[block] @ x_TD.T).cpu().numpy()
         ordered_nT = np.sort(score_nT, axis=1)
         for i, score, ordered in zip(block.tolist(), score_nT, ordered_nT, strict=True):
             for area, label in zip(areas, labels, strict=True):

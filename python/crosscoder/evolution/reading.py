@@ -42,11 +42,7 @@ Read = Callable[[Sequence[Ints], int], list[Pairs]]
 
 
 def snapshot_reader(
-    snapshots: SnapshotSet,
-    crosscoder: Crosscoder,
-    *,
-    title: str,
-    memory_bytes: int = _MEMORY_BYTES,
+    snapshots: SnapshotSet, crosscoder: Crosscoder, *, title: str, memory_bytes: int = _MEMORY_BYTES
 ) -> Read:
     """A `Read` through the snapshots' models, for a crosscoder of raw activations, on its device.
 

@@ -53,8 +53,8 @@ class CosineSummary:
 
 
 @dataclass(frozen=True)
-class Rotation:
-    """What one pass over the decoders gives."""
+class Cosines:
+    """Cosines between the directions of features at different snapshots."""
 
     overall: CosineSummary
     """Over all features."""
@@ -66,6 +66,12 @@ class Rotation:
     """(F, K) cosine to the direction at the last snapshot; NaN unless present at both."""
     to_previous: NDArray[np.float32]
     """(F, K) cosine to the direction at the snapshot before; NaN unless present at both, and at k = 0."""
+
+
+@dataclass(frozen=True)
+class Rotation(Cosines):
+    """What one pass over the decoders gives."""
+
     width: int
     """D."""
     group_sums: NDArray[np.float64]

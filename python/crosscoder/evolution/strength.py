@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
-from crosscoder.evolution.checks import checked_steps
+from crosscoder.evolution.checks import checked_mask, checked_steps
 from crosscoder.model import Crosscoder
 
 KIND_NAMES = ("initialization", "emergent", "dead", "other")
@@ -103,11 +103,7 @@ class ThresholdSweep:
 
 
 def life_cycles(
-    norms_FK: ArrayLike | Crosscoder,
-    steps_K: ArrayLike,
-    *,
-    threshold: float = 0.3,
-    alive_F: ArrayLike | None = None,
+    norms_FK: ArrayLike | Crosscoder, steps_K: ArrayLike, *, threshold: float = 0.3, alive_F: ArrayLike | None = None
 ) -> LifeCycles:
     """The life of every feature from its decoder norms (F, K), or a crosscoder's, at training steps (K,), strictly
     increasing.
@@ -120,9 +116,7 @@ def life_cycles(
         raise ConfigError(f"the presence threshold must lie in [0, 1), got {threshold:g}")
     norms, steps = _checked(norms_FK, steps_K)
     n_features, n_snapshots = norms.shape
-    alive = np.ones(n_features, dtype=bool) if alive_F is None else np.asarray(alive_F, dtype=bool)
-    if alive.shape != (n_features,):
-        raise DataError(f"alive_F has shape {alive.shape}, expected ({n_features},)")
+    alive = checked_mask(alive_F, n_features)
 
     largest = norms.max(axis=1)
     alive = alive & (largest > 0)

@@ -25,7 +25,7 @@ from crosscoder.activations.loader import ActivationLoader
 from crosscoder.activations.snapshots import SnapshotSet
 from crosscoder.activations.store import ActivationStore
 from crosscoder.activations.tokens import TokenSet
-from crosscoder.common.arrays import layout, load_arrays, record_beside, restore, save_described
+from crosscoder.common.arrays import layout, load_result, record_beside, save_described
 from crosscoder.config import StudySettings
 from crosscoder.configfile import read_config, write_config
 from crosscoder.evolution.partial import Partial
@@ -115,7 +115,7 @@ class Study:
     @property
     def decoder_scale(self) -> Tensor:
         """(K,) the factor that turns `decoders` into those for scaled activations."""
-        return self.folded.snapshot_scale
+        return self.folded.snapshot_scale.cpu()
 
     @cached_property
     def snapshots(self) -> SnapshotSet:
@@ -173,13 +173,13 @@ class Study:
         path, record = self.run.evolution / f"{analysis.name}.npz", self.record(analysis)
         save_described(path, analysis.compute(self), record)
         self.partial(analysis).remove()
-        return restore(analysis.result, load_arrays(path))
+        return load_result(analysis.result, path)
 
     def finished(self, analysis: Analysis[R]) -> R | None:
         """The result of an analysis if it is on disk and of this crosscoder and these settings."""
         path = self.run.evolution / f"{analysis.name}.npz"
         current = record_beside(path).get("of") == self.record(analysis)["of"]
-        return restore(analysis.result, load_arrays(path)) if current else None
+        return load_result(analysis.result, path) if current else None
 
     def partial(self, analysis: Analysis[Any], *order: object) -> Partial:
         """Where an analysis that takes long keeps its state while it runs, to go on from after a kill.

@@ -164,12 +164,7 @@ class EmergenceByType:
 
 
 def feature_types(
-    positions: Positions,
-    tokens: TokenSet,
-    induction: InductionResponse,
-    unrelated: InductionResponse,
-    *,
-    seed: int = 0,
+    positions: Positions, tokens: TokenSet, induction: InductionResponse, unrelated: InductionResponse, *, seed: int = 0
 ) -> FeatureTypes:
     """Types of features from where they are active and from `induction_responses`. `seed` draws the controls.
 
@@ -244,7 +239,9 @@ def induction_responses(
     for a length under 3, no sequence, or a vocabulary too small for 2 * length different tokens.
     """
     if length < 3 or n_sequences < 1:
-        raise ConfigError(f"induction needs a length of 3 tokens or more and a sequence; got {length}, {n_sequences}")
+        raise ConfigError(
+            f"induction needs sequences of at least 3 tokens, at least one; got {n_sequences} of {length} tokens"
+        )
     if vocabulary - 1 < 2 * length:
         raise ConfigError(
             f"induction at length {length} needs {2 * length} different tokens, the vocabulary has {vocabulary - 1}; "
@@ -339,11 +336,7 @@ def _judges_passages(n_passages: int) -> bool:
 
 
 def _dealt_calls(
-    here: NDArray[np.int32],
-    before: NDArray[np.int32],
-    n_positions: Ints,
-    enough: Bools,
-    rng: np.random.Generator,
+    here: NDArray[np.int32], before: NDArray[np.int32], n_positions: Ints, enough: Bools, rng: np.random.Generator
 ) -> tuple[Bools, Bools]:
     """Calls by the first two rules for the features judged, with all strongest positions dealt to them at random."""
     there = np.arange(here.shape[1]) < n_positions[:, None]

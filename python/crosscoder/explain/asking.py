@@ -83,7 +83,7 @@ class Spending:
         most = self.cost(question.tokens_in, self._longest) or 0.0
         with self._lock:
             if self._budget is not None and self.spent + self._reserved + most > self._budget:
-                raise _Stopped(f"not asked: the budget of {self._budget:g} does not reach")
+                raise _Stopped(f"not asked: it could exceed the budget of {self._budget:g}")
             self._reserved += most
         try:
             yield self._add

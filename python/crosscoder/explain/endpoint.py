@@ -123,7 +123,7 @@ class Endpoint:
             return self._reply(json.loads(data))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             shown = self._clean(data.decode(errors="replace"))
-            raise TransientError(f"an answer of another form: {shown or '(empty)'}") from None
+            raise TransientError(f"the answer has no text where one is expected: {shown or '(empty)'}") from None
 
     def _send(self, request: urllib.request.Request, exchange: _Exchange) -> tuple[int, Any, bytes]:
         """Status, headers and body of the answer."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosscoder.common.arrays import load_arrays, record_beside, restore, save_described
+from crosscoder.common.arrays import load_result, record_beside, save_described
 from crosscoder.common.statistics import bootstrap_interval, correlate
 from crosscoder.common.tables import Table, read_table, write_table
 from crosscoder.errors import ConfigError, DataError
@@ -36,14 +36,7 @@ from crosscoder.explain.passages import (
     scanned_sequences,
     strongest_places,
 )
-from crosscoder.explain.prompts import (
-    PROMPTS,
-    VERSION,
-    explain_prompt,
-    read_explanation,
-    read_passages,
-    scoring_prompt,
-)
+from crosscoder.explain.prompts import PROMPTS, VERSION, explain_prompt, read_explanation, read_passages, scoring_prompt
 from crosscoder.explain.scoring import HALF, KINDS, PASSES, Test, Texts, balanced_accuracy, make_test, top_passages
 from crosscoder.files import write_json
 from crosscoder.progress import Progress
@@ -107,7 +100,7 @@ class ExplanationStudy:
         rests_on = [_CONTEXTS_VERSION, study.record(EXAMPLES)["of"], features.tolist(), self._seed]
         of = hashlib.sha256(json.dumps(rests_on).encode()).hexdigest()
         if record_beside(path).get("of") == of:
-            return restore(FeatureContexts, load_arrays(path))
+            return load_result(FeatureContexts, path)
         places = strongest_places(study.result(EXAMPLES).contexts, study.train, features)
         scanned = scanned_sequences(study.train.n_sequences, study.train.context, self._seed)
         wanted = np.union1d(scanned, places.sequence)

@@ -321,8 +321,8 @@ def _check_record(out: Path, record: dict[str, Any], tokenizer_folder: Path) -> 
     if changed == ["tokenizer"]:
         names = ", ".join(file.name for file in tokenizer_files(tokenizer_folder))
         raise DataError(
-            f"the tokenizer in {tokenizer_folder} ({names}) is another than the one that {out} was begun with; bring "
-            f"it back, or delete {out}"
+            f"the tokenizer in {tokenizer_folder} ({names}) is not the one that {out} was begun with; restore "
+            f"it, or delete {out}"
         )
     if changed:
         raise ConfigError(

@@ -19,10 +19,7 @@ from crosscoder.figures.table import FigureTable, plain_column
 from crosscoder.runs import Run
 from crosscoder.sweep.figures import SECTION
 
-NEEDED = {
-    "train": {"dead_fraction", "n_train_tokens"},
-    "eval": {"explained_variance", "l0", "n_heldout_tokens"},
-}
+NEEDED = {"train": {"dead_fraction", "n_train_tokens"}, "eval": {"explained_variance", "l0", "n_heldout_tokens"}}
 """The figures of `summary.json` that this rests on, by the verb that writes them."""
 
 

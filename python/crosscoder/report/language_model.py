@@ -43,8 +43,5 @@ def marks(run: Run, model: str) -> list[StepMark]:
     """Steps of the language model's training at which something else happens, where they are known."""
     recipe = _recipe(run)
     if recipe is not None:
-        return [
-            StepMark(recipe["warmup_steps"], "warm-up ends"),
-            StepMark(recipe["short_steps"], "longer sequences"),
-        ]
+        return [StepMark(recipe["warmup_steps"], "warm-up ends"), StepMark(recipe["short_steps"], "longer sequences")]
     return [StepMark(PYTHIA_WARMUP, "warm-up ends")] if "pythia" in model.lower() else []

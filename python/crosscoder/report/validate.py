@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,30 +13,65 @@ from crosscoder.figures.table import FigureTable
 from crosscoder.report.data import Contexts, Features, PageData
 
 
-def _shape(name: str, array: Any, shape: tuple[int | None, ...], meaning: str) -> None:
-    actual = np.shape(array)
-    fits = len(actual) == len(shape) and all(
-        want is None or have == want for have, want in zip(actual, shape, strict=True)
-    )
-    if not fits:
-        raise DataError(f"page: {name} has shape {actual}, expected {meaning}")
+class Must(NamedTuple):
+    """What an array must be."""
+
+    axes: str
+    """A letter an axis: F features, K snapshots, C kinds, N contexts, L tokens, V vocabulary, M documents, n
+    neighbours. A letter has one length throughout."""
+    low: float
+    high: float | str
+    """A letter stands for the last index of such an axis."""
+    slack: float = 0.0
+    """Of the two ends."""
+    whole: bool = False
+    """Whether it holds integers."""
 
 
-def _kind(name: str, array: Any, kinds: str, what: str) -> None:
-    dtype = np.asarray(array).dtype
-    if dtype.kind not in kinds:
-        raise DataError(f"page: {name} has dtype {dtype}, expected {what}")
+FEATURES = {
+    "norms": Must("FK", 0, 1, slack=1e-4),
+    "firing_rate": Must("FK", 0, 1, slack=1e-6),
+    "max_norm": Must("F", 0, math.inf),
+    "max_activation": Must("F", 0, math.inf),
+    "lifetime": Must("F", 0, 1, slack=1e-6),
+    "kind": Must("F", 0, "C", whole=True),
+    "emergence": Must("F", -1, "K", whole=True),
+    "peak": Must("F", 0, "K", whole=True),
+    "neighbours": Must("Fn", -1, "F", whole=True),
+    "neighbour_cosines": Must("Fn", -1, 1, slack=1e-3),
+}
+CONTEXTS = {
+    "tokens": Must("NL", -1, "V", whole=True),
+    "feature": Must("N", 0, "F", whole=True),
+    "activations": Must("NL", 0, math.inf),
+    "document": Must("N", -1, "M", whole=True),
+    "position": Must("N", -math.inf, math.inf, whole=True),
+}
 
 
-def _range(name: str, array: Any, low: float, high: float, slack: float = 0.0) -> None:
-    values = np.asarray(array)
-    if values.size == 0:
-        return
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+def _check_arrays(group: str, data: Features | Contexts, wanted: Mapping[str, Must], lengths: dict[str, int]) -> None:
+    """`lengths`: those known; the others are learned from the first array that has such an axis."""
+    for name, must in wanted.items():
+        array = getattr(data, name)
+        if array is not None:
+            _check_array(f"{group}.{name}", np.asarray(array), must, lengths)
+
+
+def _check_array(name: str, array: np.ndarray[Any, Any], must: Must, lengths: dict[str, int]) -> None:
+    if array.ndim == len(must.axes):
+        lengths |= {axis: n for axis, n in zip(must.axes, array.shape, strict=True) if axis not in lengths}
+    expected = tuple(lengths.get(axis, axis) for axis in must.axes)
+    if array.shape != expected:
+        raise DataError(f"page: {name} has shape {array.shape}, expected ({', '.join(map(str, expected))})")
+    if must.whole and array.dtype.kind not in "iu":
+        raise DataError(f"page: {name} has dtype {array.dtype}, expected integers")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"page: {name} holds NaN or infinity")
-    smallest, largest = values.min(), values.max()
-    if smallest < low - slack or largest > high + slack:
-        raise DataError(f"page: {name} must lie in [{low:g}, {high:g}], but spans [{smallest:g}, {largest:g}]")
+    high = lengths[must.high] - 1 if isinstance(must.high, str) else must.high
+    if array.size and (array.min() < must.low - must.slack or array.max() > high + must.slack):
+        raise DataError(
+            f"page: {name} must lie in [{must.low:g}, {high:g}], but spans [{array.min():g}, {array.max():g}]"
+        )
 
 
 def _texts(name: str, values: Sequence[str]) -> None:
@@ -52,27 +87,6 @@ def _check_table(table: FigureTable) -> None:
             raise DataError(f"page: the column {name!r} of the figure {table.key!r} holds NaN or infinity")
 
 
-def _check_contexts(contexts: Contexts, n_features: int) -> None:
-    _kind("contexts.tokens", contexts.tokens, "iu", "integers")
-    _shape("contexts.tokens", contexts.tokens, (None, None), "(N, L)")
-    n_contexts, length = np.shape(contexts.tokens)
-    _kind("contexts.feature", contexts.feature, "iu", "integers")
-    _shape("contexts.feature", contexts.feature, (n_contexts,), f"({n_contexts},)")
-    _range("contexts.feature", contexts.feature, 0, n_features - 1)
-    _shape("contexts.activations", contexts.activations, (n_contexts, length), f"({n_contexts}, {length})")
-    _range("contexts.activations", contexts.activations, 0, np.inf)
-    _texts("contexts.vocabulary", contexts.vocabulary)
-    _texts("contexts.documents", contexts.documents)
-    _range("contexts.tokens", contexts.tokens, -1, len(contexts.vocabulary) - 1)
-    if contexts.document is not None:
-        _kind("contexts.document", contexts.document, "iu", "integers")
-        _shape("contexts.document", contexts.document, (n_contexts,), f"({n_contexts},)")
-        _range("contexts.document", contexts.document, -1, len(contexts.documents) - 1)
-    if contexts.position is not None:
-        _kind("contexts.position", contexts.position, "iu", "integers")
-        _shape("contexts.position", contexts.position, (n_contexts,), f"({n_contexts},)")
-
-
 def _check_maximum(contexts: Contexts, max_activation: Any) -> None:
     """A context stronger than its feature's maximum would be shown clipped."""
     if np.size(contexts.activations) == 0:
@@ -86,46 +100,20 @@ def _check_maximum(contexts: Contexts, max_activation: Any) -> None:
 
 
 def _check_features(features: Features, n_snapshots: int) -> None:
-    _shape("features.norms", features.norms, (None, n_snapshots), f"(F, {n_snapshots})")
-    n_features = np.shape(features.norms)[0]
-    if n_features == 0:
+    if not len(features.norms):
         raise DataError("page: features has no rows; leave it None instead")
-    _range("features.norms", features.norms, 0, 1, slack=1e-4)
-    _shape(
-        "features.firing_rate",
-        features.firing_rate,
-        (n_features, n_snapshots),
-        f"({n_features}, {n_snapshots})",
-    )
-    _range("features.firing_rate", features.firing_rate, 0, 1, slack=1e-6)
-    one_each = f"({n_features},), one value a feature"
-    for name in ("max_norm", "lifetime", "max_activation", "kind", "emergence", "peak"):
-        _shape(f"features.{name}", getattr(features, name), (n_features,), one_each)
-    for name in ("kind", "emergence", "peak"):
-        _kind(f"features.{name}", getattr(features, name), "iu", "integers")
-    _range("features.max_norm", features.max_norm, 0, np.inf)
-    _range("features.max_activation", features.max_activation, 0, np.inf)
-    _range("features.lifetime", features.lifetime, 0, 1, slack=1e-6)
     _texts("features.kind_names", features.kind_names)
-    _range("features.kind", features.kind, 0, len(features.kind_names) - 1)
-    _range("features.emergence", features.emergence, -1, n_snapshots - 1)
-    _range("features.peak", features.peak, 0, n_snapshots - 1)
+    lengths = {"K": n_snapshots, "C": len(features.kind_names)}
+    _check_arrays("features", features, FEATURES, lengths)
     if (features.neighbours is None) != (features.neighbour_cosines is None):
         raise DataError("page: features.neighbours and features.neighbour_cosines must be given together")
-    if features.neighbours is not None:
-        _kind("features.neighbours", features.neighbours, "iu", "integers")
-        _shape("features.neighbours", features.neighbours, (n_features, None), f"({n_features}, n)")
-        _shape(
-            "features.neighbour_cosines",
-            features.neighbour_cosines,
-            np.shape(features.neighbours),
-            "the shape of features.neighbours",
-        )
-        _range("features.neighbours", features.neighbours, -1, n_features - 1)
-        _range("features.neighbour_cosines", features.neighbour_cosines, -1, 1, slack=1e-3)
-    if features.contexts is not None:
-        _check_contexts(features.contexts, n_features)
-        _check_maximum(features.contexts, features.max_activation)
+    contexts = features.contexts
+    if contexts is not None:
+        _texts("contexts.vocabulary", contexts.vocabulary)
+        _texts("contexts.documents", contexts.documents)
+        lengths |= {"V": len(contexts.vocabulary), "M": len(contexts.documents)}
+        _check_arrays("contexts", contexts, CONTEXTS, lengths)
+        _check_maximum(contexts, features.max_activation)
 
 
 def check(data: PageData) -> None:

@@ -14,7 +14,7 @@ from crosscoder.figures.spec import Axis, Lines, Panel, Series
 from crosscoder.figures.table import Column, FigureTable, plain_column
 from crosscoder.sweep.frontier import Frontier
 from crosscoder.sweep.points import LABELS, METHODS
-from crosscoder.sweep.result_tables import SCOPES, comparisons
+from crosscoder.sweep.result_tables import SCOPES, comparisons, points_of_lines
 
 SECTION = "The crosscoder and its baselines"
 
@@ -33,12 +33,9 @@ def frontier(found: Sweep, results: Results) -> FigureTable | None:
         return None
     table = found.columns
     columns: dict[str, Column] = {name: [] for name in ("scope", "frontier", "l0", *METHODS)}
-    rows = range(len(table["method"]))
-    for scope, (explained, l0) in SCOPES.items():
-        for method, F, seed in sorted({(table["method"][r], table["n_features"][r], table["seed"][r]) for r in rows}):
-            mine = [r for r in rows if (table["method"][r], table["n_features"][r], table["seed"][r]) ==
-                    (method, F, seed) and table[l0][r] is not None]  # fmt: skip
-            line = Frontier.of([table[l0][r] for r in mine], [table[explained][r] for r in mine])
+    for scope in SCOPES:
+        for (method, F, seed), points in sorted(points_of_lines(table, scope).items()):
+            line = Frontier.of(*zip(*points, strict=True))
             n = len(line.l0_P)
             columns["scope"] += [scope] * n
             columns["frontier"] += [f"{LABELS[method]}, F = {F:,}, seed {seed}"] * n

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from crosscoder.common.svg import COLOURS, MUTED
 from crosscoder.sweep.frontier import Frontier
 from crosscoder.sweep.points import LABELS, METHODS
-from crosscoder.sweep.result_tables import SCOPES, Columns
+from crosscoder.sweep.result_tables import SCOPES, Columns, points_of_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,33 +27,26 @@ def draw_frontier(figure: Figure, table: Columns) -> None:
     figure.set_size_inches(8.8, 4.0)
     sizes = sorted(set(table["n_features"]))
     panels = figure.subplots(1, len(SCOPES))
-    for axes, (scope, (explained, l0)) in zip(panels, SCOPES.items(), strict=True):
-        for method in METHODS:
-            label: str | None = LABELS[method]
-            for place, F in enumerate(sizes):
-                for seed in sorted(set(table["seed"])):
-                    rows = [
-                        (table[l0][row], table[explained][row])
-                        for row in range(len(table["method"]))
-                        if (table["method"][row], table["n_features"][row], table["seed"][row]) == (method, F, seed)
-                        and table[l0][row]
-                    ]
-                    if not rows:
-                        continue
-                    frontier = Frontier.of(*zip(*rows, strict=True))
-                    colour, marker = COLOURS[METHODS.index(method)], _MARKERS[place % len(_MARKERS)]
-                    axes.scatter(*zip(*rows, strict=True), color=colour, marker=marker, s=10, alpha=0.3, linewidths=0)
-                    axes.plot(
-                        frontier.l0_P,
-                        frontier.explained_P,
-                        color=colour,
-                        marker=marker,
-                        linestyle=_DASHES[place % len(_DASHES)],
-                        markersize=4,
-                        linewidth=1.2,
-                        label=label,
-                    )
-                    label = None
+    for axes, scope in zip(panels, SCOPES, strict=True):
+        labels: dict[str, str] = {**LABELS}  # each once
+        lines = points_of_lines(table, scope)
+        for method, F, seed in sorted(lines, key=lambda line: (METHODS.index(line[0]), *line[1:])):
+            points = [point for point in lines[method, F, seed] if point[0]]
+            if not points:
+                continue
+            frontier, place = Frontier.of(*zip(*points, strict=True)), sizes.index(F)
+            colour, marker = COLOURS[METHODS.index(method)], _MARKERS[place % len(_MARKERS)]
+            axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, s=10, alpha=0.3, linewidths=0)
+            axes.plot(
+                frontier.l0_P,
+                frontier.explained_P,
+                color=colour,
+                marker=marker,
+                linestyle=_DASHES[place % len(_DASHES)],
+                markersize=4,
+                linewidth=1.2,
+                label=labels.pop(method, None),
+            )
         if scope == "last" and len(sizes) > 1:
             for place, F in enumerate(sizes):
                 style = {"marker": _MARKERS[place % len(_MARKERS)], "linestyle": _DASHES[place % len(_DASHES)]}

@@ -63,16 +63,27 @@ def _order(record: Record) -> tuple[Any, ...]:
     return METHODS.index(point["method"]), point["n_features"], point["seed"], point["lr"], point["sparsity"]
 
 
+def points_of_lines(
+    table: Mapping[str, list[Any]], scope: str
+) -> dict[tuple[str, int, int], list[tuple[float, float]]]:
+    """(method, F, seed) -> (L0, explained variance) of its points, as far as they are known in the scope."""
+    explained, l0 = SCOPES[scope]
+    lines: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
+    for *line, x, y in zip(*(table[name] for name in ("method", "n_features", "seed", l0, explained)), strict=True):
+        if x is not None:
+            lines.setdefault((line[0], line[1], line[2]), []).append((x, y))
+    return lines
+
+
 def comparisons(table: Columns) -> dict[tuple[str, int], Comparison]:
     """By scope and F: the methods of `results` at common L0. Only seeds that every method has count."""
     found = {}
-    for scope, (explained, l0) in SCOPES.items():
+    for scope in SCOPES:
         for F in sorted(set(table["n_features"])):
             points: dict[str, dict[int, list[tuple[float, float]]]] = {}
-            for row, method in enumerate(table["method"]):
-                if table["n_features"][row] == F and table[l0][row] is not None:
-                    of_seed = points.setdefault(method, {}).setdefault(table["seed"][row], [])
-                    of_seed.append((table[l0][row], table[explained][row]))
+            for (method, size, seed), line in points_of_lines(table, scope).items():
+                if size == F:
+                    points.setdefault(method, {})[seed] = line
             seeds = sorted(set.intersection(*(set(of_method) for of_method in points.values()))) if points else []
             if len(points) > 1 and seeds:
                 found[scope, F] = compare(

@@ -56,7 +56,9 @@ class Sweep:
         if not points:
             raise ConfigError("a sweep needs at least one lambda, F, learning rate and seed")
         if options.selects_by_rank:
-            raise ConfigError(f'gate "{options.gate}" fixes L0, lambda does not move it; sweep another gate')
+            raise ConfigError(
+                f'gate "{options.gate}" fixes L0 by itself, so lambda does not change it; sweep another gate'
+            )
         self.folder = folder
         self.store = store
         self.heldout = heldout

@@ -1,5 +1,8 @@
 """A trainer's state on disk: the crosscoder in its own format, all else beside it, with checksums.
 
+The crosscoder is the one in training, for batches that are scaled and whitened; the scale and the mix lie beside its
+weights. So resuming repeats its bits, and `Crosscoder.from_pretrained` makes the one for raw activations.
+
 A checkpoint folder is complete or absent (written under a temporary name, synced, renamed).
 """
 
@@ -14,8 +17,9 @@ from torch import Tensor
 
 from crosscoder import weights
 from crosscoder.config import CrosscoderConfig, TrainConfig
-from crosscoder.errors import ConfigError, DataError, StorageError
+from crosscoder.errors import ConfigError, DataError
 from crosscoder.files import new_folder, read_json, write_json
+from crosscoder.tensorfile import checksum, write_tensors
 
 FORMAT_VERSION = 4
 STATE_FILE = "trainer.safetensors"
@@ -24,6 +28,7 @@ NUMBERS = ("step", "firing_steps", "revived", "joined")
 """`TrainerState.numbers`."""
 _FREE_OPTIONS = (
     "checkpoint_every",
+    "checkpoint_minutes",
     "log_every",
     "backend",
 )  # may differ between the two ends of a resumed run
@@ -34,6 +39,8 @@ class TrainerState(TypedDict):
 
     model: Mapping[str, Tensor]
     """The crosscoder's `state_dict`."""
+    scale_K: Tensor | None
+    """(K,) float64: what raw activations were multiplied by to give the batches; None where that is not known."""
     tensors: Mapping[str, Tensor]
     """The optimiser's moments and what the trainer counts for each feature, by unique names."""
     numbers: Mapping[str, int]
@@ -43,26 +50,18 @@ class TrainerState(TypedDict):
 def save(
     folder: Path, config: CrosscoderConfig, train_config: TrainConfig, state: TrainerState, extra: dict[str, Any]
 ) -> None:
-    """Write a trainer's state and `extra` (JSON) to `folder`. Raises `StorageError`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
+    """Write a trainer's state and `extra` (JSON) to `folder`, one tensor after the other. Raises `StorageError`."""
     with new_folder(folder) as temporary:
-        weights.save(config, state["model"], temporary)
-        try:
-            save_file(tensors, temporary / STATE_FILE)
-        except SafetensorError as error:
-            raise StorageError(
-                f"cannot write {folder}: {error}; free some space and run the same command again"
-            ) from error
+        scale = {} if state["scale_K"] is None else {weights.ACTIVATION_SCALE: state["scale_K"]}
+        weights.save(config, {**state["model"], **scale}, temporary)
+        checksums = write_tensors(temporary / STATE_FILE, state["tensors"])
         write_json(
             temporary / RECORD_FILE,
             {
                 "format_version": FORMAT_VERSION,
                 **state["numbers"],
                 "train_config": train_config.to_dict(),
-                "checksums": {name: weights.checksum(tensor) for name, tensor in tensors.items()},
+                "checksums": checksums,
                 "extra": extra,
             },
         )
@@ -80,7 +79,10 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
     record = read_json(folder / RECORD_FILE, **kinds)
     if record.get("format_version") != FORMAT_VERSION:
         version = record.get("format_version")
-        raise DataError(f"{folder}: checkpoint of format version {version!r}, this release reads {FORMAT_VERSION}")
+        raise DataError(
+            f"{folder}: the checkpoint has format version {version!r}, this release reads {FORMAT_VERSION}; "
+            "go on with the release that wrote it, or train anew"
+        )
     saved_config, parameters = weights.load(folder)
     wanted = {**config.to_dict(), **train_config.to_dict()}
     found = {**saved_config.to_dict(), **record["train_config"]}
@@ -91,18 +93,20 @@ def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> t
     ]
     if differences:
         raise ConfigError(
-            f"{folder} is of another configuration ({'; '.join(differences)}); use the same options, or another folder"
+            f"{folder} was written with other options ({'; '.join(differences)}); use the same options, or another "
+            "folder"
         )
     try:
         tensors = load_file(folder / STATE_FILE)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{folder / STATE_FILE} is missing or truncated ({error})") from error
-    for name, checksum in record["checksums"].items():
-        if name not in tensors or weights.checksum(tensors[name]) != checksum:
+    for name, expected in record["checksums"].items():
+        if name not in tensors or checksum(tensors[name]) != expected:
             raise DataError(f"{folder / STATE_FILE}: {name} is missing or damaged")
     numbers = {name: record[name] for name in NUMBERS}
     extra: dict[str, Any] = record["extra"]
-    return TrainerState(model=parameters, tensors=tensors, numbers=numbers), extra
+    scale_K = parameters.pop(weights.ACTIVATION_SCALE, None)
+    return TrainerState(model=parameters, scale_K=scale_K, tensors=tensors, numbers=numbers), extra
 
 
 def folder_of(root: Path, step: int) -> Path:

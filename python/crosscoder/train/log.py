@@ -23,9 +23,13 @@ def read_metrics(log: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def logged_seconds(log: Path) -> float:
-    """Seconds that the steps so far took, of the last line; 0 for a log without lines. Raises `DataError`."""
-    *_, (number, last) = [(0, {"seconds": 0.0}), *read_lines(log)]
+def logged_seconds(log: Path, *, finished: bool = False) -> float:
+    """Seconds that the steps so far took, of the last line; 0 for a log without lines, which is damage where the
+    training has `finished`. Raises `DataError`."""
+    rows = list(read_lines(log))
+    if not rows and not finished:
+        return 0.0
+    number, last = rows[-1] if rows else (1, None)
     seconds = None if last is None else last.get("seconds")
     if not isinstance(seconds, (int, float)):
         raise DataError(f"{log}: line {number}, the last, is damaged; delete {log.parent} and train again")

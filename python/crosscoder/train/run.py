@@ -36,13 +36,14 @@ from crosscoder.locks import working_on
 from crosscoder.model import Crosscoder
 from crosscoder.progress import Progress, warn
 from crosscoder.seals import seal_json
+from crosscoder.tensorfile import checksum
 from crosscoder.train import checkpoint
 from crosscoder.train.aside import OldTraining
+from crosscoder.train.checkpoint_writer import CheckpointWriter
 from crosscoder.train.initialization import initialize
 from crosscoder.train.log import LOG_FILE, forget_after, logged_seconds
 from crosscoder.train.trainer import Trainer
 
-KEPT_CHECKPOINTS = 2
 RECORD_FILE = "training.json"
 
 
@@ -80,7 +81,7 @@ def train(
         "crosscoder": config.to_dict(),
         "train": train_config.to_dict(),
         "store": _identity(store),
-        "start": None if start is None else {name: weights.checksum(t) for name, t in start.state_dict().items()},
+        "start": None if start is None else {name: checksum(t) for name, t in start.state_dict().items()},
     }
     with working_on(make_folder(folder), "train"):
         old, training = OldTraining(folder), folder / "training"
@@ -95,7 +96,7 @@ def train(
         model = Crosscoder(config, seed=train_config.seed, device=where, dtype=_weights_dtype(train_config))
         if start is not None:
             model.load_state_dict(start.state_dict())
-        trainer = Trainer(model, train_config)
+        trainer = Trainer(model, train_config, scale_K=loader.scale_K)
         trainer.snapshot_names = store.snapshot_names
         if not (resume and _resume(trainer, loader, training / "checkpoints")) and start is None:
             initialize(trainer.model, _sample(store, loader), train_config)
@@ -104,7 +105,7 @@ def train(
                 old.put_aside()
             begin()
             _loop(trainer, loader, make_folder(training), title, old.remove)
-            final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K)).eval()
+            final = trainer.model.fold_scales(torch.from_numpy(loader.scale_K), device="cpu").eval()
             with new_folder(folder / "crosscoder") as temporary:
                 weights.save(config, final.unmixed_state(), temporary)
                 write_json(temporary / RECORD_FILE, {**record, "trained": _summary(trainer), "device": describe(where)})
@@ -125,7 +126,7 @@ def training_seconds(folder: Path) -> float:
 
     What a killed call did after its last checkpoint is done again, and counts once.
     """
-    return logged_seconds(folder / "training" / LOG_FILE)
+    return logged_seconds(folder / "training" / LOG_FILE, finished=True)
 
 
 def batch_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -193,25 +194,45 @@ def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
     if not path.exists():
         return None
     found = read_json(path)
-    different = [part for part in record if found.get(part) != record[part]]
+    different = _differences(found, record)
     if different:
         raise ConfigError(
-            f"{folder / 'crosscoder'} was trained with other settings ({', '.join(different)}); "
+            f"{folder / 'crosscoder'} was trained with other settings ({'; '.join(different)}); "
             "use the same, train anew with --no-resume, or choose another run folder"
         )
     model: Crosscoder = Crosscoder.from_pretrained(folder / "crosscoder")
     return model.eval()
 
 
+def _differences(found: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """What the record of a training says otherwise: option by option; of activations and weights, that they differ."""
+    different = []
+    for part in ("crosscoder", "train"):
+        there, now = found.get(part, {}), record[part]
+        different += [
+            f"{name} {there.get(name)!r} there, {now.get(name)!r} now"
+            for name in sorted(there.keys() | now.keys())
+            if there.get(name) != now.get(name)
+        ]
+    others = [part for part in record if part not in ("crosscoder", "train")]
+    return different + [part for part in others if found.get(part) != record[part]]
+
+
 def _resume(trainer: Trainer, loader: Source, root: Path) -> bool:
     """Load the newest good checkpoint. A damaged one is skipped with a warning; one of other settings is refused."""
+    skipped = 0
     for path in checkpoint.existing(root):
         try:
             loader.load_state_dict(trainer.resume(path)["loader"])
         except DataError as error:
             warn(f"skipping a damaged checkpoint: {error}")
+            skipped += 1
             continue
+        if skipped:
+            warn(f"going on from step {trainer.step_number} instead")
         return True
+    if skipped:
+        warn("no checkpoint can be used: training begins anew")
     return False
 
 
@@ -227,6 +248,7 @@ def _loop(trainer: Trainer, loader: Source, folder: Path, title: str, saved: Cal
         explained_write_errors(log),
         log.open("ab") as lines,
         Progress(title, config.n_steps, "steps", done=trainer.step_number) as progress,
+        CheckpointWriter(trainer, folder / "checkpoints", saved) as writer,
     ):
         while trainer.step_number < config.n_steps:
             for x_BKD in loader:
@@ -249,12 +271,10 @@ def _loop(trainer: Trainer, loader: Source, folder: Path, title: str, saved: Cal
                     lines.flush()
                     progress.advance(0, _figures(row))
                 progress.advance(1)
-                if step % config.checkpoint_every == 0 and not last:
-                    trainer.save(checkpoint.folder_of(folder / "checkpoints", step), {"loader": loader.state_dict()})
-                    saved()
-                    for old in checkpoint.existing(folder / "checkpoints")[KEPT_CHECKPOINTS:]:
-                        remove_folder(old)
+                if not last and writer.is_due():
+                    writer.write({"loader": loader.state_dict()})
                 if last:
+                    writer.finish()
                     _tell_waits(loader, time.monotonic() - started)
                     return
 

@@ -13,9 +13,10 @@ from crosscoder.backends.base import StepSettings, StepStatistics
 from crosscoder.config import TrainConfig
 from crosscoder.errors import ConfigError, DataError, NonFiniteError
 from crosscoder.gate import Gate
-from crosscoder.inputs import Array, as_tensor
+from crosscoder.inputs import Array, as_tensor, scale_of
 from crosscoder.metrics import batch_explained_variance
 from crosscoder.model import NEVER_16_BITS, Crosscoder
+from crosscoder.progress import warn
 from crosscoder.train import checkpoint
 from crosscoder.train.checkpoint import TrainerState
 from crosscoder.train.engines import make_engine
@@ -37,7 +38,9 @@ class Trainer:
     ```
     """
 
-    def __init__(self, model: Crosscoder, config: TrainConfig) -> None:
+    def __init__(self, model: Crosscoder, config: TrainConfig, *, scale_K: Array | Tensor | None = None) -> None:
+        """`scale_K` (K,): what raw activations are multiplied by to give the batches, for the crosscoder in a
+        checkpoint. The batches of an `ActivationLoader` or `LiveSource` bring it along."""
         _refuse_inference_mode()
         model.require_trainable(config.preactivation_coefficient)
         _require_dtype(model, config)
@@ -69,6 +72,10 @@ class Trainer:
         """Activations of the batches just before features are joined."""
         self.recent_tokens = RecentTokens(model.weights()) if Gate.of(model.config).whole_batch else None
         """BatchTopK: what its threshold at inference is calibrated on."""
+        self.scale_K: Tensor | None = None
+        """(K,) float64: the batches' scale, as far as it is known."""
+        self._note_scale(scale_K)
+        self._told_scale = False
         self._recent: list[tuple[int, Tensor]] = []
         """The last steps and their batches, where the host only learns later that a loss was not finite."""
         self._uncounted: tuple[StepStatistics, int] | None = None
@@ -79,11 +86,12 @@ class Trainer:
 
         Without `measured` it returns none of them, which saves time: on a GPU the host then runs ahead of the device.
 
-        Raises `DataError` for a wrong shape or when training is over, `NonFiniteError` (weights untouched) for a NaN
-        or an infinity in the batch or the loss (on a GPU a step or two later, since nothing waits for the device),
-        `ConfigError` under `torch.inference_mode`.
+        Raises `DataError` for a wrong shape, a batch of another scale than before or when training is over,
+        `NonFiniteError` (weights untouched) for a NaN or an infinity in the batch or the loss (on a GPU a step or two
+        later, since nothing waits for the device), `ConfigError` under `torch.inference_mode`.
         """
         _refuse_inference_mode()
+        self._note_scale(scale_of(x_BKD))
         x_BKD = as_tensor(x_BKD).detach()
         if self.step_number >= self.config.n_steps:
             raise DataError(f"training is over: all {self.config.n_steps} steps are done")
@@ -117,6 +125,23 @@ class Trainer:
             self.model.batch_threshold.copy_(self._inference_threshold(self.recent_tokens))
         return self._metrics(x_BKD, result, factor) if measured else {}
 
+    def _note_scale(self, scale_K: Array | Tensor | None) -> None:
+        """What batches are multiplied by. Raises `DataError` if it is no scale, or another than that of the others."""
+        if scale_K is None:
+            return
+        given_K = torch.as_tensor(scale_K).to("cpu", torch.float64)
+        if self.scale_K is None:
+            n = self.model.config.n_snapshots
+            if given_K.shape != (n,) or not bool((torch.isfinite(given_K) & (given_K > 0)).all()):
+                raise DataError(f"scale_K must be {n} positive numbers, not {given_K.tolist()}")
+            self.scale_K = given_K.clone()
+            self.model.trained_on_scaled = not bool((given_K == 1).all())
+        elif not torch.equal(given_K, self.scale_K):
+            raise DataError(
+                f"this batch was multiplied by {given_K.tolist()}, those before by {self.scale_K.tolist()}; "
+                "give the loader the scale of the first one (ActivationLoader(..., scale=...))"
+            )
+
     def _count(self) -> None:
         """Count what fired in the last step. Its figures are final once the engine has settled, which may wait."""
         if self._uncounted is None:
@@ -147,7 +172,7 @@ class Trainer:
         for number, x_BKD in self._recent:
             if number == bad:
                 raise NonFiniteError(self._explain_non_finite(bad, x_BKD))
-        raise NonFiniteError(f"step {bad}: the loss is not finite; the weights are untouched since")
+        raise NonFiniteError(f"step {bad}: the loss is NaN or infinite; the weights are those from before that step")
 
     def _repair(self, x_BKD: Tensor, result: StepStatistics) -> None:
         """Every `revival_every` steps: join what is one feature in two, then restart what is dead. Join once more near
@@ -259,6 +284,7 @@ class Trainer:
             model["batch_threshold"] = self._inference_threshold(self.recent_tokens)
         return TrainerState(
             model=model,
+            scale_K=self.scale_K,
             tensors={**self._tensors(), **dict(self.joining_sample.tensors())},
             numbers={**numbers, "revived": self.n_revived, "joined": self.n_joined},
         )
@@ -281,6 +307,7 @@ class Trainer:
         for name, tensor in self._tensors().items():
             tensor.copy_(tensors[name])
         self.joining_sample.load(tensors)
+        self.scale_K = self.scale_K if state["scale_K"] is None else state["scale_K"]
         self.step_number, self.firing.n_steps = numbers["step"], numbers["firing_steps"]
         self.n_revived, self.n_joined = numbers["revived"], numbers["joined"]
         self._recent = []
@@ -288,8 +315,17 @@ class Trainer:
     def save(self, folder: Path | str, extra: dict[str, Any] | None = None) -> None:
         """Write everything that the next step depends on into `folder`, atomically.
 
-        `extra` (JSON) comes back from `resume`: the loader's state, say. Raises `StorageError`.
+        `extra` (JSON) comes back from `resume`: the loader's state, say. `Crosscoder.from_pretrained(folder)` is the
+        crosscoder as training would export it now, for raw activations; where the batches' scale is not known
+        (`scale_K`), for activations as `step` got them, and a warning says so. Raises `StorageError`.
         """
+        if self.scale_K is None and not self._told_scale:
+            self._told_scale = True
+            warn(
+                "the scale of the activations is not known, so the crosscoder in this checkpoint reads them as they "
+                "were given to Trainer.step; if that is not how they are, make Trainer(..., scale_K=what they were "
+                "multiplied by). A loader's batches bring their scale along, copies of them do not"
+            )
         checkpoint.save(Path(folder), self.model.config, self.config, self.state_dict(), extra or {})
         self.last_checkpoint = Path(folder)
 
@@ -313,10 +349,14 @@ def _refuse_inference_mode() -> None:
 
 
 def _require_dtype(model: Crosscoder, config: TrainConfig) -> None:
-    """Raises `ConfigError` for 16-bit weights where steps would be rounded away."""
+    """Raises `ConfigError` for 16-bit weights where steps would be rounded away, and for parameters of two dtypes."""
     dtype = model.W_enc.dtype
     if config.state == "fp32" and dtype in (torch.bfloat16, torch.float16):
         raise ConfigError(
             f"the weights are {dtype}, in which most of a step is lost to rounding; train model.float(), or use "
             'TrainConfig(state="low-memory"): bfloat16 weights with stochastic rounding'
         )
+    for name in ("b_enc", "b_dec", "log_threshold"):
+        other = getattr(model, name).dtype
+        if config.state == "fp32" and other != dtype:
+            raise ConfigError(f"{name} is {other}, and W_enc {dtype}; bring the whole crosscoder to one: model.to(...)")

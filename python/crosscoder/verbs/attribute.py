@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from crosscoder.runs import Run
 
 EXAMPLE = "crosscoder attribute runs/quickstart --task induction"
+AS_BEFORE = ("study",)
+"""Options that are as in the last call on the run where they are left out."""
 
 
 @dataclass(frozen=True)

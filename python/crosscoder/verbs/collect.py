@@ -141,17 +141,16 @@ def _opened(config: CollectConfig) -> SnapshotSet:
 
     snapshots = SnapshotSet.open(config.model, config.layer, config.revisions, config.site, config.steps)
     steps = tuple(snapshots.steps.tolist())
-    return dataclasses.replace(
-        snapshots, given_steps=steps, content=snapshots.contents(), tokenizer=snapshots.tokenizer_content()
-    )
+    return dataclasses.replace(snapshots.identified(), given_steps=steps, tokenizer=snapshots.tokenizer_content())
 
 
 def _begin(
     config: CollectConfig, run: Run, snapshots: SnapshotSet, device: torch.device
 ) -> tuple[SnapshotSet, dict[str, TokenSet]]:
     """Tokens and records of the run, written when all that can be refused has been."""
-    from crosscoder.activations.collect import check_context, plan_store, proven
+    from crosscoder.activations.collect import check_context, plan_store
     from crosscoder.activations.corpus import DEFAULT_CONTEXT, leave_out_by_norm, make_tokens
+    from crosscoder.activations.proof import proven
     from crosscoder.activations.tokens import TokenSet
 
     settings = _corpus(config)
@@ -182,7 +181,7 @@ def _begin(
         )
 
     if not all([plan(split).is_complete() for split in SPLITS]):
-        snapshots = proven(snapshots, tokens["train"], config.model_dtype, str(device))
+        snapshots = proven(snapshots, tokens["train"], str(device))
     if not there:
         tokens = leave_out_by_norm(tokens, settings, snapshots, config.model_dtype, str(device))
         for split in SPLITS:
@@ -225,7 +224,7 @@ def _resolved(config: CollectConfig, snapshots: SnapshotSet, tokens: TokenSet) -
 
 
 def _reconciled(run: Run, snapshots: SnapshotSet) -> SnapshotSet:
-    """`snapshots`, with what the run knows of them already (the proof).
+    """`snapshots`, with what the run knows of them already: what an earlier proof has found.
 
     Raises `ConfigError` saying what differs where the run has activations or a crosscoder of another model, another
     place in it, or snapshots that are not named now.
@@ -239,14 +238,6 @@ def _reconciled(run: Run, snapshots: SnapshotSet) -> SnapshotSet:
         for name, old, new in (("layer", before.layer, snapshots.layer), ("site", before.site, snapshots.site))
         if old != new
     ]
-    known = dict(zip(before.revisions, before.content or [""] * before.n_snapshots, strict=True))
-    changed = [
-        name
-        for name, content in zip(snapshots.revisions, snapshots.content, strict=True)
-        if known.get(name) and content and known[name] != content and _is_collected(run, name)
-    ]
-    if changed:
-        different.append(f"other weights or another configuration under the names {', '.join(changed)}")
     if before.tokenizer and before.revisions[-1] == snapshots.revisions[-1] and before.tokenizer != snapshots.tokenizer:
         different.append(f"the tokenizer's files of {snapshots.revisions[-1]} have changed")
     if not before.content and run.absolute(run.relative(before.model)) != run.absolute(run.relative(snapshots.model)):
@@ -256,21 +247,7 @@ def _reconciled(run: Run, snapshots: SnapshotSet) -> SnapshotSet:
         different.append(f"{', '.join(gone)} there, not named now (--skip-bad leaves out what cannot be had)")
     if different:
         raise ConfigError(
-            f"{run.path} is of other snapshots ({'; '.join(different)}); choose another folder for these, or delete "
-            "that one"
+            f"{run.path} was collected from other snapshots ({'; '.join(different)}); choose another folder for these, "
+            "or delete that one"
         )
-    return dataclasses.replace(snapshots, module=before.module, whole=before.whole, proven=before.proven)
-
-
-def _is_collected(run: Run, name: str) -> bool:
-    """Whether a store of the run has activations of the snapshot."""
-    from crosscoder.activations.store import ActivationStore
-
-    for split in SPLITS:
-        if ActivationStore.exists(run.activations(split)):
-            store = ActivationStore.open(run.activations(split))
-            if name in store.snapshot_names:
-                k = store.snapshot_names.index(name)
-                if any(store.has_segment(shard, k) for shard in range(len(store.shard_rows))):
-                    return True
-    return False
+    return dataclasses.replace(snapshots, module=before.module, whole=before.whole)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from crosscoder.evolution.study import Study
 
 EXAMPLE = "crosscoder compare runs/quickstart runs/seed1"
+AS_BEFORE = ("seed",)
+"""Options that are as in the last call on the run where they are left out."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,16 @@ def _compare(config: CompareConfig, *studies: Study) -> int:
     runs = [study.run for study in studies]
     sites = [(found.revisions, found.layer, found.site) for found in (run.snapshots() for run in runs)]
     if sites[0] != sites[1]:
-        raise DataError(f"{config.run} and {config.other} are of different snapshots or layers; nothing to compare")
+        raise DataError(
+            f"{config.run} and {config.other} have different snapshots, layers or sites, so their features cannot be "
+            "compared"
+        )
     lives = [study.result(LIFE).cycles for study in studies]
     taus = [life.threshold for life in lives]
     if taus[0] != taus[1]:
         raise ConfigError(
-            f"presence is tau = {taus[0]:g} in {config.run} and {taus[1]:g} in {config.other}; run one of them again: "
-            f"crosscoder evolve {config.other} --only life --tau {taus[0]:g}"
+            f"the presence threshold is tau = {taus[0]:g} in {config.run} and {taus[1]:g} in {config.other}; analyse "
+            f"one again with the other's: crosscoder evolve {config.other} --only life --tau {taus[0]:g}"
         )
     runs[0].begin("compare", config, studies[0].device)
     found = compare_dictionaries(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from crosscoder.runs import Run
 
 EXAMPLE = "crosscoder eval runs/quickstart"
+AS_BEFORE = ("loss_tokens",)
+"""Options that are as in the last call on the run where they are left out."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def run(config: EvalConfig) -> int:
                 "union": result.l0_union,
             },
             "never_fired_fraction": result.never_fired_fraction,
+            "language_model_loss": None,  # an earlier one may be another crosscoder's; measured below
         }
     )
     print(f"explained variance {result.explained_variance:.4f} on {result.n_tokens:,} held-out tokens")

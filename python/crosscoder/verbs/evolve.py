@@ -16,6 +16,8 @@ from crosscoder.evolution.analyses import names
 from crosscoder.runs import writes_run
 
 EXAMPLE = "crosscoder evolve runs/quickstart --tau 0.3"
+AS_BEFORE = ("study",)
+"""Options that are as in the last call on the run where they are left out."""
 README = """# Results of the analyses
 
 `NAME.npz` holds the arrays of analysis NAME; `NAME.json` says what they rest on. In Python:

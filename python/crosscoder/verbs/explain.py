@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from crosscoder.explain.explanation_study import Estimate
 
 EXAMPLE = "crosscoder explain runs/quickstart --endpoint http://localhost:11434/v1 --model qwen3:8b"
+AS_BEFORE = ("n_features", "seed")
+"""Options that are as in the last call on the run where they are left out."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,6 @@ def _confirm() -> None:
     import sys
 
     if not sys.stdin.isatty():
-        raise ConfigError("nothing was sent: nobody is there to agree to the cost; agree with --yes")
+        raise ConfigError("nothing was sent: without a terminal nobody can agree to the cost; add --yes to agree")
     if input("send them? [y/N] ").strip().lower() not in ("y", "yes"):
         raise ConfigError("nothing was sent")

@@ -109,7 +109,7 @@ def _sweep(config: SweepConfig, run: Run, device: torch.device) -> Sweep:
         train = dataclasses.replace(train, n_steps=config.n_steps)
     sizes = config.n_features or n_features
     if not sizes:
-        raise ConfigError("the settings do not give F; name it: --n-features 2048")
+        raise ConfigError("the settings do not say how many features (F) to train; give --n-features 2048")
     rates = config.lr or (train.lr,)
     baseline_rates = config.baseline_lr or tuple(factor * lr for factor in BASELINE_RATES for lr in rates)
     points = grid(

@@ -59,8 +59,8 @@ def _longest(context: int, size: int) -> int:
     longest = min(LONGEST, (context - 1) // 2, size)
     if longest < SHORTEST:
         raise DataError(
-            f"induction says {SHORTEST} or more different tokens twice; a context of {context} and {size} tokens to "
-            "choose from are too few"
+            f"induction repeats a sequence of {SHORTEST} different tokens or more; a context of {context} tokens and "
+            f"{size} tokens to choose from are too few for it"
         )
     return longest
 

@@ -34,7 +34,7 @@ def compute(study: Study) -> InductionResult:
     gaps = []
     with Progress("induction", study.snapshots.n_snapshots, "snapshots") as progress:
         for k in range(study.snapshots.n_snapshots):
-            model = study.snapshots.load(k)
+            model = study.snapshots.load(k).to(study.device)
             gaps.append(induction_gap(model, vocabulary, length=settings.induction_length, seed=settings.seed))
             progress.advance(1)
     return InductionResult(np.array(gaps))

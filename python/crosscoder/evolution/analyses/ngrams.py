@@ -43,8 +43,8 @@ def compute(study: Study) -> NgramsResult:
     total = study.snapshots.n_snapshots * len(ids)
     with Progress("n-gram phase", total, "sequences") as progress:
         for k in range(study.snapshots.n_snapshots):
-            model = study.snapshots.load(k)
-            phases.append(measure_phase(model, ids, targets, on_batch=progress.advance))
+            model = study.snapshots.load(k).to(study.device)
+            phases.append(measure_phase(model, ids, targets, device=study.device, on_batch=progress.advance))
     return NgramsResult(phase_curves(phases, targets), entropy_lines(counts, ids))
 
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crosscoder.evolution.analyses.life import LIFE, SHOWN_KINDS, shown_kinds
-from crosscoder.evolution.rotation import CosineSummary, TurningPoint, decoder_cosines, turning_point
+from crosscoder.evolution.rotation import Cosines, TurningPoint, decoder_cosines, turning_point
 from crosscoder.evolution.study import Analysis, Study
 from crosscoder.evolution.summary import finite
 from crosscoder.figures.results import Part, Results
@@ -22,18 +21,9 @@ from crosscoder.figures.table import Column, FigureTable, plain_column
 
 
 @dataclass(frozen=True)
-class RotationResult:
+class RotationResult(Cosines):
     """Cosines between decoder directions, and where they split the snapshots in two."""
 
-    overall: CosineSummary
-    by_mask: dict[str, CosineSummary]
-    """Kind -> over its features."""
-    levels: tuple[float, ...]
-    """(Q,) levels of the quantiles."""
-    to_final: NDArray[np.float32]
-    """(F, K) cosine to the direction at the last snapshot; NaN unless present at both."""
-    to_previous: NDArray[np.float32]
-    """(F, K) cosine to the direction at the snapshot before; NaN unless present at both, and at k = 0."""
     turning_point: TurningPoint
 
 

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from crosscoder.evolution.analyses.examples import EXAMPLES
-from crosscoder.evolution.analyses.life.compute import (
-    SHOWN_KINDS,
-    LifeResult,
-    compute,
-    shown_kinds,
-    summary,
-)
+from crosscoder.evolution.analyses.life.compute import SHOWN_KINDS, LifeResult, compute, shown_kinds, summary
 from crosscoder.evolution.analyses.life.figures import FIGURES
 from crosscoder.evolution.analyses.life.words import NOTES, SENTENCES
 from crosscoder.evolution.study import Analysis

@@ -15,14 +15,7 @@ from numpy.typing import NDArray
 from crosscoder.evolution.analyses.examples import EXAMPLES
 from crosscoder.evolution.geometry import decoder_norms
 from crosscoder.evolution.life_statistics import LifeIntervals, ShuffledLife, life_intervals, shuffled_life
-from crosscoder.evolution.strength import (
-    EMERGENT,
-    KIND_NAMES,
-    LifeCycles,
-    ThresholdSweep,
-    life_cycles,
-    threshold_sweep,
-)
+from crosscoder.evolution.strength import EMERGENT, KIND_NAMES, LifeCycles, ThresholdSweep, life_cycles, threshold_sweep
 from crosscoder.evolution.study import Study
 from crosscoder.evolution.summary import finite
 from crosscoder.figures.results import Results

@@ -68,9 +68,9 @@ def compute(study: Study) -> ProbesResult:
         alive_F=study.result(EXAMPLES).fired_any > 0,
         seed=seed,
     )
-    ids_n = torch.from_numpy(ids)
+    ids_n = torch.from_numpy(ids).to(study.device)
     scale_K = study.folded.snapshot_scale
-    mean_KD = torch.from_numpy(study.store.means()).float() * scale_K[:, None]
+    mean_KD = torch.from_numpy(study.store.means()).float().to(study.device) * scale_K[:, None]
     trainer = ProbeTrainer(mean_KD, len(ids), seed=seed)
     n_train = min(study.store.n_tokens, PROBE_TOKENS)
     with Progress("probes", n_train, "tokens") as progress:
@@ -101,7 +101,7 @@ def compute(study: Study) -> ProbesResult:
         features=ids.astype(np.int32),
         weights=weights,
         n_active=probes.n_active,
-        n_active_heldout=active_Tn.sum(dim=0).numpy(),
+        n_active_heldout=active_Tn.sum(dim=0).cpu().numpy(),
         n_tokens=probes.n_tokens,
         n_tokens_heldout=n_heldout,
         relative=relative_nK,
@@ -115,10 +115,11 @@ def compute(study: Study) -> ProbesResult:
 
 def _active(code: SparseCode, ids_n: Tensor) -> Tensor:
     """(B, n) bool: whether the features of the given ids are on at one snapshot or more."""
-    column_F = torch.full((code.n_features,), -1)
-    column_F[ids_n] = torch.arange(len(ids_n))
+    device = code.features.device
+    column_F = torch.full((code.n_features,), -1, device=device)
+    column_F[ids_n] = torch.arange(len(ids_n), device=device)
     column_N = column_F[code.features.long()]
-    active_Bn = torch.zeros(code.n_tokens, len(ids_n), dtype=torch.bool)
+    active_Bn = torch.zeros(code.n_tokens, len(ids_n), dtype=torch.bool, device=device)
     active_Bn[code.rows()[column_N >= 0], column_N[column_N >= 0]] = True
     return active_Bn
 
