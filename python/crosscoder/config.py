@@ -174,8 +174,11 @@ class TrainConfig:
     """The gradient is scaled down to this Euclidean norm where it is larger."""
     decoder_norm_limit: float | None = None
     """After each update a feature's largest decoder norm is at most this."""
-    checkpoint_every: int = 250
-    """Steps between two checkpoints."""
+    checkpoint_every: int | None = 250
+    """Steps between two checkpoints; None: by the clock alone."""
+    checkpoint_minutes: float = 30.0
+    """A checkpoint is also written when so many minutes have passed since the last. On a GPU it is written beside the
+    training, and one that comes before the last is written is left out."""
     log_every: int = 10
     """Steps between two lines in metrics.jsonl."""
 
@@ -183,13 +186,14 @@ class TrainConfig:
         for name in (
             "n_steps",
             "batch_size",
-            "checkpoint_every",
             "log_every",
             "revival_every",
             "dead_after_tokens",
         ):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "threshold_lr_factor", "start_l0"):
+        every = self.checkpoint_every
+        _require(every is None or every >= 1, f"checkpoint_every must be at least 1, not {every}")
+        for name in ("lr", "threshold_lr_factor", "start_l0", "checkpoint_minutes"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, f"{name} must be positive, not {value}")
         for name in ("sparsity_coefficient", "preactivation_coefficient", "warmup_steps", "revival_rate"):

@@ -28,6 +28,7 @@ NUMBERS = ("step", "firing_steps", "revived", "joined")
 """`TrainerState.numbers`."""
 _FREE_OPTIONS = (
     "checkpoint_every",
+    "checkpoint_minutes",
     "log_every",
     "backend",
 )  # may differ between the two ends of a resumed run

@@ -39,11 +39,11 @@ from crosscoder.seals import seal_json
 from crosscoder.tensorfile import checksum
 from crosscoder.train import checkpoint
 from crosscoder.train.aside import OldTraining
+from crosscoder.train.checkpoint_writer import CheckpointWriter
 from crosscoder.train.initialization import initialize
 from crosscoder.train.log import LOG_FILE, forget_after, logged_seconds
 from crosscoder.train.trainer import Trainer
 
-KEPT_CHECKPOINTS = 2
 RECORD_FILE = "training.json"
 
 
@@ -248,6 +248,7 @@ def _loop(trainer: Trainer, loader: Source, folder: Path, title: str, saved: Cal
         explained_write_errors(log),
         log.open("ab") as lines,
         Progress(title, config.n_steps, "steps", done=trainer.step_number) as progress,
+        CheckpointWriter(trainer, folder / "checkpoints", saved) as writer,
     ):
         while trainer.step_number < config.n_steps:
             for x_BKD in loader:
@@ -270,12 +271,10 @@ def _loop(trainer: Trainer, loader: Source, folder: Path, title: str, saved: Cal
                     lines.flush()
                     progress.advance(0, _figures(row))
                 progress.advance(1)
-                if step % config.checkpoint_every == 0 and not last:
-                    trainer.save(checkpoint.folder_of(folder / "checkpoints", step), {"loader": loader.state_dict()})
-                    saved()
-                    for old in checkpoint.existing(folder / "checkpoints")[KEPT_CHECKPOINTS:]:
-                        remove_folder(old)
+                if not last and writer.is_due():
+                    writer.write({"loader": loader.state_dict()})
                 if last:
+                    writer.finish()
                     _tell_waits(loader, time.monotonic() - started)
                     return
 
