@@ -62,7 +62,7 @@ class AdamState:
             moments = self._moments[name]
             moments["m"][rows] = 0
             if "m_scale" not in moments:
-                moments["v"][rows] = moments["v"][live_F].mean(dim=0)
+                moments["v"][rows] = _mean_of_rows(moments["v"], live_F)
                 continue
             moments["m_scale"][rows] = 0
             total = moments["v"].new_zeros(moments["v"].shape[1:], dtype=torch.float32)
@@ -72,6 +72,16 @@ class AdamState:
             q, scale = quantize_v((total / max(1, len(live)))[None])
             moments["v"][rows], moments["v_scale"][rows] = q, scale
         self.last_step_F[rows] = step
+
+
+def _mean_of_rows(v: Tensor, chosen_F: Tensor) -> Tensor:
+    """The mean of the chosen rows. On a GPU, whose memory the moments nearly fill, few are gathered at a time."""
+    if v.device.type != "cuda":
+        return v[chosen_F].mean(dim=0)
+    chosen, total = chosen_F.nonzero().squeeze(1), torch.zeros_like(v[0])
+    for some in torch.split(chosen, 1024):
+        total += v[some].sum(dim=0)
+    return total / max(1, len(chosen))
 
 
 def _eight_bit(parameter: Tensor) -> dict[str, Tensor]:

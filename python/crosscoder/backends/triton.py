@@ -62,6 +62,8 @@ LOST = 4e-10
 """Numbers below it have a fourth power that float32 does not hold."""
 DENSE_TILE_BYTES = 64 * 2**20
 """Of one (B, features of the tile) float32 matrix."""
+DENSE_ROWS_BYTES = 256 * 2**20
+"""Of the tile's rows of W_enc or W_dec in float32; some five such matrices are there at a time."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,8 @@ class TritonTraining:
         return iter(())
 
     def tile(self, n_tokens: int) -> int:
-        return max(1, DENSE_TILE_BYTES // (4 * max(1, n_tokens)))
+        _, K, D = self._rows.shape
+        return max(1, min(DENSE_TILE_BYTES // (4 * max(1, n_tokens)), DENSE_ROWS_BYTES // (4 * K * D)))
 
     def sparse_pass(
         self, weights: Weights, x_BKD: Tensor, settings: StepSettings, max_density: float, room: Room | None

@@ -76,7 +76,8 @@ class Trainer:
         """(K,) float64: the batches' scale, as far as it is known."""
         self._note_scale(scale_K)
         self._told_scale = False
-        self._recent: list[tuple[int, Tensor, StepStatistics]] = []
+        self._recent: list[tuple[int, Tensor, StepStatistics | None]] = []
+        """The last steps' batches, and what the last gave: older residuals would take gigabytes."""
         self._uncounted: tuple[StepStatistics, int] | None = None
         """The last step's figures and its tokens, where they are not yet in the counts above."""
 
@@ -158,7 +159,8 @@ class Trainer:
             if not bool(torch.isfinite(result.loss.total)):
                 raise NonFiniteError(self._explain_non_finite(self.step_number, x_BKD, result))
             return
-        self._recent = [*self._recent[-2:], (self.step_number, x_BKD, result)]
+        older = [(number, x, None) for number, x, _ in self._recent[-2:]]
+        self._recent = [*older, (self.step_number, x_BKD, result)]
         self._raise_pending(wait=False)
 
     def _raise_pending(self, *, wait: bool) -> None:
@@ -244,7 +246,7 @@ class Trainer:
         """Random numbers depend on nothing but seed, step and purpose, so that a resumed run repeats them."""
         return step_seed(self.config.seed, self.step_number, purpose)
 
-    def _explain_non_finite(self, step: int, x_BKD: Tensor, result: StepStatistics) -> str:
+    def _explain_non_finite(self, step: int, x_BKD: Tensor, result: StepStatistics | None) -> str:
         good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
         bad_input = [k for k in range(x_BKD.shape[1]) if not bool(torch.isfinite(x_BKD[:, k]).all())]
         if bad_input:
@@ -253,8 +255,11 @@ class Trainer:
                 f"step {step}: NaN or infinity in the activations of {names}; "
                 f"the weights are untouched and {good}; collect these activations again"
             )
-        bad_output = [k for k in range(x_BKD.shape[1]) if not math.isfinite(result.residual_BKD[:, k].square().sum())]
-        names = ", ".join(self.snapshot_names[k] for k in bad_output) or "the penalty"
+        names = "the reconstruction or the penalty"
+        if result is not None:
+            squares_K = [result.residual_BKD[:, k].square().sum() for k in range(x_BKD.shape[1])]
+            bad_output = [name for name, n in zip(self.snapshot_names, squares_K, strict=True) if not math.isfinite(n)]
+            names = ", ".join(bad_output) or "the penalty"
         return f"step {step}: the loss is not finite ({names}); {good}; lower the learning rate"
 
     def _tensors(self) -> dict[str, Tensor]:
