@@ -2,6 +2,7 @@
 
     python benchmarks/planted.py --seeds 0 1 2 3 4
     python benchmarks/planted.py --recipes default --null --seeds 0 1 2 3 4
+    python benchmarks/planted.py --recipes default --batches bf16 --seeds 0 1 2
     python benchmarks/planted.py --recipes default --steps 500 --turning --seeds $(seq 0 49)
 
 Activations are sums of 512 known features over 8 snapshots that emerge, turn and vanish at known snapshots
@@ -33,6 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "revival + joining": {"whitening": "none"},
     "default": {},
 }
+BATCHES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run(recipe: str, seed: int, options: argparse.Namespace) -> dict[str, object]:
@@ -55,7 +57,7 @@ def run(recipe: str, seed: int, options: argparse.Namespace) -> dict[str, object
     search_decoder_norm(trainer.model, sample[:512] * scale_K[:, None])
     start = time.perf_counter()
     for _ in range(options.steps):
-        trainer.step(truth.sample(512, generator).float() * scale_K[:, None])
+        trainer.step((truth.sample(512, generator).float() * scale_K[:, None]).to(BATCHES[options.batches]))
     seconds = time.perf_counter() - start
     model = trainer.model.eval()
     held = truth.sample(20_000, generator).float() * scale_K[:, None]
@@ -70,6 +72,7 @@ def run(recipe: str, seed: int, options: argparse.Namespace) -> dict[str, object
     return {
         "recipe": recipe,
         "null": options.null,
+        "batches": options.batches,
         "seed": seed,
         "steps": options.steps,
         "recovered": round(found.share_recovered, 4),
@@ -104,6 +107,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["paper", "revival", "default"])
     parser.add_argument("--null", action="store_true", help="no evolution at all: whatever is born is a false birth")
     parser.add_argument("--turning", action="store_true", help="the turning point at snapshot 2 + seed % 5, not at 4")
+    parser.add_argument("--batches", choices=BATCHES, default="fp32", help="what training rounds activations to")
     options = parser.parse_args()
     for seed in options.seeds:
         for recipe in options.recipes:

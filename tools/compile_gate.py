@@ -4,27 +4,32 @@ python tools/compile_gate.py                      # sm_80, sm_90 and sm_100, all
 python tools/compile_gate.py --arch 90 --size 160m --variant plain --json gate.json
 
 The engine takes steps on tensors without memory (torch's "meta" device) at the sizes of the paper's dictionaries; each
-launch is compiled instead of run, with the arguments' types, alignments and constants that it really has. The
-table tells registers, spills, shared memory and instructions. A kernel fails if it spills, if it needs more shared
-memory than the device has, or if it has a product but no tensor-core instruction. Exit status 1 if one fails.
+launch is compiled instead of run, with the arguments' types, alignments and constants that it really has. The table
+tells registers, spills, shared memory and instructions, and for `update_rows` how many of them a parameter takes.
+
+A kernel fails if it spills more than `SPILL_LIMIT`, if it needs more shared memory than the device has, if it has a
+product but no tensor-core instruction, if the low-memory update takes more than `INSTRUCTIONS_A_PARAMETER`, or if it
+has grown by more than `GROWTH` against the table of the same Triton in benchmarks/results/compile-gate.json. Exit
+status 1 if one fails. Another Triton: `PYTHONPATH=/folder/of/that/triton python tools/compile_gate.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 import triton
@@ -32,17 +37,24 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig
+from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, parameters
 from crosscoder.backends.base import StepSettings
 from crosscoder.backends.triton import TritonBackend, sparse_pass
 from crosscoder.penalty import LossSettings
 from crosscoder.train.engines import asynchronous
+from sass import Program
 
 SIZES = {"160m": (2048, 32, 768, 98_304), "6.9b": (2048, 32, 4096, 32_768)}
 """(B, K, D, F) of the paper's largest dictionaries of Pythia-160M and Pythia-6.9B."""
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes of shared memory that one block may use."""
-WITH_PRODUCT = ("threshold_tiles",)
+SPILL_LIMIT = 16
+"""Bytes a thread: a value or two that wait in the first-level cache cost nothing that could be measured."""
+INSTRUCTIONS_A_PARAMETER = 60
+"""Of `update_rows` with 8-bit moments on sm_90, in blocks that end where rows do."""
+GROWTH = 1.05
+"""Instructions, against the committed table."""
+COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results" / "compile-gate.json"
 PAIRS = 82_000
 """Pairs of a batch, as a step has them at 40 active features a token."""
 EXACT: dict[str, Any] = {"threshold_mode": "exact", "threshold_window": 4.0}
@@ -74,16 +86,37 @@ class Compiled:
     shared_bytes: int
     instructions: int
     tensor_core: int
+    products: int
+    """Matrix products in its source, which want tensor cores."""
+    a_parameter: float | None = None
+    """`update_rows`: instructions a parameter and thread, without those of the pairs."""
+    a_pair: float | None = None
+    """`update_rows`: instructions a pair and parameter."""
 
-    def faults(self) -> list[str]:
-        """What is wrong with it."""
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What it is, whatever came of it."""
+        return self.arch, self.size, self.kernel, self.constants, self.variant
+
+    def faults(self, before: Compiled | None = None) -> list[str]:
+        """What is wrong with it; `before`: as it was when the table was committed."""
         found = []
-        if self.spill_bytes or self.spill_instructions:
+        if self.spill_bytes > SPILL_LIMIT:
             found.append(f"spills ({self.spill_bytes} bytes, {self.spill_instructions} instructions)")
         if self.shared_bytes > SHARED_LIMIT[self.arch]:
             found.append(f"{self.shared_bytes} bytes of shared memory, {SHARED_LIMIT[self.arch]} are there")
-        if self.kernel in WITH_PRODUCT and not self.tensor_core:
+        if self.products and not self.tensor_core:
             found.append("a product without tensor-core instructions")
+        if (
+            self.a_parameter is not None
+            and self.arch == 90
+            and "EIGHT_BIT=1" in self.constants
+            and "EVEN=1" in self.constants
+            and self.a_parameter > INSTRUCTIONS_A_PARAMETER
+        ):
+            found.append(f"{self.a_parameter:.1f} instructions a parameter, at most {INSTRUCTIONS_A_PARAMETER}")
+        if before is not None and self.instructions > GROWTH * before.instructions:
+            found.append(f"{self.instructions} instructions, {before.instructions} in the committed table")
         return found
 
 
@@ -165,15 +198,11 @@ def take_step(size: str, variant: str) -> None:
     )  # fmt: skip
     preactivation, dense = options.pop("preactivation", 0.0), options.pop("dense", False)
     x = torch.empty(B, K, D, dtype=options.pop("x", torch.bfloat16), device="meta")
-    copy = asynchronous.HostCopy
-    asynchronous.HostCopy = _FixedCount  # type: ignore[assignment, misc]
-    try:
+    with patch.object(asynchronous, "HostCopy", _FixedCount), patch.object(parameters, "as_tensor", lambda x: x):
         engine = asynchronous.AsynchronousEngine(model_of(size, **options), train)
         if dense:
             engine.dense_above = 0.0
         engine.step(x, StepSettings(1000, 5e-5, 5e-6, 0.3, preactivation, seed=7))
-    finally:
-        asynchronous.HostCopy = copy  # type: ignore[misc]
 
 
 def operations(size: str) -> None:
@@ -207,7 +236,11 @@ def examine(arch: int, owner: tuple[str, str], found: tuple[Any, str]) -> Compil
             for flag in ("-res-usage", "-sass")
         )
     numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
-    names = Counter(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][A-Z0-9]*)", sass, flags=re.MULTILINE))
+    program = Program.parse(sass)
+    names = program.names
+    a_parameter, a_pair = None, None
+    if kernel.metadata.name == "update_rows":
+        a_parameter, a_pair = update_work(program, constants)
     return Compiled(
         arch=arch,
         size=size,
@@ -219,42 +252,83 @@ def examine(arch: int, owner: tuple[str, str], found: tuple[Any, str]) -> Compil
         spill_bytes=int(numbers.get("STACK", 0)) + int(numbers.get("LOCAL", 0)),
         spill_instructions=names["STL"] + names["LDL"],
         shared_bytes=kernel.metadata.shared,
-        instructions=sum(names.values()),
+        instructions=len(program.addresses),
         tensor_core=sum(count for name, count in names.items() if re.match(r"(HMMA|HGMMA|IMMA|IGMMA|UTC\w*MMA)", name)),
+        products=kernel.asm["ttir"].count("tt.dot"),
+        a_parameter=a_parameter,
+        a_pair=a_pair,
     )
 
 
-def gate(arches: list[int], sizes: list[str], variants: list[str], workers: int = 2) -> list[Compiled]:
+def update_work(program: Program, constants: str) -> tuple[float, float | None]:
+    """Instructions of `update_rows` a parameter, and a pair and parameter, in each thread of its one warp.
+
+    A warp goes through SPAN blocks of LANES elements of two matrices; what is outside that loop counts for all of them.
+    """
+    value = {name: int(number) for name, number in (word.split("=") for word in constants.split())}
+    parameters = 2 * value["LANES"] / 32
+    blocks = program.outermost()
+    if not value["DENSE"] and len(blocks) == 1 and not program.inside(blocks[0]):
+        blocks = []  # one block only: the loop that is left is the pairs'
+    pairs = program.outermost() if not blocks else [loop for block in blocks for loop in program.inside(block)]
+    once = program.straight() / (value["SPAN"] if blocks else 1)
+    a_pair = sum(map(program.body, pairs)) / value["PAIRS"] / parameters if pairs and not value["DENSE"] else None
+    return round((once + sum(map(program.body, blocks))) / parameters, 2), a_pair and round(a_pair, 2)
+
+
+def gate(arches: list[int], sizes: list[str], variants: list[str], workers: int = 1) -> list[Compiled]:
     """Everything compiled once; a kernel that several variants launch alike counts for the first."""
-    rows: list[Compiled] = []
-    for arch in arches:
-        found: dict[str, tuple[Any, str]] = {}
-        owners: dict[str, tuple[str, str]] = {}
-        with recorded(arch, found):
-            for size in sizes:
-                for variant in variants:
-                    if variant == "operations":
-                        operations(size)
-                    else:
-                        take_step(size, variant)
-                    for key in found:
-                        owners.setdefault(key, (size, variant))
-        with ThreadPoolExecutor(workers) as pool:
-            rows += pool.map(examine, [arch] * len(found), [owners[key] for key in found], found.values())
-    return rows
+    parts = [(arch, size, variants) for arch in arches for size in sizes]
+    if workers == 1 or len(parts) == 1:
+        return [row for part in parts for row in _gate(*part)]
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return [row for rows in pool.map(_gate, *zip(*parts, strict=True)) for row in rows]
+
+
+def _gate(arch: int, size: str, variants: list[str]) -> list[Compiled]:
+    found: dict[str, tuple[Any, str]] = {}
+    owners: dict[str, tuple[str, str]] = {}
+    with recorded(arch, found):
+        for variant in variants:
+            if variant == "operations":
+                operations(size)
+            else:
+                take_step(size, variant)
+            for key in found:
+                owners.setdefault(key, (size, variant))
+    return [examine(arch, owners[key], kernel) for key, kernel in found.items()]
 
 
 COLUMNS = (
     "arch", "size", "variant", "kernel", "warps", "registers", "spill_bytes", "spill_instructions", "shared_bytes",
-    "instructions", "tensor_core",
+    "instructions", "tensor_core", "a_parameter", "a_pair",
 )  # fmt: skip
 
 
 def table(rows: list[Compiled]) -> str:
     """The rows as text."""
-    lines = [COLUMNS, *([str(getattr(row, column)) for column in COLUMNS] for row in rows)]
+    cell = lambda row, column: "" if getattr(row, column) is None else str(getattr(row, column))  # noqa: E731
+    lines = [COLUMNS, *([cell(row, column) for column in COLUMNS] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    padded = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def committed(path: Path = COMMITTED) -> dict[str, list[Compiled]]:
+    """The committed table: rows by the version of Triton."""
+    if not path.exists():
+        return {}
+    return {
+        version: [Compiled(**row) for row in document["rows"]]
+        for version, document in json.loads(path.read_text())["triton"].items()
+    }
+
+
+def write(path: Path, rows: list[Compiled]) -> None:
+    """Rows of this Triton into a table, in place of those that it had before."""
+    document = json.loads(path.read_text()) if path.exists() else {"triton": {}}
+    document["triton"][triton.__version__] = {"torch": torch.__version__, "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:
@@ -263,19 +337,22 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", default=list(SIZES), choices=list(SIZES))
     names = [*VARIANTS, "operations"]
     parser.add_argument("--variant", nargs="+", default=names, choices=names)
-    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--json", type=Path, help="write the rows here as well, beside those of other Tritons")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set: there is nothing to compile; unset it")
-    rows = gate(options.arch, options.size, options.variant)
+    before = {row.key: row for row in committed().get(triton.__version__, [])}
+    rows = gate(options.arch, options.size, options.variant, options.jobs)
     print(table(rows))
     if options.json:
-        document = {"triton": triton.__version__, "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    failed = [(row, fault) for row in rows for fault in row.faults()]
+        write(options.json, rows)
+    failed = [(row, fault) for row in rows for fault in row.faults(before.get(row.key))]
     for row, fault in failed:
         print(f"sm_{row.arch} {row.size} {row.variant} {row.kernel}({row.constants}): {fault}", file=sys.stderr)
-    print(f"{len(rows)} kernels, {len(failed)} faults")
+    if not before:
+        print(f"{COMMITTED.name} has no table of Triton {triton.__version__}: growth is not looked at", file=sys.stderr)
+    print(f"Triton {triton.__version__}: {len(rows)} kernels, {len(failed)} faults")
     sys.exit(1 if failed else 0)
 
 

@@ -154,7 +154,14 @@ def _completeness() -> str:
 
 
 def _kernels() -> str:
-    return f"{len(json.loads((RESULTS / 'compile-gate.json').read_text())['rows'])} kernels, no spills"
+    tables = json.loads((RESULTS / "compile-gate.json").read_text())["triton"]
+    low = [
+        row["a_parameter"]
+        for table in tables.values()
+        for row in table["rows"]
+        if row["arch"] == 90 and "WHAT=2" in row["constants"] and "EIGHT_BIT=1" in row["constants"]
+    ]
+    return f"{max(low):.0f} instructions a parameter"
 
 
 def _modelled_steps() -> str:

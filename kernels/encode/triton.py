@@ -14,8 +14,6 @@ rounding. Bits, not values, wait between the two, so no density overflows anythi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor
 from crosscoder.code import SparseCode
 from crosscoder.gate import Gate
 from crosscoder.kernels.device import WORDS_PER_CHUNK, BitMatrix, Slices, bit_position
+from crosscoder.precision import full_precision
 
 MARGIN = 8 * math.sqrt(2 / 3) * 2**-9
 TILE_BYTES = 16 * 2**20
@@ -57,7 +56,8 @@ def token_norms(x_ptr, norms_ptr, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def mark_candidates(
-    product_ptr, x_norms_ptr, w_norms_ptr, b_enc_ptr, cuts_ptr, scales_ptr, bits_ptr, B, F, first, width, margin,
+    product_ptr, x_norms_ptr, w_norms_ptr, b_enc_ptr, cuts_ptr, scales_ptr, bits_ptr, B, F, first, width, stride,
+    margin,
     BY_TOKEN: tl.constexpr, TOKENS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
     """Sets bit (token, feature) where h may be above its cut, for features `first` to `first + width`.
@@ -70,7 +70,7 @@ def mark_candidates(
     in_tile, in_batch = column < width, token < B
     feature = first + column
     inside = in_batch[:, None] & in_tile[None, :]
-    h = tl.load(product_ptr + token.to(tl.int64)[:, None] * width + column[None, :], mask=inside, other=0)
+    h = tl.load(product_ptr + token.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0)
     h = h.to(tl.float32)
     x_norm = tl.load(x_norms_ptr + token, mask=in_batch, other=0)
     w_norm = tl.load(w_norms_ptr + feature, mask=in_tile, other=0)
@@ -87,6 +87,31 @@ def mark_candidates(
     words = tl.sum(tl.reshape(bits, [TOKENS // 32, 32, FEATURES]), axis=1)
     out = bits_ptr + word.to(tl.int64)[:, None] * F + feature[None, :]
     tl.store(out, words, mask=(word < (B + 31) // 32)[:, None] & in_tile[None, :])
+
+
+@triton.jit
+def group_maxima(
+    product_ptr, x_norms_ptr, w_norms_ptr, b_enc_ptr, scales_ptr, maxima_ptr, B, n_groups, first, width, margin,
+    GROUP: tl.constexpr, TOKENS: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    """maxima (B, groups): the largest lower bound of a score in each group of features, 0 where none is positive."""
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    in_tile, in_batch = column < width, token < B
+    feature = first + column
+    inside = in_batch[:, None] & in_tile[None, :]
+    h = tl.load(product_ptr + token.to(tl.int64)[:, None] * width + column[None, :], mask=inside, other=0)
+    h = h.to(tl.float32)
+    x_norm = tl.load(x_norms_ptr + token, mask=in_batch, other=0)
+    w_norm = tl.load(w_norms_ptr + feature, mask=in_tile, other=0)
+    least = h - tl.abs(h) * 0.00390625 - margin * x_norm[:, None] * w_norm[None, :]
+    least += tl.load(b_enc_ptr + feature, mask=in_tile, other=0)[None, :]
+    least *= tl.load(scales_ptr + feature, mask=in_tile, other=0)[None, :]
+    least = tl.where(inside & (least > 0), least, 0.0)
+    largest = tl.max(tl.reshape(least, [TOKENS, FEATURES // GROUP, GROUP]), axis=2)
+    group = (first + tl.program_id(0) * FEATURES) // GROUP + tl.arange(0, FEATURES // GROUP)
+    out = maxima_ptr + token.to(tl.int64)[:, None] * n_groups + group[None, :]
+    tl.store(out, largest, mask=in_batch[:, None] & (group < n_groups)[None, :])
 
 
 @triton.jit
@@ -208,18 +233,8 @@ class Candidates:
     """(token, feature), feature by feature."""
     count: Tensor
     """(1,) int64: how many."""
-
-
-@contextmanager
-def full_precision_sums() -> Iterator[None]:
-    """Partial sums of a bf16 product stay in float32: in bf16 they would be far outside the margin."""
-    flags = torch.backends.cuda.matmul
-    before = flags.allow_bf16_reduced_precision_reduction
-    flags.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        flags.allow_bf16_reduced_precision_reduction = before
+    products_nF: Tensor | None = None
+    """x W_enc^T in bf16 of the tokens for which it was to be kept."""
 
 
 def tile_width(n_tokens: int, n_features: int) -> int:
@@ -229,65 +244,93 @@ def tile_width(n_tokens: int, n_features: int) -> int:
 
 
 @torch.no_grad()
-def find_candidates(x_BKD: Tensor, weights: EncoderWeights, gate: Gate) -> Candidates:
-    """The pairs whose h may be above their cut, by the bf16 product."""
+def find_candidates(
+    x_BKD: Tensor, weights: EncoderWeights, gate: Gate, *, keep: bool = False, tokens: Tensor | None = None
+) -> Candidates:
+    """The pairs whose h may be above their cut, by the bf16 product. `keep` it, of all tokens or of `tokens` (n,)."""
     B, F = len(x_BKD), len(weights.theta_F)
     x_BI, W_FI = x_BKD.flatten(1), weights.shadow_FKD.flatten(1)
     matrix = BitMatrix(B, F, x_BI.device)
+    kept = None
+    if keep or (gate.ranked and B):
+        kept = x_BI.new_empty(B if tokens is None else len(tokens), F, dtype=torch.bfloat16)
     if B:
         x_norms_B = x_BI.new_empty(B, dtype=torch.float32)
         token_norms[(B,)](x_ptr=x_BI, norms_ptr=x_norms_B, n=x_BI.shape[1], BLOCK=1024, num_warps=4)
         x_bf16 = x_BI.to(torch.bfloat16)
         width = tile_width(B, F)
         product = x_bf16.new_empty(B * width)
-        cuts = RunningCut(B, gate, x_norms_B, weights) if gate.ranked else None
-        cuts_F = weights.theta_F if cuts else gate.cut(weights.theta_F, gate.scale(weights.norms_FK))
+        ranks = RankCut(B, gate, x_norms_B, weights) if gate.ranked else None
+        cuts_F = weights.theta_F if ranks else gate.cut(weights.theta_F, gate.scale(weights.norms_FK))
+
+        def mark(tile_BF: Tensor, first: int, cuts: Tensor) -> None:
+            grid = (triton.cdiv(tile_BF.shape[1], TILE_FEATURES), triton.cdiv(B, TILE_TOKENS))
+            mark_candidates[grid](
+                product_ptr=tile_BF, x_norms_ptr=x_norms_B, w_norms_ptr=weights.w_norms_F, b_enc_ptr=weights.b_enc_F,
+                cuts_ptr=cuts, scales_ptr=weights.largest_F, bits_ptr=matrix.bits, B=B, F=F, first=first,
+                width=tile_BF.shape[1], stride=tile_BF.stride(0), margin=MARGIN, BY_TOKEN=gate.ranked,
+                TOKENS=TILE_TOKENS, FEATURES=TILE_FEATURES, num_warps=4,
+            )  # fmt: skip
+
         for first in range(0, F, width):
             last = min(F, first + width)
             tile_BF = product[: B * (last - first)].view(B, last - first)
-            with full_precision_sums():
+            with full_precision(x_BI.device):  # sums kept in bf16 would be far outside the margin
                 torch.mm(x_bf16, W_FI[first:last].T, out=tile_BF)
-            cut = cuts_F if cuts is None else cuts.after(tile_BF, first)
-            grid = (triton.cdiv(last - first, TILE_FEATURES), triton.cdiv(B, TILE_TOKENS))
-            mark_candidates[grid](
-                product_ptr=tile_BF, x_norms_ptr=x_norms_B, w_norms_ptr=weights.w_norms_F, b_enc_ptr=weights.b_enc_F,
-                cuts_ptr=cut, scales_ptr=weights.largest_F, bits_ptr=matrix.bits, B=B, F=F, first=first,
-                width=last - first, margin=MARGIN, BY_TOKEN=gate.ranked, TOKENS=TILE_TOKENS, FEATURES=TILE_FEATURES,
-                num_warps=4,
-            )  # fmt: skip
+            if kept is not None:
+                kept[:, first:last] = tile_BF if tokens is None else tile_BF[tokens]
+            if ranks is None:
+                mark(tile_BF, first, cuts_F)
+            else:
+                ranks.add(tile_BF, first)
+        if ranks is not None:
+            assert kept is not None
+            mark(kept, 0, ranks.cut())
     matrix.count()
-    return Candidates(matrix, matrix.offsets[-1:].clone())
+    return Candidates(matrix, matrix.offsets[-1:].clone(), kept if keep else None)
 
 
-class RunningCut:
-    """For gates by rank: a score that certainly reaches the top, from the tiles seen so far.
+class RankCut:
+    """For gates by rank: a score that certainly reaches the top.
 
-    The k-th largest lower bound of a score is at most the k-th largest score. It only rises with further tiles, so
-    candidates kept earlier are too many, never too few.
+    The k-th largest of lower bounds of scores is at most the k-th largest score, and so is the k-th largest of the
+    maxima of groups of them: a few scores of a token share a group, so the cut is hardly lower, and nothing of B x F
+    numbers is sorted.
     """
 
     def __init__(self, n_tokens: int, gate: Gate, x_norms_B: Tensor, weights: EncoderWeights) -> None:
-        self.weights, self.x_norms_B = weights, x_norms_B
-        self.whole_batch = gate.whole_batch
-        self.n_tokens = n_tokens
-        rows = 1 if self.whole_batch else n_tokens
-        self.count = gate.top_k * (n_tokens if self.whole_batch else 1)
-        self.best = x_norms_B.new_zeros(rows, 0)
+        self.weights, self.x_norms_B, self.gate = weights, x_norms_B, gate
+        self.n_tokens, self.n_features = n_tokens, len(weights.theta_F)
+        self.group = group_size(self.n_features, gate.top_k)
+        self.n_groups = triton.cdiv(self.n_features, TILE_FEATURES) * (TILE_FEATURES // self.group)
+        self.maxima = x_norms_B.new_zeros(n_tokens, self.n_groups)
 
-    def after(self, tile_BF: Tensor, first: int) -> Tensor:
-        """(B,): each token's cut, this tile (features from `first`) included."""
-        here = slice(first, first + tile_BF.shape[1])
-        weights = self.weights
-        product = tile_BF.float()
-        margin_BF = self.x_norms_B[:, None] * (MARGIN * weights.w_norms_F[here]) + product.abs() * 2**-8
-        least_BF = (product + weights.b_enc_F[here] - margin_BF).clamp_min(0) * weights.largest_F[here]
-        rows = torch.cat([self.best, least_BF.reshape(len(self.best), -1)], dim=1)
-        # Largest first, so that the last column is the cut once there are enough.
-        self.best = rows.topk(min(self.count, rows.shape[1]), dim=1, sorted=True).values
-        enough = self.best.shape[1] == self.count
-        cut = self.best[:, -1] if enough else self.best.new_zeros(len(self.best))
-        cut = cut * (1 - 2**-20)  # the scores themselves are rounded once more
-        return cut.expand(self.n_tokens).contiguous()
+    def add(self, tile_BF: Tensor, first: int) -> None:
+        """Features from `first` on, a multiple of `TILE_FEATURES`."""
+        grid = (triton.cdiv(tile_BF.shape[1], TILE_FEATURES), triton.cdiv(self.n_tokens, TILE_TOKENS))
+        group_maxima[grid](
+            product_ptr=tile_BF, x_norms_ptr=self.x_norms_B, w_norms_ptr=self.weights.w_norms_F,
+            b_enc_ptr=self.weights.b_enc_F, scales_ptr=self.weights.largest_F, maxima_ptr=self.maxima,
+            B=self.n_tokens, n_groups=self.n_groups, first=first, width=tile_BF.shape[1], margin=MARGIN,
+            GROUP=self.group, TOKENS=TILE_TOKENS, FEATURES=TILE_FEATURES, num_warps=4,
+        )  # fmt: skip
+
+    def cut(self) -> Tensor:
+        """(B,): each token's cut."""
+        rows = self.maxima.view(1, -1) if self.gate.whole_batch else self.maxima
+        count = self.gate.top_k * (self.n_tokens if self.gate.whole_batch else 1)
+        if count > rows.shape[1]:
+            return rows.new_zeros(self.n_tokens)
+        least = rows.topk(count, dim=1, sorted=False).values.amin(dim=1)
+        return (least * (1 - 2**-20)).expand(self.n_tokens).contiguous()  # the scores are rounded once more
+
+
+def group_size(n_features: int, top_k: int) -> int:
+    """Features of a group: a power of two, with so many groups that the top of a token rarely shares one."""
+    size = TILE_FEATURES
+    while size > 1 and n_features < 16 * top_k * size:
+        size //= 2
+    return size
 
 
 @dataclass(frozen=True)

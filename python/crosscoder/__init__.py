@@ -13,15 +13,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from crosscoder import attribution as attribution
     from crosscoder import evolution as evolution
-    from crosscoder.activations.loader import ActivationLoader
-    from crosscoder.activations.snapshots import SnapshotSet
-    from crosscoder.activations.store import ActivationStore
-    from crosscoder.activations.tokens import TokenSet
-    from crosscoder.code import SparseCode
-    from crosscoder.config import CrosscoderConfig, TrainConfig
-    from crosscoder.errors import CrosscoderError
-    from crosscoder.model import Crosscoder
-    from crosscoder.train.trainer import Trainer
+    from crosscoder.activations.loader import ActivationLoader as ActivationLoader
+    from crosscoder.activations.snapshots import SnapshotSet as SnapshotSet
+    from crosscoder.activations.store import ActivationStore as ActivationStore
+    from crosscoder.activations.tokens import TokenSet as TokenSet
+    from crosscoder.code import SparseCode as SparseCode
+    from crosscoder.config import CrosscoderConfig as CrosscoderConfig
+    from crosscoder.config import TrainConfig as TrainConfig
+    from crosscoder.errors import CrosscoderError as CrosscoderError
+    from crosscoder.model import Crosscoder as Crosscoder
+    from crosscoder.train.trainer import Trainer as Trainer
 
 _HOMES = {
     "ActivationLoader": "crosscoder.activations.loader",

@@ -51,7 +51,9 @@ def read_options(path: Path, *, record: bool = False) -> dict[str, Any]:
         data = read_bytes(path, MOST_CONFIG_BYTES)
         if record or is_sealed_yaml(data):
             data = open_yaml(data)
-        values = yaml.safe_load(data.decode())
+        values = yaml.safe_load(data.decode())  # before the next line: it ends at deep nesting
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data.decode(), yaml.SafeLoader)):
+            raise ValueError("aliases (*name) are not taken: a few lines of them can stand for any number of entries")
     except DataError as error:
         raise kind(str(error)) from error
     except BrokenSealError as error:

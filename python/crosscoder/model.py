@@ -24,6 +24,7 @@ from crosscoder.gate import Gate
 from crosscoder.inputs import Array, outside_inference_mode, require_finite
 from crosscoder.parameters import Weights, Writes, mixed
 from crosscoder.penalty import LossSettings, LossTerms
+from crosscoder.precision import full_precision
 from crosscoder.progress import warn
 
 NEVER_16_BITS = ("log_threshold", "snapshot_scale", "snapshot_mix", "batch_threshold")
@@ -165,7 +166,8 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
 
     def preactivations(self, x_BKD: Tensor | Array) -> Tensor:
         """h (B, F), densely."""
-        return definition.preactivations(self.weights(), self.check_input(x_BKD))
+        with full_precision(self.W_enc.device):
+            return definition.preactivations(self.weights(), self.check_input(x_BKD))
 
     @torch.no_grad()
     def encode(self, x_BKD: Tensor | Array, *, backend: str = "auto", candidates: str = "exact") -> SparseCode:
@@ -178,7 +180,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         Raises `DataError` on a wrong shape, `NonFiniteError` that names the first token with a NaN or an infinity (it
         has no code), `ConfigError` for a backend or candidates that do not fit.
         """
-        with outside_inference_mode(), devices.current(self.W_enc.device):
+        with outside_inference_mode(), devices.current(self.W_enc.device), full_precision(self.W_enc.device):
             chosen, found = self.backend(backend, candidates), self.weights()
             x_BKD = found.input(x_BKD)
             require_finite(x_BKD)  # on a GPU as well: encoding waits for the number of pairs anyway
@@ -199,7 +201,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
                 f"of {self.config.n_snapshots} and {self.config.n_features}"
             )
         dtype = torch.promote_types(self.W_dec.dtype, torch.float32)
-        with outside_inference_mode(), devices.current(self.W_dec.device):
+        with outside_inference_mode(), devices.current(self.W_dec.device), full_precision(self.W_dec.device):
             return self.backend(backend).decode(self.weights(), code.checked(self.W_dec.device, dtype))
 
     def forward(self, x_BKD: Tensor | Array) -> Tensor:
@@ -208,7 +210,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         A NaN or an infinity raises `NonFiniteError` on a CPU. On a GPU, where nothing waits for the device, the token's
         reconstruction is NaN at every snapshot.
         """
-        with outside_inference_mode():
+        with outside_inference_mode(), full_precision(self.W_enc.device):
             return definition.reconstruction(self.weights(), self.check_input(x_BKD))
 
     # ------------------------------------------------------------------------------------------- training
@@ -238,7 +240,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}_coefficient must be 0 or more, not {value}")
         settings = LossSettings(sparsity_coefficient, preactivation_coefficient, generator)
-        with outside_inference_mode(), devices.current(self.W_enc.device):
+        with outside_inference_mode(), devices.current(self.W_enc.device), full_precision(self.W_enc.device):
             chosen, found, x_BKD = self.backend(backend), self.weights(), self.check_input(x_BKD)
             if x_BKD.requires_grad and torch.is_grad_enabled() and chosen.name != "reference":
                 raise ConfigError(
@@ -281,7 +283,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         if not gate.whole_batch:
             raise ConfigError(f'gate "{self.config.gate}" has no threshold for all features; only "batchtopk" has')
         found = dataclasses.replace(self.weights(), training=True)
-        with outside_inference_mode(), devices.current(self.W_enc.device):
+        with outside_inference_mode(), devices.current(self.W_enc.device), full_precision(self.W_enc.device):
             code = self.backend(backend).encode(found, self.check_input(x_BKD))
         if code.n_pairs < gate.top_k * code.n_tokens or not code.n_tokens:
             return self.batch_threshold.new_zeros(())

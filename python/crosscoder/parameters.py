@@ -14,6 +14,7 @@ from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import DataError
 from crosscoder.gate import Gate
 from crosscoder.inputs import Array, as_tensor
+from crosscoder.precision import full_precision
 
 BATCH_THRESHOLD_DECAY = 0.9
 """Of the running mean over batches: about twenty count, so that it lags ten steps behind weights that change."""
@@ -87,7 +88,8 @@ class Weights:
         return x_BKD.to(self.W_enc.device, torch.promote_types(self.W_enc.dtype, torch.float32))
 
     def encoder_input(self, x_BKD: Tensor) -> Tensor:
-        """What the encoder reads for activations (B, K, D): themselves, unless they are mixed over the snapshots."""
+        """What the encoder reads for activations (B, K, D): themselves, unless they are mixed over the snapshots, which
+        makes them float32 at least."""
         return x_BKD if self.snapshot_mix is None else mixed(self.snapshot_mix, x_BKD)
 
     def score_sums(self, x_sum_KD: Tensor, n_tokens: int) -> Tensor:
@@ -128,5 +130,10 @@ class Weights:
 
 
 def mixed(mix_KK: Tensor, x_BKD: Tensor) -> Tensor:
-    """sum_l mix[k, l] x[b, l, d] (B, K, D), in the dtype of `x_BKD`."""
-    return mix_KK.to(x_BKD) @ x_BKD
+    """sum_l mix[k, l] x[b, l, d] (B, K, D), in float32 or the wider dtype of `x_BKD`.
+
+    Never in 16 bits: a mix that whitens takes differences of numbers ten times as large.
+    """
+    dtype = torch.promote_types(x_BKD.dtype, torch.float32)
+    with full_precision(x_BKD.device):
+        return mix_KK.to(x_BKD.device, dtype) @ x_BKD.to(dtype)

@@ -61,7 +61,9 @@ def test_a_step_gives_each_gradient(
     check_statistics(actual, expected)
     for name, gradient in expected.gradients.items():
         if name != "log_threshold" or model.weights().gate.learned:
-            assert relative_error(gradients_after_a_step(engine, name), gradient) < TOLERANCE, name
+            # The thresholds' products: split into bf16 numbers, or on a sample rounded to them.
+            looser = {"exact": 10, "sampled": 10_000}.get(mode, 1) if name == "log_threshold" and share else 1
+            assert relative_error(gradients_after_a_step(engine, name), gradient) < looser * TOLERANCE, name
     if gate not in ("topk", "batchtopk") and mode != "narrow":
         assert expected.gradients.log_threshold.abs().max() > 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import subprocess
@@ -45,6 +47,25 @@ def test_every_public_name_is_there() -> None:
         assert getattr(crosscoder, name) is not None
     with pytest.raises(AttributeError):
         crosscoder.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("package", ["crosscoder", "crosscoder.evolution"])
+def test_type_checkers_see_every_public_name_where_it_is(package: str) -> None:
+    """Names are loaded on first use; a strict checker needs `from HOME import NAME as NAME` of each beside that."""
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    seen = {
+        alias.asname: (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname is not None
+    }
+    assert set(seen) == set(module.__all__) - {"__version__"}
+    for name, (home, there) in seen.items():
+        assert home is not None and name == there
+        importlib.import_module(home)
+        assert getattr(importlib.import_module(home), name) is getattr(module, name)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

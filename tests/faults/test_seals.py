@@ -112,6 +112,13 @@ def test_a_users_file_is_taken_as_it_is_and_a_changed_record_is_told(tmp_path: P
         read_options(path, record=True)
 
 
+def test_aliases_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("a: &a [x, x]\nb: [*a, *a]\n")
+    with pytest.raises(ConfigError, match=r"train\.yaml is not valid YAML: aliases"):
+        read_options(path)
+
+
 def test_settings_of_a_run_are_compared_with_a_whole_record_alone(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.begin("verb", Options())

@@ -8,13 +8,14 @@ from functools import partial
 import pytest
 import torch
 from support import crosscoders
-from support.crosscoders import GATES, NAMES, RANKED, relative_error
+from support.crosscoders import GATES, NAMES, RANKED, double, relative_error
 from support.steps import LAMBDA, LAMBDA_P, gradients, loss_and_gradients
 
 from crosscoder import Crosscoder, CrosscoderConfig
+from crosscoder.backends.closed_form import DensePass
 from crosscoder.kernels.decode.reference import decode
 from crosscoder.kernels.threshold.reference import threshold_gradient
-from crosscoder.penalty import Penalty
+from crosscoder.penalty import LossSettings, Penalty
 
 SHAPES = [(63, 1, 7, 50), (33, 3, 16, 101), (17, 33, 5, 40), (9, 64, 3, 31)]
 make = partial(crosscoders.make, dtype=torch.float64)
@@ -202,3 +203,24 @@ def test_float32_is_no_worse_than_autograd() -> None:
             scale = exact[name].abs().max().clamp_min(1e-30)
             bound = 2 * (dense[name] - exact[name]).abs().max() / scale + 1e-7
             assert (ours[name] - exact[name]).abs().max() / scale <= bound, (gate, name)
+
+
+@pytest.mark.parametrize("mode", ["exact", "sampled"])
+def test_dense_products_in_bf16_are_near_those_in_float64(mode: str) -> None:
+    """As on a GPU with bf16 weights: the same gates, since h is made of two products; all else rounded to bf16 once."""
+    model, x = crosscoders.make((64, 3, 20, 101), threshold_mode=mode, threshold_window=2.0)
+    for matrix in (model.W_enc, model.W_dec):
+        matrix.data = matrix.data.bfloat16()
+    exact = double(model)
+
+    def dense_pass(of: Crosscoder, narrow: bool) -> DensePass:
+        settings = LossSettings(LAMBDA, LAMBDA_P, torch.Generator().manual_seed(3))
+        return DensePass(of.weights(), of.check_input(x), settings, 37, narrow=narrow)
+
+    narrow, wide = dense_pass(model, True), dense_pass(exact, False)
+    assert torch.equal(narrow.open_K, wide.open_K) and torch.equal(narrow.fired_F, wide.fired_F)
+    assert relative_error(torch.cat(narrow._h, dim=1), torch.cat(wide._h, dim=1)) < 1e-4
+    assert relative_error(narrow.loss.total, wide.loss.total) < 1e-3
+    for (_, actual), (_, expected) in zip(narrow.gradients(), wide.gradients(), strict=True):
+        for name, gradient in expected.items():
+            assert relative_error(getattr(actual, name), gradient) < 2e-2, name

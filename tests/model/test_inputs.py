@@ -167,7 +167,7 @@ def test_no_tokens_are_no_error() -> None:
 def test_without_gradients_the_values_are_the_same(
     backend: str, mode: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    model, x = crosscoder(backend)
+    model, x = make((2, 2, 3, 4), device="cpu" if backend == "native" else DEVICE, shift=1.0)
     expected = {name: call(x) for name, call in calls(model, backend).items()}
     expected["decode"] = model.decode(model.encode(x, backend=backend), backend=backend)
     other = Crosscoder(model.config).to(x.device)

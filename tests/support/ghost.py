@@ -173,7 +173,11 @@ class Machine(TorchDispatchMode):
                 return value
             return wrappers[id(value)] if id(value) in wrappers else Ghost(value, device)
 
-        found = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+        if func in (aten.mm.dtype, aten.bmm.dtype):  # products with sums in another dtype: only a GPU has them
+            a, b, dtype = (_inner(value) for value in args)
+            found = a.to(dtype) @ b.to(dtype)
+        else:
+            found = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
         if target is not None and target.type == "cpu":
             return found
         if name == "copy_" and not isinstance(args[0], Ghost):

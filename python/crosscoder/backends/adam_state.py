@@ -58,30 +58,22 @@ class AdamState:
     @torch.no_grad()
     def restart_rows(self, rows: Tensor, live_F: Tensor, step: int) -> None:
         """New features at `rows`: first moments 0, second moments the mean of the live features' (`live_F` bool)."""
+        live = live_F.nonzero().squeeze(1)
         for name in ("W_enc", "W_dec", "b_enc", "log_threshold"):
             moments = self._moments[name]
             moments["m"][rows] = 0
-            if "m_scale" not in moments:
-                moments["v"][rows] = _mean_of_rows(moments["v"], live_F)
+            eight_bit = "m_scale" in moments
+            total = moments["v"].new_zeros(moments["v"].shape[1:], dtype=None if not eight_bit else torch.float32)
+            for some in torch.split(live, 1024):  # never a copy of everything
+                v = moments["v"][some]
+                total += (dequantize_v(v, moments["v_scale"][some]) if eight_bit else v).sum(dim=0)
+            mean = total / max(1, len(live))
+            if not eight_bit:
+                moments["v"][rows] = mean
                 continue
             moments["m_scale"][rows] = 0
-            total = moments["v"].new_zeros(moments["v"].shape[1:], dtype=torch.float32)
-            live = live_F.nonzero().squeeze(1)
-            for some in torch.split(live, 1024):  # never a float32 copy of everything
-                total += dequantize_v(moments["v"][some], moments["v_scale"][some]).sum(dim=0)
-            q, scale = quantize_v((total / max(1, len(live)))[None])
-            moments["v"][rows], moments["v_scale"][rows] = q, scale
+            moments["v"][rows], moments["v_scale"][rows] = quantize_v(mean[None])
         self.last_step_F[rows] = step
-
-
-def _mean_of_rows(v: Tensor, chosen_F: Tensor) -> Tensor:
-    """The mean of the chosen rows. On a GPU, whose memory the moments nearly fill, few are gathered at a time."""
-    if v.device.type != "cuda":
-        return v[chosen_F].mean(dim=0)
-    chosen, total = chosen_F.nonzero().squeeze(1), torch.zeros_like(v[0])
-    for some in torch.split(chosen, 1024):
-        total += v[some].sum(dim=0)
-    return total / max(1, len(chosen))
 
 
 def _eight_bit(parameter: Tensor) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from crosscoder.backends.base import (
 )
 from crosscoder.backends.closed_form import Gradients
 from crosscoder.code import SparseCode
-from crosscoder.config import TrainConfig
+from crosscoder.config import CrosscoderConfig, TrainConfig
 from crosscoder.devices import sent
 from crosscoder.gate import Gate
 from crosscoder.kernels.decode.triton import decode, residual_and_dots
@@ -55,15 +55,17 @@ from crosscoder.parameters import Weights
 from crosscoder.penalty import LossSettings, LossTerms, Penalty
 from crosscoder.sharding import ONE_PROCESS, Sharding
 
-DENSE_ABOVE = 0.04
-"""Share of the B x F pairs above which dense products win. From the bytes and FLOPs in kernels/update/README.md on an
-H100 (five reads of a row of K D float32 numbers a pair, against six float32 products), not measured."""
+DENSE_ABOVE = {torch.float32: 0.04, torch.bfloat16: 0.01}
+"""Share of the B x F pairs above which dense products win, by the weights' dtype. From the bytes and FLOPs in
+kernels/update/README.md on an H100 (five reads of a row of K D numbers a pair, against six dense products), not
+measured."""
 LOST = 4e-10
 """Numbers below it have a fourth power that float32 does not hold."""
 DENSE_TILE_BYTES = 64 * 2**20
 """Of one (B, features of the tile) float32 matrix."""
-DENSE_ROWS_BYTES = 256 * 2**20
-"""Of the tile's rows of W_enc or W_dec in float32; some five such matrices are there at a time."""
+DENSE_ROWS_BYTES = 2**28
+"""Of the gradient in a tile's rows of one matrix, float32; several such are there at a time, where 6.9B with
+F = 65,536 leaves 10 GB (benchmarks/memory_ghost.py)."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class TritonBackend(Backend):
 
     def training(self, weights: Weights, config: TrainConfig, state: AdamState) -> Training:
         """Sparse steps, dense ones in torch, for which the host does not wait."""
-        return TritonTraining(self, config, state)
+        return TritonTraining(self, weights, state)
 
 
 def sparse_pass(
@@ -208,7 +210,11 @@ def sparse_pass(
     gate = Gate.for_loss(config, training=weights.training, above=preactivation > 0)
     read_BKD = weights.encoder_input(x_BKD)
     encoder = rows.encoder(weights, gate)
-    candidates = find_candidates(read_BKD, encoder, gate)
+    sample = TokenSample.draw(config, gate, settings, read_BKD)
+    # The encoder's product is good enough where weights are bf16's themselves, and where a sample's noise is far above
+    # its rounding.
+    keep = sample is not None and (weights.W_enc.dtype == torch.bfloat16 or sample.tokens is not None)
+    candidates = find_candidates(read_BKD, encoder, gate, keep=keep, tokens=None if sample is None else sample.tokens)
     capacity = room(candidates.count)
     if capacity is None:
         return None
@@ -229,10 +235,14 @@ def sparse_pass(
         missing = (preactivation / terms) * pairs.gap_F.sum()
     loss = LossTerms(reconstruction + sparsity + missing, reconstruction, sparsity, missing)
     dlog_threshold_F = pairs.dlog_threshold_F
-    if gate.learned and not gate.window and B:
-        dlog_threshold_F = dlog_threshold_F + _threshold_gradient(
-            weights, read_BKD, decoded.residual_BKD, encoder, pairs, penalty, gate, settings
-        )
+    if sample is not None:
+        weight_F = settings.sparsity_coefficient * penalty.total_slope(pairs.p_F) / terms
+        gradient_F = threshold_gradient(
+            read_BKD, decoded.residual_BKD, weights.W_enc, weights.W_dec, encoder.b_enc_F, encoder.norms_FK,
+            encoder.theta_F, weight_F, penalty=penalty, scale=2 / terms, window=config.threshold_window, gate=gate,
+            tokens=sample.tokens, products_nF=candidates.products_nF,
+        )  # fmt: skip
+        dlog_threshold_F = dlog_threshold_F + gradient_F * sample.factor
     return SparsePass(
         StepStatistics(loss, decoded.residual_BKD, decoded.open_K, pairs.fired_F.long(), encoded.smallest_score),
         Parts(code, order, pairs, read_BKD, decoded.residual_BKD, x_sum_KD),
@@ -242,36 +252,31 @@ def sparse_pass(
     )
 
 
-def _threshold_gradient(
-    weights: Weights,
-    read_BKD: Tensor,
-    residual_BKD: Tensor,
-    encoder: EncoderWeights,
-    pairs: PairGradients,
-    penalty: Penalty,
-    gate: Gate,
-    settings: LossSettings,
-) -> Tensor:
-    """dlog_theta (F,) for a window whose pairs are not in the code."""
-    config = weights.config
-    B, K, _ = read_BKD.shape
-    tokens, factor = None, 1.0
-    if config.threshold_mode == "sampled":
-        tokens, factor = sample_tokens(B, config.threshold_sample, settings.generator)
-        tokens = sent(tokens, read_BKD.device)
-    weight_F = settings.sparsity_coefficient * penalty.total_slope(pairs.p_F) / (B * K)
-    gradient_F = threshold_gradient(
-        read_BKD, residual_BKD, weights.W_enc, weights.W_dec, encoder.b_enc_F, encoder.norms_FK, encoder.theta_F,
-        weight_F, penalty=penalty, scale=2 / (B * K), window=config.threshold_window, gate=gate, tokens=tokens,
-    )  # fmt: skip
-    return gradient_F * factor
+@dataclass(frozen=True)
+class TokenSample:
+    """The tokens over which the thresholds' gradient is summed."""
+
+    tokens: Tensor | None
+    """(n,) int64 on the device; None: all."""
+    factor: float
+    """That makes the sum unbiased."""
+
+    @classmethod
+    def draw(cls, config: CrosscoderConfig, gate: Gate, settings: LossSettings, x_BKD: Tensor) -> TokenSample | None:
+        """None where no gradient is summed over tokens: the window's pairs are in the code, or there are none."""
+        if not gate.learned or gate.window or not len(x_BKD):
+            return None
+        if config.threshold_mode != "sampled":
+            return cls(None, 1.0)
+        tokens, factor = sample_tokens(len(x_BKD), config.threshold_sample, settings.generator)
+        return cls(sent(tokens, x_BKD.device), factor)
 
 
 class TritonTraining:
     """A step's update on the device; nothing here waits for it."""
 
-    def __init__(self, backend: TritonBackend, config: TrainConfig, state: AdamState) -> None:
-        self.dense_above = DENSE_ABOVE
+    def __init__(self, backend: TritonBackend, weights: Weights, state: AdamState) -> None:
+        self.dense_above = DENSE_ABOVE[weights.W_enc.dtype]
         self.state = state
         self._backend = backend
         self._rows: DerivedRows
@@ -293,7 +298,7 @@ class TritonTraining:
         return iter(())
 
     def tile(self, n_tokens: int) -> int:
-        _, K, D = self._rows.shape
+        _, K, D = self.state["W_enc"]["m"].shape
         return max(1, min(DENSE_TILE_BYTES // (4 * max(1, n_tokens)), DENSE_ROWS_BYTES // (4 * K * D)))
 
     def sparse_pass(

@@ -76,8 +76,8 @@ class Trainer:
         """(K,) float64: the batches' scale, as far as it is known."""
         self._note_scale(scale_K)
         self._told_scale = False
-        self._recent: list[tuple[int, Tensor, StepStatistics | None]] = []
-        """The last steps' batches, and what the last gave: older residuals would take gigabytes."""
+        self._recent: list[tuple[int, Tensor]] = []
+        """The last steps and their batches, where the host only learns later that a loss was not finite."""
         self._uncounted: tuple[StepStatistics, int] | None = None
         """The last step's figures and its tokens, where they are not yet in the counts above."""
 
@@ -157,10 +157,9 @@ class Trainer:
         """Raises `NonFiniteError` for this step, or for one just before where the host does not wait for the device."""
         if not self.engine.asynchronous:
             if not bool(torch.isfinite(result.loss.total)):
-                raise NonFiniteError(self._explain_non_finite(self.step_number, x_BKD, result))
+                raise NonFiniteError(self._explain_non_finite(self.step_number, x_BKD, result.residual_BKD))
             return
-        older = [(number, x, None) for number, x, _ in self._recent[-2:]]
-        self._recent = [*older, (self.step_number, x_BKD, result)]
+        self._recent = [*self._recent[-2:], (self.step_number, x_BKD)]
         self._raise_pending(wait=False)
 
     def _raise_pending(self, *, wait: bool) -> None:
@@ -170,9 +169,9 @@ class Trainer:
         self.engine.clear_error()
         self._uncounted = None
         self.step_number = bad  # nothing was updated since
-        for number, x_BKD, result in self._recent:
+        for number, x_BKD in self._recent:
             if number == bad:
-                raise NonFiniteError(self._explain_non_finite(bad, x_BKD, result))
+                raise NonFiniteError(self._explain_non_finite(bad, x_BKD))
         raise NonFiniteError(f"step {bad}: the loss is NaN or infinite; the weights are those from before that step")
 
     def _repair(self, x_BKD: Tensor, result: StepStatistics) -> None:
@@ -246,7 +245,8 @@ class Trainer:
         """Random numbers depend on nothing but seed, step and purpose, so that a resumed run repeats them."""
         return step_seed(self.config.seed, self.step_number, purpose)
 
-    def _explain_non_finite(self, step: int, x_BKD: Tensor, result: StepStatistics | None) -> str:
+    def _explain_non_finite(self, step: int, x_BKD: Tensor, residual_BKD: Tensor | None = None) -> str:
+        """`residual_BKD` None: made again, by the weights that the step had and that nothing has changed since."""
         good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
         bad_input = [k for k in range(x_BKD.shape[1]) if not bool(torch.isfinite(x_BKD[:, k]).all())]
         if bad_input:
@@ -255,11 +255,11 @@ class Trainer:
                 f"step {step}: NaN or infinity in the activations of {names}; "
                 f"the weights are untouched and {good}; collect these activations again"
             )
-        names = "the reconstruction or the penalty"
-        if result is not None:
-            squares_K = [result.residual_BKD[:, k].square().sum() for k in range(x_BKD.shape[1])]
-            bad_output = [name for name, n in zip(self.snapshot_names, squares_K, strict=True) if not math.isfinite(n)]
-            names = ", ".join(bad_output) or "the penalty"
+        if residual_BKD is None:
+            x_BKD = self.model.check_input(x_BKD)
+            residual_BKD = self.model.decode(self.model.encode(x_BKD)) - x_BKD
+        bad_output = [k for k in range(x_BKD.shape[1]) if not math.isfinite(residual_BKD[:, k].square().sum())]
+        names = ", ".join(self.snapshot_names[k] for k in bad_output) or "the penalty"
         return f"step {step}: the loss is not finite ({names}); {good}; lower the learning rate"
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crosscoder.model import Crosscoder
 from crosscoder.parameters import mixed
+from crosscoder.precision import full_precision
 
 RIDGE = 0.01
 """Added to the covariance, as a share of its mean eigenvalue: directions below it are noise."""
@@ -26,7 +27,8 @@ def whitening_mix(x_BKD: Tensor) -> Tensor:
     K = x_BKD.shape[1]
     centred_BKD = x_BKD - x_BKD.mean(dim=0)
     by_snapshot = centred_BKD.transpose(0, 1).flatten(1)
-    covariance_KK = (by_snapshot @ by_snapshot.T).double()
+    with full_precision(x_BKD.device):
+        covariance_KK = (by_snapshot @ by_snapshot.T).double()
     mean = covariance_KK.diagonal().mean()
     if not len(x_BKD) or not bool(torch.isfinite(covariance_KK).all()) or not float(mean) > 0:
         return torch.eye(K, dtype=torch.float64, device=x_BKD.device)

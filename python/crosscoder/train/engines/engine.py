@@ -20,6 +20,7 @@ from crosscoder.backends.closed_form import DensePass, Gradients
 from crosscoder.config import TrainConfig
 from crosscoder.model import Crosscoder
 from crosscoder.parameters import Weights
+from crosscoder.precision import full_precision
 
 
 class Engine:
@@ -66,11 +67,12 @@ class Engine:
 
     def _attempt(self, x_BKD: Tensor, settings: StepSettings) -> StepStatistics:
         weights = self._model.weights()
-        if self.dense_above >= 0:
-            sparse = self._training.sparse_pass(weights, x_BKD, settings, self.dense_above, self._room(x_BKD))
-            if sparse is not None:
-                return self._sparse_step(weights, sparse, settings)
-        return self._dense_step(weights, x_BKD, settings)
+        with full_precision(x_BKD.device):
+            if self.dense_above >= 0:
+                sparse = self._training.sparse_pass(weights, x_BKD, settings, self.dense_above, self._room(x_BKD))
+                if sparse is not None:
+                    return self._sparse_step(weights, sparse, settings)
+            return self._dense_step(weights, x_BKD, settings)
 
     def _sparse_step(self, weights: Weights, batch: SparsePass, settings: StepSettings) -> StepStatistics:
         update = self._update(batch.statistics, settings, sparse=True)
@@ -131,7 +133,9 @@ class Engine:
 
 def _tile_squares(gradients: Gradients) -> Tensor:
     """() float64: squared norm of a tile's gradients, without b_dec's."""
-    parts = (gradients.W_enc, gradients.W_dec, gradients.b_enc, gradients.log_threshold)
+    # The norms of rows first: a copy of a tile in float64 may be larger than all weights.
+    norms = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in (gradients.W_enc, gradients.W_dec)]
+    parts = (*norms, gradients.b_enc, gradients.log_threshold)
     return torch.stack([part.double().square().sum() for part in parts]).sum()
 
 
