@@ -203,7 +203,7 @@ def test_errors_name_the_thing_and_the_remedy(
     assert run("train", activations, *FAST) == 0
     capsys.readouterr()
     assert run("train", activations, *FAST, "--lr", 2e-3) == 2
-    assert "was trained with other settings (lr 0.001 there, 0.002 now)" in error(capsys)
+    assert "was trained with other settings, says training.json (lr 0.001 there, 0.002 now)" in error(capsys)
     (activations / "activations" / "train" / "shard-00000" / "snapshot-001.seg").unlink()
     assert run("train", activations, *FAST, "--no-resume") == 3
     assert "segments of snapshot1 are missing" in error(capsys)

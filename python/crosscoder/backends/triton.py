@@ -43,14 +43,13 @@ from crosscoder.kernels.update.triton import (
     PAIRS,
     ROW_REGISTERS,
     AdamScalars,
-    PairGradients,
     adam_vector,
-    gradients_of_pairs,
     limit_rows,
     row_statistics,
     span,
     update_rows,
 )
+from crosscoder.kernels.update.triton_pairs import PairGradients, gradients_of_pairs
 from crosscoder.parameters import Weights
 from crosscoder.penalty import LossSettings, LossTerms, Penalty
 from crosscoder.sharding import ONE_PROCESS, Sharding
