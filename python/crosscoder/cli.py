@@ -109,6 +109,14 @@ def _command(arguments: list[str]) -> int:
             print(f"error: {_what_to_lower(error, arguments[0])}", file=sys.stderr)
             return OUT_OF_MEMORY
         kind, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
+        if kind == "OutOfMemoryError":  # torch's, which is not imported here; its text has the sizes
+            print(
+                f"error: the GPU's memory is full: {printable(text)} Lower --batch-size or --n-features, train with "
+                "--state low-memory, or use --device cpu (crosscoder plan says what a run takes). Nothing that was "
+                "written is lost: the same command goes on from the last checkpoint",
+                file=sys.stderr,
+            )
+            return 1
         print(f"error: unexpected {kind}: {printable(text)} (--debug shows where)", file=sys.stderr)
         return 1
 
