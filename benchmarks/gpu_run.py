@@ -256,26 +256,32 @@ def crossover(results: Results, name: str, size: Size) -> None:
 
 
 def verbs(results: Results) -> None:
-    """The command line from a folder of snapshots to the page, on the device."""
+    """The command line from text to the page and further, every verb on the device."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
-        text = Path(folder, "text")
+        text, run = Path(folder, "text"), f"{folder}/run"
         text.mkdir()
         root = Path(__file__).parents[1]  # a million characters that are there without a network: our own source
         sources = [*root.glob("docs/*.md"), *root.glob("python/**/*.py"), *root.glob("tests/**/*.py")]
         for number, source in enumerate(sources):
             shutil.copy(source, text / f"{number}.txt")
-        command = [sys.executable, "-m", "crosscoder", "quickstart", "--out", f"{folder}/run", "--text", str(text)]
-        command += ["--lm-steps", "8", "--lm-snapshots", "6", "--n-features", "64", "--max-characters", "1100000"]
-        command += ["--train-steps", "8", "--batch-size", "64"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        results.check(
-            "verbs",
-            done.returncode == 0 and Path(folder, "run", "report.html").exists(),
-            command=" ".join(command[1:]),
-            seconds=time.monotonic() - began,
-            said=(done.stdout + done.stderr)[-800:],
-        )
+        small = ["--lm-steps", "8", "--lm-snapshots", "6", "--max-characters", "1100000"]
+        small += ["--n-features", "64", "--train-steps", "8", "--batch-size", "64"]
+        for arguments in (
+            ["quickstart", "--out", run, "--text", str(text), *small],
+            ["attribute", run, "--task", "induction"],
+            ["sweep", run, "--n-steps", "4", "--sparsity", "0.1", "--baselines", "sae"],
+        ):
+            began = time.monotonic()
+            command = [sys.executable, "-m", "crosscoder", *arguments, "--device", DEVICE.type]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            on_device = f"device: {DEVICE.type}" in done.stdout
+            results.check(
+                f"verb {arguments[0]}",
+                done.returncode == 0 and on_device,
+                command=" ".join(command[1:]),
+                seconds=time.monotonic() - began,
+                said=(done.stdout + done.stderr)[-800:],
+            )
 
 
 def commit() -> str:

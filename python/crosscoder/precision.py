@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -32,7 +33,8 @@ def _refuse_tf32(stack: contextlib.ExitStack) -> None:
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:
-        for flags in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        newer: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul")]  # noqa: B009 - untyped
+        for flags in newer:
             stack.callback(setattr, flags, "fp32_precision", flags.fp32_precision)
             flags.fp32_precision = "ieee"
         return

@@ -112,7 +112,8 @@ def test_every_flipped_bit_of_the_arrays_is_refused(tokens: TokenSet, tmp_path: 
         ({"names": None}, "damaged"),
         ({"version": 2}, "upgrade"),
         ({"format": "something"}, "does not describe"),
-        ({"sha256": {}}, r"ids\.npy"),
+        ({"sha256": {}}, r"tokens\.json is damaged \(sha256"),
+        ({"sha256": ["ids.npy", "document.npy"]}, r"tokens\.json is damaged \(sha256"),
     ],
 )
 def test_a_changed_header_is_refused(tokens: TokenSet, tmp_path: Path, change: dict[str, Any], message: str) -> None:

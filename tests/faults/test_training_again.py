@@ -58,7 +58,7 @@ def test_a_training_that_cannot_begin_again_keeps_the_old_one(folder: Path, caps
     assert run("train", folder, *OPTIONS, "--no-resume", "--gate", "topk") == 2
     capsys.readouterr()
     assert run("train", folder, *OPTIONS, "--seed", 4) == 2
-    assert "was trained with other settings (seed 0 there, 4 now)" in error(capsys)
+    assert "was trained with other settings, says training.json (seed 0 there, 4 now)" in error(capsys)
     assert contents(folder) == before
 
 

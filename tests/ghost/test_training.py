@@ -22,6 +22,7 @@ EVENT = "event @ train/engines/asynchronous.py:wait"
 encoder is through, and the device has the rest of it to do."""
 CODE = {"repeat_interleave @ code.py:rows", "index @ train/joining.py:add", "index @ train/joining.py:_pairs"}
 REPAIRS = CODE | {
+    "_local_scalar_dense @ inputs.py:require_finite",
     "_local_scalar_dense @ kernels/encode/triton.py:encode", "_local_scalar_dense @ kernels/encode/triton.py:trimmed",
     "_local_scalar_dense @ train/joining.py:take", "nonzero @ train/joining.py:_pairs",
     "_to_copy @ train/joining.py:_pairs", "_local_scalar_dense @ train/joining.py:_pairs",

@@ -321,12 +321,12 @@ class Stream:
 
 
 @contextlib.contextmanager
-def ghost_machine(n_devices: int = 1) -> Iterator[Machine]:
+def ghost_machine(n_devices: int = 1, machine: Machine | None = None) -> Iterator[Machine]:
     """ "cuda" is a ghost inside. Skips the test, saying why, where that cannot be."""
     reason = missing()
     if reason is not None:
         pytest.skip(reason)
-    machine = Machine(n_devices)
+    machine = machine or Machine(n_devices)
 
     class OnDevice:
         def __init__(self, device: Any) -> None:

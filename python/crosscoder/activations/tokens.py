@@ -164,14 +164,16 @@ class TokenSet:
             )
         arrays: dict[str, np.ndarray] = {}
         known = header.get("sha256")
-        left_out = ("left_out",) if isinstance(known, dict) and "left_out.npy" in known else ()
+        if not isinstance(known, dict) or not {f"{name}.npy" for name in _ARRAYS} <= known.keys():
+            raise DataError(f"{path} is damaged (sha256 does not name the arrays); {remedy}")
+        left_out = ("left_out",) if "left_out.npy" in known else ()
         for name in (*_ARRAYS, *left_out):
-            file = folder / f"{name}.npy"
+            file = files.require_file(folder / f"{name}.npy")
             try:
-                if _sha256(file) != header["sha256"][file.name]:
+                if _sha256(file) != known[file.name]:
                     raise DataError(f"{file} is damaged (its checksum differs); {remedy}")
                 arrays[name] = np.load(file, allow_pickle=False)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError) as error:
                 if isinstance(error, DataError):
                     raise
                 raise DataError(f"{file} cannot be read ({error}); {remedy}") from error

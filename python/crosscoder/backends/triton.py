@@ -43,14 +43,13 @@ from crosscoder.kernels.update.triton import (
     PAIRS,
     ROW_REGISTERS,
     AdamScalars,
-    PairGradients,
     adam_vector,
-    gradients_of_pairs,
     limit_rows,
     row_statistics,
     span,
     update_rows,
 )
+from crosscoder.kernels.update.triton_pairs import PairGradients, gradients_of_pairs
 from crosscoder.parameters import Weights
 from crosscoder.penalty import LossSettings, LossTerms, Penalty
 from crosscoder.sharding import ONE_PROCESS, Sharding
@@ -63,8 +62,9 @@ LOST = 4e-10
 """Numbers below it have a fourth power that float32 does not hold."""
 DENSE_TILE_BYTES = 64 * 2**20
 """Of one (B, features of the tile) float32 matrix."""
-DENSE_ROWS_BYTES = 2**30
-"""Of the gradient in a tile's rows of one matrix, float32."""
+DENSE_ROWS_BYTES = 2**28
+"""Of the gradient in a tile's rows of one matrix, float32; several such are there at a time, where 6.9B with
+F = 65,536 leaves 10 GB (benchmarks/memory_ghost.py)."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-from crosscoder.files import read_json
+from crosscoder.files import read_json, reading
 from crosscoder.report.data import StepMark
 from crosscoder.runs import Run
 
@@ -12,10 +12,28 @@ PYTHIA_WARMUP = 1_430
 """The step at which the learning rate of the Pythia models reaches its maximum: 1 % of their 143,000 steps."""
 
 
-def _recipe(run: Run) -> dict[str, Any] | None:
-    """How the language model of a quickstart was trained."""
+class _Recipe(NamedTuple):
+    """How the language model of a quickstart was trained: shares of sequences, and steps."""
+
+    repeat_fraction: float
+    late_repeat_fraction: float
+    warmup_steps: int
+    short_steps: int
+
+
+def _recipe(run: Run) -> _Recipe | None:
+    """None where the language model is not a quickstart's. Raises `DataError` naming a malformed record."""
     training = run.path / "language_model" / "training.json"
-    return dict(read_json(training)["config"]) if training.exists() else None
+    if not training.exists():
+        return None
+    config = read_json(training, config=dict)["config"]
+    with reading(training):
+        return _Recipe(
+            float(config["repeat_fraction"]),
+            float(config["late_repeat_fraction"]),
+            int(config["warmup_steps"]),
+            int(config["short_steps"]),
+        )
 
 
 def notes(run: Run, model: str) -> list[str]:
@@ -23,12 +41,12 @@ def notes(run: Run, model: str) -> list[str]:
     recipe = _recipe(run)
     if recipe is not None:
         return [
-            f"The language model is small and saw little text. {recipe['repeat_fraction']:.0%} of its first and "
-            f"{recipe['late_repeat_fraction']:.0%} of its later training sequences were a window of real text said "
+            f"The language model is small and saw little text. {recipe.repeat_fraction:.0%} of its first and "
+            f"{recipe.late_repeat_fraction:.0%} of its later training sequences were a window of real text said "
             "again and again, and its heads begin by attending to near tokens: without, induction would not form so "
             "early.",
-            f"Its learning rate rises over the first {recipe['warmup_steps']} steps and its sequences grow longer at "
-            f"step {recipe['short_steps']} (dotted in the figures): turning points near these may have to do with them "
+            f"Its learning rate rises over the first {recipe.warmup_steps} steps and its sequences grow longer at "
+            f"step {recipe.short_steps} (dotted in the figures): turning points near these may have to do with them "
             "as well.",
         ]
     if "pythia" in model.lower():
@@ -43,5 +61,5 @@ def marks(run: Run, model: str) -> list[StepMark]:
     """Steps of the language model's training at which something else happens, where they are known."""
     recipe = _recipe(run)
     if recipe is not None:
-        return [StepMark(recipe["warmup_steps"], "warm-up ends"), StepMark(recipe["short_steps"], "longer sequences")]
+        return [StepMark(recipe.warmup_steps, "warm-up ends"), StepMark(recipe.short_steps, "longer sequences")]
     return [StepMark(PYTHIA_WARMUP, "warm-up ends")] if "pythia" in model.lower() else []

@@ -193,11 +193,10 @@ def _finished(folder: Path, record: dict[str, Any]) -> Crosscoder | None:
     path = folder / "crosscoder" / RECORD_FILE
     if not path.exists():
         return None
-    found = read_json(path)
-    different = _differences(found, record)
+    different = _differences(read_json(path, crosscoder=dict, train=dict, store=dict), record)
     if different:
         raise ConfigError(
-            f"{folder / 'crosscoder'} was trained with other settings ({'; '.join(different)}); "
+            f"{folder / 'crosscoder'} was trained with other settings, says {RECORD_FILE} ({'; '.join(different)}); "
             "use the same, train anew with --no-resume, or choose another run folder"
         )
     model: Crosscoder = Crosscoder.from_pretrained(folder / "crosscoder")
