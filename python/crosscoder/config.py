@@ -213,7 +213,7 @@ class TrainConfig:
         for name in ("lr", "threshold_lr_factor", "start_l0", "checkpoint_minutes"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, f"{name} must be positive, not {value}")
-        for name in ("sparsity_coefficient", "preactivation_coefficient", "warmup_steps", "revival_rate"):
+        for name in ("sparsity_coefficient", "preactivation_coefficient", "warmup_steps", "revival_rate", "seed"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, f"{name} must be 0 or more, not {value}")
         cosine = self.joining_cosine
@@ -294,7 +294,8 @@ class AttributionSettings:
     def __post_init__(self) -> None:
         for name in ("n_prompts", "steps", "n_random", "n_circuit"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        _require(self.n_exact >= 0, f"n_exact must be 0 or more, not {self.n_exact}")
+        for name in ("n_exact", "seed"):
+            _require(getattr(self, name) >= 0, f"{name} must be 0 or more, not {getattr(self, name)}")
         _require(0 < self.test_share < 1, f"test_share must lie between 0 and 1, not {self.test_share}")
         for name, choices in (("metric", Metric), ("errors", Errors)):
             allowed = choices.__args__  # type: ignore[attr-defined]

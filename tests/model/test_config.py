@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig
+from crosscoder import Crosscoder, CrosscoderConfig, TrainConfig, cli
+from crosscoder.config import AttributionSettings
 from crosscoder.errors import ConfigError, StorageError
 
 
@@ -61,3 +62,18 @@ def test_saving_where_it_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=message):
             Crosscoder(CrosscoderConfig(2, 5, 16)).save_pretrained(path)
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, AttributionSettings])
+def test_a_seed_is_not_negative(kind: Any) -> None:
+    with pytest.raises(ConfigError, match="seed must be 0 or more, not -1"):
+        kind(seed=-1)
+    assert kind(seed=0).seed == 0
+
+
+def test_the_loss_is_measured_on_no_negative_number_of_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["eval", "runs/none", "--loss-tokens", "-1"])
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert "loss_tokens must be 0 or more" in shown.out + shown.err

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from crosscoder.errors import ConfigError
 from crosscoder.runs import writes_run
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class EvalConfig:
     """Held-out tokens on which the language model's loss is measured; 0 leaves it out."""
     device: str = "auto"
     """Where it computes: auto (the GPU if there is one), cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        if self.loss_tokens < 0:
+            raise ConfigError(f"loss_tokens must be 0 or more, not {self.loss_tokens}")
 
 
 @writes_run
