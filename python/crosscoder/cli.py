@@ -33,6 +33,16 @@ VERBS = {
     "doctor": "what this machine has, and what to do about what is missing",
 }
 INTERRUPTED = 130
+OUT_OF_MEMORY = 8
+LESS_MEMORY = {
+    "quickstart": "--batch-size, --n-features",
+    "collect": "--batch-sequences",
+    "train": "--batch-size, --n-features; --state low-memory takes a third of float32's memory",
+    "eval": "--batch-size",
+    "sweep": "--n-features",
+    "attribute": "--n-prompts",
+}
+"""Options that a verb needs less memory with, if they are lowered."""
 
 
 def usage() -> str:
@@ -49,7 +59,7 @@ line wins), and --debug to show the traceback of an error. A killed command goes
 again. Settings that are left out of a second eval, evolve, attribute, explain or compare of a run are as in the first.
 
 exit codes: 0 done, 1 other error, 2 wrong options, 3 missing or damaged input, 4 NaN or infinity, 5 cannot write,
-6 something is not installed, 7 another command works on the run, 130 interrupted
+6 something is not installed, 7 another command works on the run, 8 out of memory, 130 interrupted
 
 example: crosscoder quickstart
 """
@@ -95,6 +105,9 @@ def _command(arguments: list[str]) -> int:
         if isinstance(error, ImportError):  # a wrong CROSSCODER_ISA also shows when the C++ core is imported
             print(f"error: {error}; crosscoder doctor says what is missing and what to do", file=sys.stderr)
             return MissingDependencyError.exit_code
+        if _out_of_memory(error):
+            print(f"error: {_what_to_lower(error, arguments[0])}", file=sys.stderr)
+            return OUT_OF_MEMORY
         kind, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
         if kind == "OutOfMemoryError":  # torch's, which is not imported here; its text has the sizes
             print(
@@ -106,6 +119,20 @@ def _command(arguments: list[str]) -> int:
             return 1
         print(f"error: unexpected {kind}: {printable(text)} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """On a GPU, in torch's allocator of the host (a plain RuntimeError), or anywhere else in Python."""
+    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPU" in str(error)
+
+
+def _what_to_lower(error: Exception, verb: str) -> str:
+    """The allocator's own numbers, and the options that need less."""
+    said = " ".join(str(error).split())
+    numbers = printable(said[:400]) or "no more memory was to be had"
+    lower = f"lower {LESS_MEMORY[verb]}" if verb in LESS_MEMORY else "free some"
+    other = "; or use --device cpu" if type(error).__name__ == "OutOfMemoryError" else ""
+    return f"out of memory: {numbers} To go on, {lower}{other}. What was finished before is kept."
 
 
 def _run(verb: str, arguments: list[str]) -> int:

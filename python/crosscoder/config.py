@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -27,6 +28,20 @@ Errors = Literal["kept", "ablated"]
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _plain_numbers(config: Any) -> None:
+    """numpy's numbers become Python's, which JSON takes. Raises `ConfigError` for what is not of the field's type."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        kinds, value = typing.get_args(kind) or (kind,), getattr(config, name)
+        if value is None and type(None) in kinds:
+            continue
+        for number, wanted, words in ((int, numbers.Integral, "a whole number"), (float, numbers.Real, "a number")):
+            if number in kinds:
+                good = isinstance(value, wanted) and not isinstance(value, bool)
+                _require(good, f"{name} must be {words}, not {value!r}")
+                if not isinstance(value, (int, float)):
+                    object.__setattr__(config, name, number(value))
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,7 @@ class CrosscoderConfig(CrosscoderOptions, _Shape):
     """
 
     def __post_init__(self) -> None:
+        _plain_numbers(self)
         _require(
             1 <= self.n_snapshots <= MAX_SNAPSHOTS,
             f"n_snapshots must be 1 to {MAX_SNAPSHOTS}, not {self.n_snapshots}",
@@ -183,6 +199,7 @@ class TrainConfig:
     """Steps between two lines in metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        _plain_numbers(self)
         for name in (
             "n_steps",
             "batch_size",

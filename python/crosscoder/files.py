@@ -30,6 +30,7 @@ def _explain(error: OSError, path: Path) -> StorageError:
         errno.EROFS: "the file system is read-only; choose another folder with --out",
         errno.EACCES: "permission denied; choose a folder that you can write to with --out",
         errno.EPERM: "permission denied; choose a folder that you can write to with --out",
+        errno.EEXIST: "a file of that name is there; choose another name",
         errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder with --out",
         errno.ELOOP: "it is a symbolic link, which is not followed; remove it",
     }

@@ -36,6 +36,14 @@ def as_tensor(values: Tensor | Array, what: str = "activations") -> Tensor:
     return values.resolve_neg()
 
 
+def floating(values: Tensor | Array, what: str = "activations") -> Tensor:
+    """As `as_tensor`, of floating-point numbers; anything else is a `DataError`."""
+    tensor = as_tensor(values, what)
+    if not tensor.is_floating_point():
+        raise DataError(f"{what} must be floating point, not {tensor.dtype}")
+    return tensor
+
+
 def _from_numpy(values: Array, what: str) -> Tensor:
     if isinstance(values, np.ma.MaskedArray):
         raise DataError(f"{what} must not be masked; use .filled(...), or leave the masked ones out")

@@ -20,6 +20,7 @@ from crosscoder.backends.base import Backend
 from crosscoder.code import SparseCode
 from crosscoder.config import CrosscoderConfig
 from crosscoder.errors import ConfigError, DataError
+from crosscoder.files import explained_write_errors
 from crosscoder.gate import Gate
 from crosscoder.inputs import Array, outside_inference_mode, require_finite
 from crosscoder.parameters import Weights, Writes, mixed
@@ -81,14 +82,15 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
                 else _directions(shape, seed, torch.device(device), dtype)
             )
             self.W_enc = nn.Parameter(self.W_dec.detach().clone())
-            self.b_enc = nn.Parameter(torch.zeros(shape[0], device=device))
-            self.b_dec = nn.Parameter(torch.zeros(shape[1:], device=device))
-            theta = torch.full(shape[:1], config.threshold_init, device=device)
+            small: dict[str, Any] = {"device": device, "dtype": torch.float32}  # whatever torch's default dtype is
+            self.b_enc = nn.Parameter(torch.zeros(shape[0], **small))
+            self.b_dec = nn.Parameter(torch.zeros(shape[1:], **small))
+            theta = torch.full(shape[:1], config.threshold_init, **small)
             self.log_threshold = nn.Parameter(theta.log(), requires_grad=Gate.of(config).learned)
-            self.register_buffer("snapshot_scale", torch.ones(shape[1], device=device))
-            self.register_buffer("snapshot_mix", torch.eye(shape[1], device=device))
+            self.register_buffer("snapshot_scale", torch.ones(shape[1], **small))
+            self.register_buffer("snapshot_mix", torch.eye(shape[1], **small))
             """(K, K), symmetric: the encoder reads sum_l mix[k, l] x_l at snapshot k. The identity once trained."""
-            self.register_buffer("batch_threshold", torch.zeros((), device=device))
+            self.register_buffer("batch_threshold", torch.zeros((), **small))
         self._writes = Writes()
         self._backends: dict[str, Backend] = {}
         """Those that have computed with this crosscoder, by name."""
@@ -365,6 +367,15 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         dtype = torch.promote_types(self.W_enc.dtype, torch.float32)
         return mixed(self.snapshot_mix.T, some_nKD.to(dtype)).to(self.W_enc.dtype)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the crosscoder into a folder. `options`: the hub's (`huggingface_hub.PyTorchModelHubMixin`).
+
+        Raises `StorageError` if that fails.
+        """
+        with explained_write_errors(Path(save_directory)):
+            url: str | None = super().save_pretrained(save_directory, **options)
+        return url
+
     def _save_pretrained(self, save_directory: Any) -> None:
         if self.trained_on_scaled:
             warn(
@@ -408,7 +419,8 @@ def _directions(shape: tuple[int, int, int], seed: int, device: torch.device, dt
     """(F, K, D): random directions, the same at every snapshot, of norm sqrt(2 D / (K F)); drawn on the CPU, so that
     they are the same on every device."""
     n_features, n_snapshots, width = shape
-    directions_FD = torch.rand(n_features, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    generator = torch.Generator().manual_seed(seed)
+    directions_FD = torch.rand(n_features, width, generator=generator, dtype=torch.float32) * 2 - 1
     directions_FD /= torch.linalg.vector_norm(directions_FD, dim=1, keepdim=True)
     norm = math.sqrt(2 * width / (n_snapshots * n_features))
     directions_FD *= norm

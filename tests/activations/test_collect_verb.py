@@ -199,6 +199,28 @@ def test_a_context_beyond_the_models_is_refused_at_the_door(tmp_path: Path, caps
     assert not (tmp_path / "run" / "tokens").exists() and not (tmp_path / "run" / "config").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--context", "0"], "--context is 0 tokens; it must be at least 2"),
+        (["--heldout-fraction", "nan"], "--heldout-fraction is nan; it must be above 0 and under 1"),
+        (["--leave-out-positions", "-1"], "--leave-out-positions is -1; it must be 0 or more"),
+        (["--leave-out-positions", str(C)], f"--leave-out-positions {C} leaves nothing of sequences of {C} tokens"),
+        (["--leave-out-norm", "0"], "--leave-out-norm is 0 median norms; it must be above 1"),
+        (["--leave-out-norm", "nan"], "--leave-out-norm is nan median norms; it must be above 1"),
+        (["--leave-out-ids", "5", "-7"], "--leave-out-ids has -7; ids of tokens are 0 or more"),
+        (["--seed", "-1"], "--seed is -1; it must be 0 or more"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_the_door(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    models, text = snapshots(tmp_path / "models", (0,), ("step0",)), texts(tmp_path / "text")
+    assert collect(tmp_path / "run", models, "--text", text, "--context", C, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "tokens").exists() and not (tmp_path / "run" / "config").exists()
+
+
 def test_names_without_a_step_need_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = snapshots(tmp_path / "models", (0, 1), ("stage1-step1000-tokens3B", "main"))
     text = texts(tmp_path / "text")

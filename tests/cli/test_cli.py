@@ -234,3 +234,43 @@ def test_a_file_in_the_way_and_a_read_only_folder(
     assert "is a file, not a folder" in error(capsys)
     assert run("quickstart", "--out", "/proc/run") == 5
     assert "cannot write /proc/run" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.1 GiB."), "2.00 GiB"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."),
+            "64",
+        ),
+        (MemoryError("Unable to allocate 7.45 GiB for an array."), "7.45 GiB"),
+    ],
+)
+def test_out_of_memory_says_how_much_and_what_to_lower(
+    error: Exception, number: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", lambda verb, arguments: run(None))
+    assert cli.main(["train", "run"]) == 8
+    told = capsys.readouterr().err
+    assert told.startswith("error: out of memory: ") and number in told and "lower --batch-size, --n-features" in told
+    assert ("--device cpu" in told) == isinstance(error, torch.OutOfMemoryError)
+    assert cli.main(["report", "run"]) == 8 and "To go on, free some" in capsys.readouterr().err
+
+
+def test_options_that_need_less_memory_exist() -> None:
+    options = (Path(__file__).parent / "options.txt").read_text()
+    for verb, named in cli.LESS_MEMORY.items():
+        for option in (word.strip(",;") for word in named.split() if word.startswith("--")):
+            assert f"{verb} {option} " in options
+
+
+def test_a_real_allocation_that_fails_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_run", lambda verb, arguments: int(torch.empty(1 << 58)))
+    assert cli.main(["eval", "run"]) == 8
+    assert "lower --batch-size" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 
 from crosscoder import Crosscoder, CrosscoderConfig
 from crosscoder.common.arrays import flatten
+from crosscoder.errors import DataError
 from crosscoder.evolution import (
     compare_dictionaries,
     decoder_cosines,
@@ -71,3 +72,11 @@ def test_a_crosscoder_or_its_decoders(name: str) -> None:
 def test_a_crosscoder_or_its_norms(name: str) -> None:
     model = crosscoder(0)
     same(OF_NORMS[name](model), OF_NORMS[name](model.decoder_norms().detach().numpy()))
+
+
+@pytest.mark.parametrize("steps", [[0, 1.5, 10], [0, float("nan"), 10], [False, True, True], None, ["0", "1", "2"]])
+def test_steps_are_whole_numbers(steps: Any) -> None:
+    norms = crosscoder(0).decoder_norms().detach()
+    with pytest.raises(DataError, match="training steps must be whole numbers"):
+        life_cycles(norms, steps)
+    assert life_cycles(norms, np.array([0.0, 1.0, 10.0])).steps.tolist() == STEPS

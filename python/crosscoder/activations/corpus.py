@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,23 @@ class CorpusSettings:
     leave_out_ids: tuple[int, ...] = ()
     leave_out_positions: int = 0
     leave_out_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` for what cannot work."""
+        fraction, norm = self.heldout_fraction, self.leave_out_norm
+        if fraction is not None and not 0 < fraction < 1:
+            raise ConfigError(f"--heldout-fraction is {fraction}; it must be above 0 and under 1")
+        if self.context is not None and self.context < 2:
+            raise ConfigError(f"--context is {self.context} tokens; it must be at least 2")
+        if self.tokens is not None and self.tokens < 1:
+            raise ConfigError(f"--tokens is {self.tokens}; it must be at least 1")
+        if norm is not None and not (math.isfinite(norm) and norm > 1):
+            raise ConfigError(f"--leave-out-norm is {norm:g} median norms; it must be above 1")
+        for name, least in (("--leave-out-positions", self.leave_out_positions), ("--seed", self.seed)):
+            if least < 0:
+                raise ConfigError(f"{name} is {least}; it must be 0 or more")
+        if any(number < 0 for number in self.leave_out_ids):
+            raise ConfigError(f"--leave-out-ids has {min(self.leave_out_ids)}; ids of tokens are 0 or more")
 
     def source(self) -> dict[str, Any]:
         """What a set of tokens says of itself. Raises `DataError` if there is no such text."""
@@ -98,12 +116,13 @@ def make_tokens(settings: CorpusSettings, snapshots: SnapshotSet) -> dict[str, T
     Raises `DataError` for a text that cannot be read or is too short, `ConfigError` for settings that cannot work.
     """
     source, tokenizer = settings.source(), snapshots.load_tokenizer()
-    fraction = source["heldout_fraction"]
-    if not 0 < fraction < 1:
-        raise ConfigError(f"--heldout-fraction is {fraction}; it must be above 0 and under 1")
-    if settings.tokens is not None and settings.tokens < 1:
-        raise ConfigError(f"--tokens is {settings.tokens}; it must be at least 1")
+    if settings.leave_out_positions >= source["context"]:
+        raise ConfigError(
+            f"--leave-out-positions {settings.leave_out_positions} leaves nothing of sequences of {source['context']} "
+            "tokens; it must be less than --context"
+        )
     read = _read(str(settings.text), settings.tokens, tokenizer)
+    fraction = source["heldout_fraction"]
     rest = (1 - fraction) / 2
     split = split_documents(read.documents, settings.seed, (rest, rest, fraction))
     parts = {"train": split.language_model + split.train, "heldout": split.heldout}
@@ -124,8 +143,6 @@ def leave_out_by_norm(
     """
     if settings.leave_out_norm is None:
         return tokens
-    if settings.leave_out_norm <= 1:
-        raise ConfigError(f"--leave-out-norm is {settings.leave_out_norm:g} median norms; it must be above 1")
     last = snapshots.n_snapshots - 1
     model = load_trunk(snapshots, last, model_dtype, device)
     trunks = Trunks([model], snapshots.layer, snapshots.site, snapshots.module)

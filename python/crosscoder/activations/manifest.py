@@ -22,6 +22,12 @@ BITS_PER_VALUE = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
 SCALE_GROUP = {"int8": 256, "int4": 32}
 """Neighbouring channels of one (token, snapshot) that share a scale (docs/performance.md says why)."""
 
+_MUST_BE = {
+    "d_model": "a whole number from 1 to 4,194,304",
+    "shard_rows": "whole numbers of at least 1, one a shard",
+    "snapshots": "1 to 999 names, each of 1 to 948 bytes in UTF-8",
+}
+
 _KEYS = ("format", "format_version", "byte_order", "d_model", "dtype", "scale_group", "shard_rows", "snapshots")
 
 
@@ -38,23 +44,27 @@ def new_manifest(
     source: dict[str, Any] | None = None,
     contents: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a new store. Raises `ConfigError` for an unknown dtype or a name that comes twice."""
+    """The manifest of a new store. Raises `ConfigError` for what no store can have."""
     if dtype not in BITS_PER_VALUE:
         raise ConfigError(f"dtype must be one of {', '.join(BITS_PER_VALUE)}, not {dtype!r}")
     if len(set(names)) != len(names):
-        raise ConfigError(f"a snapshot is named twice in {', '.join(names)}; each needs a name of its own")
-    return {
+        raise ConfigError(f"a snapshot is named twice in {', '.join(map(str, names))}; each needs a name of its own")
+    manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "byte_order": "little",
         "d_model": d_model,
         "dtype": dtype,
         "scale_group": scale_group(dtype, d_model),
-        "shard_rows": [int(rows) for rows in shard_rows],
+        "shard_rows": [int(rows) if int(rows) == rows else rows for rows in shard_rows],
         "snapshots": list(names),
         **({"contents": dict(contents)} if contents else {}),
         "source": source or {},
     }
+    for key in _problems(manifest):
+        wanted = _MUST_BE.get(key, "as docs/store-format.md says")
+        raise ConfigError(f"{key} must be {wanted}, not {manifest[key]!r:.200}")
+    return manifest
 
 
 def reconciled(path: Path, existing: dict[str, Any], wanted: dict[str, Any], begun: Collection[str]) -> dict[str, Any]:

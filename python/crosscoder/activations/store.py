@@ -30,6 +30,7 @@ from crosscoder.activations.manifest import (
 )
 from crosscoder.errors import ConfigError, CrosscoderError, DataError, NonFiniteError
 from crosscoder.files import explained_write_errors, make_folder, read_json, write_json
+from crosscoder.inputs import floating
 from crosscoder.locks import locked
 
 TOKEN_COLUMNS = ("token", "document", "sequence", "position")
@@ -52,6 +53,10 @@ class ActivationStore:
         """(K,) number of each snapshot's files."""
         self.identity = identity(manifest)
         self._segments: OrderedDict[tuple[int, int], _core.SegmentFile] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes, which open the files themselves."""
+        return {**self.__dict__, "_segments": OrderedDict()}
 
     # ------------------------------------------------------------------------------------------- making
 
@@ -117,7 +122,9 @@ class ActivationStore:
         rows_per_shard: int = 65_536,
     ) -> ActivationStore:
         """A store of activations (N, K, D) that are already in memory; token ids, documents and sequences are -1."""
-        x_NKD = torch.as_tensor(x_NKD)
+        x_NKD = floating(x_NKD)
+        if rows_per_shard < 1:
+            raise ConfigError(f"rows_per_shard must be at least 1, not {rows_per_shard}")
         if x_NKD.ndim != 3 or 0 in x_NKD.shape:
             raise DataError(f"expected activations of shape (tokens, snapshots, width), got {tuple(x_NKD.shape)}")
         N, K, D = x_NKD.shape
@@ -180,6 +187,7 @@ class ActivationStore:
         Raises `NonFiniteError` naming the snapshot for a NaN or an infinity (also after rounding to the store's
         dtype), `DataError` for a wrong shape.
         """
+        x_TD = floating(x_TD)
         self._check_shape(shard, x_TD.shape, self.d_model)
         name, path = self.snapshot_names[k], self.segment_path(shard, k)
         make_folder(path.parent)
@@ -197,7 +205,8 @@ class ActivationStore:
         if not finite:
             raise NonFiniteError(
                 f"NaN or infinity in the activations of snapshot {name} (shard {shard}, dtype {self.dtype}); "
-                "leave that snapshot out, or store fp32 if the values are too large"
+                "leave that snapshot out"
+                + (", or store fp32 if the values are too large" if self.dtype != "fp32" else "")
             )
 
     def has_segment(self, shard: int, k: int) -> bool:
@@ -337,6 +346,8 @@ class ActivationStore:
 
     def read(self, shard: int, rows: slice | np.ndarray = slice(None)) -> Tensor:
         """Raw activations (n, K, D) float32 of some rows of a shard."""
+        if not 0 <= shard < len(self.shard_rows):
+            raise DataError(f"{self.path} has the shards 0 to {len(self.shard_rows) - 1}, not {shard}")
         T = self.shard_rows[shard]
         self.segment(shard, 0)  # a manifest may promise more rows than memory could hold the numbers of
         if isinstance(rows, slice):

@@ -22,8 +22,12 @@ def decoders_of(source: Decoders) -> Tensor:
 
 
 def checked_steps(steps_K: ArrayLike) -> NDArray[np.int64]:
-    """Training steps as int64 (K,). Raises `DataError` unless they increase from 0 or more and K is at least 1."""
-    steps = np.asarray(steps_K).astype(np.int64)
+    """Training steps as int64 (K,). Raises `DataError` unless they are whole numbers, increase from 0 or more, and K is
+    at least 1."""
+    given = np.asarray(steps_K)
+    if given.dtype.kind not in "iuf" or not (np.isfinite(given) & (given == np.floor(given))).all():
+        raise DataError(f"training steps must be whole numbers, got {given.tolist()}")
+    steps = given.astype(np.int64)
     if steps.ndim != 1 or steps.size == 0 or steps[0] < 0 or (np.diff(steps) <= 0).any():
         raise DataError(f"training steps must increase strictly from 0 or more, got {steps.tolist()}")
     return steps

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crosscoder import weights
 from crosscoder.config import CrosscoderConfig, TrainConfig
-from crosscoder.errors import ConfigError, DataError
+from crosscoder.errors import ConfigError, DataError, StorageError
 from crosscoder.files import new_folder, read_json, write_json
 from crosscoder.tensorfile import checksum, write_tensors
 
@@ -50,7 +50,11 @@ class TrainerState(TypedDict):
 def save(
     folder: Path, config: CrosscoderConfig, train_config: TrainConfig, state: TrainerState, extra: dict[str, Any]
 ) -> None:
-    """Write a trainer's state and `extra` (JSON) to `folder`, one tensor after the other. Raises `StorageError`."""
+    """Write a trainer's state and `extra` (JSON) to `folder`, one tensor after the other.
+
+    Raises `StorageError`, also where something else than a checkpoint lies there.
+    """
+    folder = _replaceable(folder)
     with new_folder(folder) as temporary:
         scale = {} if state["scale_K"] is None else {weights.ACTIVATION_SCALE: state["scale_K"]}
         weights.save(config, {**state["model"], **scale}, temporary)
@@ -65,6 +69,23 @@ def save(
                 "extra": extra,
             },
         )
+
+
+def _replaceable(folder: Path) -> Path:
+    """`folder`, or what it links to. Raises `StorageError` where replacing it would lose what is no checkpoint."""
+    folder = folder.resolve() if folder.is_symlink() else folder
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(
+            f"cannot write {folder}: a file lies there, and a checkpoint is a folder; choose another name"
+        )
+    ours = {weights.CONFIG_FILE, weights.WEIGHTS_FILE, STATE_FILE, RECORD_FILE}
+    others = sorted({path.name for path in folder.iterdir()} - ours) if folder.is_dir() else []
+    if others:
+        raise StorageError(
+            f"cannot write {folder}: a checkpoint replaces its folder, and {', '.join(others[:4])}"
+            f"{', ...' if len(others) > 4 else ''} would be lost; choose a folder for it alone"
+        )
+    return folder
 
 
 def load(folder: Path, config: CrosscoderConfig, train_config: TrainConfig) -> tuple[TrainerState, dict[str, Any]]:

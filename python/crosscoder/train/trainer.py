@@ -44,6 +44,7 @@ class Trainer:
         _refuse_inference_mode()
         model.require_trainable(config.preactivation_coefficient)
         _require_dtype(model, config)
+        _require_all_free(model)
         model.backend(config.backend, config.candidates)  # refused before anything is changed
         self.model = model
         self.config = config
@@ -93,6 +94,8 @@ class Trainer:
         _refuse_inference_mode()
         self._note_scale(scale_of(x_BKD))
         x_BKD = as_tensor(x_BKD).detach()
+        if x_BKD.ndim and not len(x_BKD):
+            raise DataError("a batch without tokens cannot be trained on")
         if self.step_number >= self.config.n_steps:
             raise DataError(f"training is over: all {self.config.n_steps} steps are done")
         self.model.train()
@@ -345,6 +348,20 @@ def _refuse_inference_mode() -> None:
         raise ConfigError(
             "training under torch.inference_mode would leave weights that nothing can change afterwards; "
             "train outside of it (torch.no_grad is fine)"
+        )
+
+
+def _require_all_free(model: Crosscoder) -> None:
+    """Raises `ConfigError` for a parameter that is to stay as it is: a step trains them all."""
+    fixed = [
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and (name != "log_threshold" or Gate.of(model.config).learned)
+    ]
+    if fixed:
+        raise ConfigError(
+            f"{', '.join(fixed)} asks for no gradient, and Trainer trains every parameter; call "
+            "model.requires_grad_(True), or train the others with model.loss and an optimiser of your own"
         )
 
 
