@@ -1,0 +1,3 @@
+"""Where reading texts was before `crosscoder.activations.text`; scripts may still import it from here."""
+
+from crosscoder.activations.text import load_documents as load_documents
