@@ -1,3 +1,5 @@
 """Where reading texts was before `crosscoder.activations.text`; scripts may still import it from here."""
 
-from crosscoder.activations.text import load_documents as load_documents
+from crosscoder.activations.text import load_documents
+
+__all__ = ["load_documents"]
