@@ -109,20 +109,13 @@ def _command(arguments: list[str]) -> int:
             print(f"error: {_what_to_lower(error, arguments[0])}", file=sys.stderr)
             return OUT_OF_MEMORY
         kind, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
-        if kind == "OutOfMemoryError":  # torch's, which is not imported here; its text has the sizes
-            print(
-                f"error: the GPU's memory is full: {printable(text)} Lower --batch-size or --n-features, train with "
-                "--state low-memory, or use --device cpu (crosscoder plan says what a run takes). Nothing that was "
-                "written is lost: the same command goes on from the last checkpoint",
-                file=sys.stderr,
-            )
-            return 1
         print(f"error: unexpected {kind}: {printable(text)} (--debug shows where)", file=sys.stderr)
         return 1
 
 
 def _out_of_memory(error: Exception) -> bool:
     """On a GPU, in torch's allocator of the host (a plain RuntimeError), or anywhere else in Python."""
+    # torch's is known by its name: it is not imported here
     return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPU" in str(error)
 
 
@@ -132,7 +125,8 @@ def _what_to_lower(error: Exception, verb: str) -> str:
     numbers = printable(said[:400]) or "no more memory was to be had"
     lower = f"lower {LESS_MEMORY[verb]}" if verb in LESS_MEMORY else "free some"
     other = "; or use --device cpu" if type(error).__name__ == "OutOfMemoryError" else ""
-    return f"out of memory: {numbers} To go on, {lower}{other}. What was finished before is kept."
+    kept = "Nothing that was written is lost: the same command goes on from there"
+    return f"out of memory: {numbers} To go on, {lower}{other} (crosscoder plan says what a run takes). {kept}"
 
 
 def _run(verb: str, arguments: list[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crosscoder import cli, devices
+from crosscoder import devices
 from crosscoder.errors import ConfigError
 
 
@@ -54,13 +54,3 @@ def test_a_number_too_large(two_gpus: None) -> None:
 def test_another_name_is_refused(no_gpu: None, name: str) -> None:
     with pytest.raises(ConfigError, match="name auto, cpu, cuda or cuda:N"):
         devices.choose(name)
-
-
-def test_a_full_gpu_says_what_to_lower(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(verb: str, arguments: list[str]) -> int:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.11 GiB in all.")
-
-    monkeypatch.setattr(cli, "_run", full)
-    assert cli.main(["train"]) == 1
-    told = capsys.readouterr().err
-    assert "Tried to allocate 2.00 GiB" in told and "--batch-size" in told and "--state low-memory" in told

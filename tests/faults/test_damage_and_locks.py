@@ -208,7 +208,7 @@ def test_one_pass_at_a_time_over_a_loader(tmp_path: Path) -> None:
     loader = ActivationLoader(ActivationStore.from_array(tmp_path / "s", x, "fp32"), 64, scale=np.ones(2))
     first = iter(loader)
     next(first)
-    with pytest.raises(ConfigError, match="a pass over these activations already"):
+    with pytest.raises(ConfigError, match="another iterator reads from this loader"):
         next(iter(loader))
     refused: list[BaseException] = []
 

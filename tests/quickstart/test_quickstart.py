@@ -115,7 +115,7 @@ def test_two_seeds_are_compared(quickstart: Run, tmp_path: Path, capsys: pytest.
     assert cli.main(compare) == 3 and "run first: crosscoder evolve" in capsys.readouterr().err
     assert cli.main(["evolve", str(other), "--only", "life", "--tau", "0.2"]) == 0
     assert cli.main(compare) == 2 and "--only life --tau 0.3" in capsys.readouterr().err
-    assert cli.main(["evolve", str(other), "--only", "life"]) == 0
+    assert cli.main(["evolve", str(other), "--only", "life", "--tau", "0.3"]) == 0
     assert cli.main(compare) == 0
     assert "of cosine 0.7 or more" in capsys.readouterr().out
     figures = quickstart.summary()["stability"]["seed1"]
