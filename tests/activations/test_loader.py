@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -370,3 +371,17 @@ def test_a_rank_outside_of_the_world(wide: ActivationStore) -> None:
         ActivationLoader(wide, 10, dtype="fp16")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="less than one batch of 8000"):
         ActivationLoader(wide, 4_000, world_size=2)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "64", None, True])
+def test_batch_sizes_and_seeds_are_whole_numbers(store: ActivationStore, value: Any) -> None:
+    with pytest.raises(ConfigError, match="batch_size must be a whole number of 1 or more, not"):
+        ActivationLoader(store, value)
+    if value not in (0, True):
+        with pytest.raises(ConfigError, match="seed must be a whole number of 0 or more, not"):
+            ActivationLoader(store, 4, seed=value)
+
+
+def test_a_folder_is_no_store(store: ActivationStore) -> None:
+    with pytest.raises(ConfigError, match=r"not str: ActivationLoader\(ActivationStore.open"):
+        ActivationLoader(str(store.path), 4)  # type: ignore[arg-type]

@@ -416,3 +416,10 @@ def test_parameters_of_two_dtypes_are_refused_for_training(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} is torch\.float64, and W_enc torch\.float32"):
         Trainer(model, TrainConfig(n_steps=3))
     train(Trainer(model.float(), TrainConfig(n_steps=3, batch_size=B)), 3)
+
+
+def test_a_trainer_takes_a_crosscoder_and_a_configuration() -> None:
+    model, config = Crosscoder(CrosscoderConfig(2, 4, 8)), TrainConfig(n_steps=2, batch_size=4)
+    for wrong in ((config, model), (None, config), (model, {"n_steps": 2})):
+        with pytest.raises(ConfigError, match="a trainer takes a Crosscoder and a TrainConfig, in this order, not"):
+            Trainer(*wrong)  # type: ignore[arg-type]

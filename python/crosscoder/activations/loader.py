@@ -18,7 +18,7 @@ from torch import Tensor
 
 from crosscoder import _core
 from crosscoder.activations.dealing import Dealer, Piece
-from crosscoder.activations.source import Source
+from crosscoder.activations.source import Source, require_whole
 from crosscoder.activations.store import ActivationStore
 from crosscoder.errors import ConfigError
 from crosscoder.hardware import cpu_count
@@ -90,13 +90,19 @@ class ActivationLoader(Source):
         """
         if dtype not in ("fp32", "bf16"):
             raise ConfigError(f"the dtype of batches must be fp32 or bf16, not {dtype!r}")
+        if not isinstance(store, ActivationStore):
+            raise ConfigError(
+                f"the first argument of a loader is an ActivationStore, not {type(store).__name__}: "
+                "ActivationLoader(ActivationStore.open(folder), batch_size)"
+            )
+        require_whole("batch_size", batch_size, 1)
         store.require_complete()
         self.store = store
         self.dtype = dtype
         self.device = torch.device(device if device is not None else "cpu")
         self.n_threads = n_threads or max(2, min(8, cpu_count()))
         self.direct = store.n_bytes > machine_memory()[1] // 2 if direct is None else direct
-        run_rows, window_runs = self._geometry(max(1, batch_size), memory_bytes)
+        run_rows, window_runs = self._geometry(batch_size, memory_bytes)
         super().__init__(
             str(store.path),
             store.shard_rows,

@@ -20,6 +20,12 @@ from crosscoder.errors import ConfigError, DataError
 from crosscoder.inputs import with_scale
 
 
+def require_whole(option: str, value: Any, least: int) -> None:
+    """Raises `ConfigError` unless `value` is a whole number of `least` or more."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{option} must be a whole number of {least} or more, not {value!r}")
+
+
 class Source:
     """Iterates batches (B, K, D): one pass over it is one epoch, each epoch in a fresh order.
 
@@ -52,9 +58,10 @@ class Source:
         rank: int,
         world_size: int,
     ) -> None:
-        """Raises `DataError` if there is less than one batch, `ConfigError` for a rank outside of the world."""
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        """Raises `DataError` if there is less than one batch, `ConfigError` for a rank outside of the world, or a
+        batch size or seed that is no whole number of its range."""
+        for option, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("world_size", world_size, 1)):
+            require_whole(option, value, least)
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank must be 0 to {world_size - 1}, not {rank}")
         self.n_tokens = sum(shard_rows)

@@ -42,6 +42,9 @@ class Trainer:
         """`scale_K` (K,): what raw activations are multiplied by to give the batches, for the crosscoder in a
         checkpoint. The batches of an `ActivationLoader` or `LiveSource` bring it along."""
         _refuse_inference_mode()
+        if not isinstance(model, Crosscoder) or not isinstance(config, TrainConfig):
+            kinds = f"{type(model).__name__} and {type(config).__name__}"
+            raise ConfigError(f"a trainer takes a Crosscoder and a TrainConfig, in this order, not {kinds}")
         model.require_trainable(config.preactivation_coefficient)
         _require_dtype(model, config)
         _require_all_free(model)
