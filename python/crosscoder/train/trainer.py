@@ -42,9 +42,7 @@ class Trainer:
         """`scale_K` (K,): what raw activations are multiplied by to give the batches, for the crosscoder in a
         checkpoint. The batches of an `ActivationLoader` or `LiveSource` bring it along."""
         _refuse_inference_mode()
-        if not isinstance(model, Crosscoder) or not isinstance(config, TrainConfig):
-            kinds = f"{type(model).__name__} and {type(config).__name__}"
-            raise ConfigError(f"a trainer takes a Crosscoder and a TrainConfig, in this order, not {kinds}")
+        _require_kinds(model, config)
         model.require_trainable(config.preactivation_coefficient)
         _require_dtype(model, config)
         _require_all_free(model)
@@ -344,6 +342,12 @@ class Trainer:
         self.load_state_dict(state)
         self.last_checkpoint = Path(folder)
         return extra
+
+
+def _require_kinds(model: object, config: object) -> None:
+    if not isinstance(model, Crosscoder) or not isinstance(config, TrainConfig):
+        kinds = f"{type(model).__name__} and {type(config).__name__}"
+        raise ConfigError(f"a trainer takes a Crosscoder and a TrainConfig, in this order, not {kinds}")
 
 
 def _refuse_inference_mode() -> None:
