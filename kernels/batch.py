@@ -11,7 +11,7 @@ from crosscoder.kernels.arrays import arrays, n_threads
 
 def column_sums(a_RC: Tensor) -> Tensor:
     """(C,): sums over the rows of a float32 matrix."""
-    sums_C = torch.empty(a_RC.shape[1])
+    sums_C = torch.empty(a_RC.shape[1], dtype=torch.float32)
     _core.column_sums(*arrays(a_RC, sums_C), n_threads())
     return sums_C
 
@@ -24,6 +24,6 @@ def mix_snapshots(mix_KK: Tensor, x_BKD: Tensor, out_BKD: Tensor) -> Tensor:
 
 def squared_distances(x_BKD: Tensor, mean_KD: Tensor) -> Tensor:
     """(B, K): squared distance of each activation from its snapshot's `mean_KD`; float32."""
-    out_BK = torch.empty(x_BKD.shape[:2])
+    out_BK = torch.empty(x_BKD.shape[:2], dtype=torch.float32)
     _core.squared_distances(*arrays(x_BKD, mean_KD, out_BK), n_threads())
     return out_BK

@@ -25,7 +25,7 @@ def decode(
 ) -> Tensor:
     """x^ (B, K, D) float32, or x^ - target; in `out_BKD` where that is given."""
     if out_BKD is None:
-        out_BKD = torch.empty(code.n_tokens, *b_dec_KD.shape)
+        out_BKD = torch.empty(code.n_tokens, *b_dec_KD.shape, dtype=torch.float32)
     _core.decode(code_arrays(code), *arrays(W_dec_FKD, b_dec_KD, target_BKD, out_BKD), n_threads())
     return out_BKD
 
@@ -68,9 +68,9 @@ def residual_and_pairs(
     if not sharding.alone:
         bias_KD, target_BKD = (b_dec_KD, x_BKD) if sharding.first else (torch.zeros_like(b_dec_KD), None)
         residual_BKD.copy_(sharding.sum(decode(code, W_dec_FKD, bias_KD, target_BKD)))
-    error_BK = torch.empty(B, K)
-    dh_N = torch.empty(code.n_pairs)
-    threshold_N = torch.empty(code.n_pairs) if gate.window else None
+    error_BK = torch.empty(B, K, dtype=torch.float32)
+    dh_N = torch.empty(code.n_pairs, dtype=torch.float32)
+    threshold_N = torch.empty(code.n_pairs, dtype=torch.float32) if gate.window else None
     _core.pair_gradients(
         code_arrays(code),
         *arrays(W_dec_FKD, b_dec_KD if sharding.alone else None, x_BKD if sharding.alone else None),

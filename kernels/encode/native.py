@@ -84,4 +84,4 @@ def _encode_ranked(
         n_snapshots=K,
         n_features=len(largest_F),
     )
-    return code, torch.tensor(smallest)
+    return code, torch.tensor(smallest, dtype=torch.float32)

@@ -57,13 +57,17 @@ class Batch:
 def prepare(x_BC: Tensor, rows: EncoderRows, scratch: Scratch) -> Batch:
     """What one batch needs for its products; `x_BC` (B, K D) float32, contiguous."""
     B = len(x_BC)
-    fourth_B = torch.empty(B)
+    fourth_B = torch.empty(B, dtype=torch.float32)
     shape = (B, x_BC.shape[1])
     bf16 = scratch.take("x bf16", shape, torch.bfloat16) if rows.products == "bf16" else None
     int8 = scale_B = norm_B = inverse = None
     if rows.int8_norm_F is not None and rows.int8_scale_F is not None and rows.column_scale is not None:
         int8 = scratch.take("x int8", shape, torch.int8)
-        scale_B, norm_B, inverse = torch.empty(B), torch.empty(B), 1 / rows.column_scale
+        scale_B, norm_B, inverse = (
+            torch.empty(B, dtype=torch.float32),
+            torch.empty(B, dtype=torch.float32),
+            1 / rows.column_scale,
+        )
     of_int8 = arrays(int8, scale_B, norm_B, inverse)
     _core.prepare_batch(*arrays(x_BC, fourth_B, bf16), *of_int8, n_threads())
     if int8 is not None and scale_B is not None and norm_B is not None and rows.int8_norm_F is not None:

@@ -28,17 +28,17 @@ class EncoderRows:
         self.products = products
         self.shape = tuple(W_enc_FKD.shape)
         self.dtype = W_enc_FKD.dtype
-        self.norms_FK = torch.empty(F, K)
+        self.norms_FK = torch.empty(F, K, dtype=torch.float32)
         """Decoder norms."""
-        self.fourth_F = torch.empty(F)
+        self.fourth_F = torch.empty(F, dtype=torch.float32)
         """||W_enc[f]||_4 over all snapshots."""
         copies = products == "bf16" and W_enc_FKD.dtype != torch.bfloat16
         self.bf16_FKD = torch.empty(F, K, D, dtype=torch.bfloat16) if copies else None
         int8 = products == "int8"
         self.int8_FKD = torch.empty(F, K, D, dtype=torch.int8) if int8 else None
-        self.int8_scale_F = torch.empty(F) if int8 else None
-        self.int8_norm_F = torch.empty(F) if int8 else None
-        self.column_scale = torch.ones(K * D) if int8 else None
+        self.int8_scale_F = torch.empty(F, dtype=torch.float32) if int8 else None
+        self.int8_norm_F = torch.empty(F, dtype=torch.float32) if int8 else None
+        self.column_scale = torch.ones(K * D, dtype=torch.float32) if int8 else None
         """(K D): what activations are divided by, and W_enc multiplied, before both become int8."""
         self._seen: tuple[int, ...] | None = None
         for copy in (self.bf16_FKD, self.int8_FKD):

@@ -359,8 +359,8 @@ def list_pairs(x_BKD: Tensor, weights: EncoderWeights, gate: Gate, candidates: C
     n = x_BKD[0].numel() if B else 0
     tokens, features = candidates.matrix.pairs(capacity)
     width, n_parts = score_slices(B, max(1, n), x_BKD.element_size())
-    parts = torch.empty(n_parts, capacity, device=device)
-    h = torch.empty(capacity, device=device)
+    parts = torch.empty(n_parts, capacity, device=device, dtype=torch.float32)
+    h = torch.empty(capacity, device=device, dtype=torch.float32)
     programs = min(triton.cdiv(capacity, PAIRS), 4096)
     score_parts[(programs, n_parts)](
         x_ptr=x_BKD, W_ptr=weights.W_enc_FKD, tokens_ptr=tokens, features_ptr=features, count_ptr=candidates.count,

@@ -46,7 +46,7 @@ def threshold_gradient(
     g_Kn = [residual_BKD[chosen, k].to(dtype) for k in range(K)]
     units_KF = gate.units(norms_FK).T.contiguous()
     closed_slope_KF = (weight_F * norms_FK.T * penalty.slope_at_zero).contiguous()
-    sums_KF = torch.zeros(K, F)
+    sums_KF = torch.zeros(K, F, dtype=torch.float32)
     scale = 2 / max(1, B * K)
     for first in range(0, F, TILE):
         tile = slice(first, first + TILE)

@@ -57,7 +57,7 @@ class GradientParts:
             every_N = self.every_F[pairs.features.long()]
             above_N = pairs.values >= self.theta_F[pairs.features.long()]
             dh_N = dh_N - torch.where(above_N, every_N, 0.0)
-        db_F = torch.zeros(pairs.n_features)
+        db_F = torch.zeros(pairs.n_features, dtype=torch.float32)
         db_F.index_add_(0, pairs.features.long(), dh_N)
         return db_F if self.every_F is None else db_F + self.every_F * pairs.n_tokens
 
@@ -69,7 +69,10 @@ def gradient_squares(parts: GradientParts, W_dec_FKD: Tensor) -> Tensor:
 
 def gradient_rows(parts: GradientParts, W_dec_FKD: Tensor) -> tuple[Tensor, Tensor]:
     """dW_enc and dW_dec (F, K, D) themselves, for optimisers that want them."""
-    dW_enc_FKD, dW_dec_FKD = torch.empty(W_dec_FKD.shape), torch.empty(W_dec_FKD.shape)
+    dW_enc_FKD, dW_dec_FKD = (
+        torch.empty(W_dec_FKD.shape, dtype=torch.float32),
+        torch.empty(W_dec_FKD.shape, dtype=torch.float32),
+    )
     _core.gradient_rows(*parts.arguments(), *arrays(W_dec_FKD, dW_enc_FKD, dW_dec_FKD), n_threads())
     return dW_enc_FKD, dW_dec_FKD
 

@@ -423,3 +423,24 @@ def test_a_trainer_takes_a_crosscoder_and_a_configuration() -> None:
     for wrong in ((config, model), (None, config), (model, {"n_steps": 2})):
         with pytest.raises(ConfigError, match="a trainer takes a Crosscoder and a TrainConfig, in this order, not"):
             Trainer(*wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_torchs_default_dtype_changes_nothing(backend: str) -> None:
+    def trained() -> tuple[list[float], Crosscoder]:
+        model = Crosscoder(CrosscoderConfig(3, 5, 24), seed=1)
+        config = TrainConfig(n_steps=12, batch_size=16, backend=backend, revival_every=4, dead_after_tokens=16)
+        trainer = Trainer(model, config)
+        generator = torch.Generator().manual_seed(0)
+        batches = [torch.randn(16, 3, 5, generator=generator, dtype=torch.float32) for _ in range(12)]
+        return [float(trainer.step(x)["loss"]) for x in batches], model.eval()
+
+    losses, model = trained()
+    try:
+        torch.set_default_dtype(torch.float64)
+        again, same = trained()
+        code = same.encode(torch.ones(2, 3, 5, dtype=torch.float32), backend=backend)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again == losses and torch.equal(model.W_dec, same.W_dec) and same.W_dec.dtype == torch.float32
+    assert torch.equal(code.values, model.encode(torch.ones(2, 3, 5), backend=backend).values)

@@ -241,7 +241,7 @@ def sparse_pass(
         x_sum_KD=x_sum_KD,
     )
     losses = (reconstruction + sparsity + preactivation, reconstruction, sparsity, preactivation)
-    loss = LossTerms(*(torch.tensor(value) for value in losses))
+    loss = LossTerms(*(torch.tensor(value, dtype=torch.float32) for value in losses))
     return SparsePass(
         StepStatistics(loss, decoded.residual_BKD, open_K, fired_F, smallest),
         parts,
@@ -271,7 +271,7 @@ class NativeTraining(TorchVectors):
         self._int8 = config.candidates == "int8"
         self._audit = RecallAudit()
         self._scratch = Scratch()
-        self._column_scale = torch.zeros(weights.config.n_snapshots * weights.config.d_model)
+        self._column_scale = torch.zeros(weights.config.n_snapshots * weights.config.d_model, dtype=torch.float32)
         """Of int8 products, from the first batch; 0 before."""
         self._rows = backend.rows(weights, "int8" if self._int8 else None)
         for tensor in (weights.W_enc, weights.W_dec, *(tensor for _, tensor in state.tensors())):

@@ -123,7 +123,7 @@ class ReferenceTraining(TorchVectors):
                 v = dequantize_v(v, moments["v_scale"][all_rows])
             adam(w, m, v, gradient, lr=update.settings.lr, t=update.t, elapsed=elapsed)
             if eight_bit:
-                noise = torch.rand(m.shape, generator=self._generator).to(m.device)
+                noise = torch.rand(m.shape, generator=self._generator, dtype=torch.float32).to(m.device)
                 m, moments["m_scale"][all_rows] = quantize_m(m, noise)
                 v, moments["v_scale"][all_rows] = quantize_v(v, noise)
                 w = _round_stochastically(w, self._generator)

@@ -86,7 +86,7 @@ class DerivedRows:
         F, K, D = weights.W_enc.shape
         self.shape, self.dtype = weights.W_enc.shape, weights.W_enc.dtype
         self.device = weights.W_enc.device
-        self.fourth = torch.empty(F, K, -(-D // LANES), device=self.device)
+        self.fourth = torch.empty(F, K, -(-D // LANES), device=self.device, dtype=torch.float32)
         self.squares = torch.empty_like(self.fourth)
         in_bf16 = self.dtype == torch.bfloat16
         self.shadow = None if in_bf16 else torch.empty(self.shape, dtype=torch.bfloat16, device=self.device)

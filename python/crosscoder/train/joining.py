@@ -49,7 +49,7 @@ class JoiningSample:
     def _forget(self, device: torch.device) -> None:
         self._tokens = torch.zeros(0, dtype=torch.int64, device=device)
         self._features = torch.zeros(0, dtype=torch.int64, device=device)
-        self._values = torch.zeros(0, device=device)
+        self._values = torch.zeros(0, device=device, dtype=torch.float32)
 
     def add(self, code: SparseCode) -> None:
         """The activations of one more batch."""
@@ -116,7 +116,7 @@ def _joined_activations(f_TF: Tensor, kept: Tensor, dropped: Tensor, ratio_n: Te
     """What the joined encoders give, roughly: the mean of both."""
     tokens, features = f_TF.indices()
     target_F = torch.arange(f_TF.shape[1], device=f_TF.device)
-    weight_F = torch.ones(f_TF.shape[1], device=f_TF.device)
+    weight_F = torch.ones(f_TF.shape[1], device=f_TF.device, dtype=torch.float32)
     target_F[dropped] = kept
     weight_F[kept], weight_F[dropped] = 0.5, 0.5 / ratio_n
     return _sparse(torch.stack([tokens, target_F[features]]), f_TF.values() * weight_F[features], f_TF.shape)
@@ -126,12 +126,12 @@ def _pairs(model: Crosscoder, f_TF: Tensor, cosine: float) -> tuple[Tensor, Tens
     """Features to keep, features to drop, and f_drop / f_keep, (n,) each."""
     none = torch.zeros(0, dtype=torch.int64, device=f_TF.device)
     if not f_TF._nnz():
-        return none, none, torch.zeros(0, device=f_TF.device)
+        return none, none, torch.zeros(0, device=f_TF.device, dtype=torch.float32)
     products = _gram(f_TF)
     together = _gram(_sparse(f_TF.indices(), torch.ones_like(f_TF.values()), f_TF.shape))
     first, second = products.indices()
     product_n = products.values()
-    squares_F = torch.zeros(f_TF.shape[1], device=f_TF.device)
+    squares_F = torch.zeros(f_TF.shape[1], device=f_TF.device, dtype=torch.float32)
     same = first == second
     squares_F[first[same]] = product_n[same]
     cosine_n = product_n / (squares_F[first] * squares_F[second]).sqrt()

@@ -21,7 +21,7 @@ class FiringRate:
     """Moving average, over about 100 steps, of the share of the tokens on which each feature fires."""
 
     def __init__(self, n_features: int, device: torch.device) -> None:
-        self.average_F = torch.zeros(n_features, device=device)
+        self.average_F = torch.zeros(n_features, device=device, dtype=torch.float32)
         self.n_steps = 0
 
     def update(self, fired_F: Tensor, n_tokens: int) -> None:
