@@ -127,11 +127,9 @@ def test_nobody_listens() -> None:
 
 def test_slow_answers() -> None:
     assert "no answer within 0.3 s" in str(failing(Fault(delay=20), timeout=0.3))
-    began = time.monotonic()
     # A byte every now and then keeps a socket's own timeout from ever passing.
     dripping = failing(Fault(body=json.dumps(OPENAI).encode(), drip=0.05), timeout=0.5)
     assert type(dripping) is TransientError and "no answer within 0.5 s" in str(dripping)
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
