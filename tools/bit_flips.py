@@ -36,7 +36,7 @@ from pathlib import Path
 from crosscoder.errors import CrosscoderError
 from crosscoder.runs import Run
 from run_readers import Reader, fingerprint, prepare, reader_of
-from whole_run import build
+from whole_run import build_quietly
 
 FAULTS = ("silent", "bare")
 OUTCOMES = ("refused", "same", "told", *FAULTS)
@@ -121,6 +121,31 @@ def copied(folder: Path) -> Iterator[Path]:
         yield Path(temporary)
 
 
+@contextlib.contextmanager
+def whole_copy(folder: Path | None) -> Iterator[Path]:
+    """A copy of the runs that tools/whole_run.py made in `folder`; None: they are made first."""
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            build_quietly(folder)
+        yield stack.enter_context(copied(folder))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which runs, which of their files, and where the figures go."""
+    parser.add_argument("--folder", type=Path, help="where tools/whole_run.py made the runs (default: made anew)")
+    parser.add_argument("--only", default="*", help="files whose path ends like this pattern")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+
+
+def print_examples(tallies: Mapping[str, Tally]) -> None:
+    """What went wrong, a line each."""
+    for tally in tallies.values():
+        for outcome, examples in tally.examples.items():
+            for example in examples:
+                print(f"{outcome}: {example}")
+
+
 def table(tallies: Mapping[str, Tally]) -> str:
     """A row a pattern."""
     lines = [f"{'files':>5} {'flips':>6} {''.join(f'{name:>9}' for name in OUTCOMES)}  which"]
@@ -142,35 +167,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=20_000, help="bits to flip, in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where tools/whole_run.py made the runs (default: made anew)")
-    parser.add_argument("--only", default="*", help="files whose path ends like this pattern")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    add_options(parser)
     options = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = options.folder
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            with contextlib.redirect_stdout(io.StringIO()):
-                build(folder)
-        copy = stack.enter_context(copied(folder))
+    with whole_copy(options.folder) as copy:
         files, unread = files_of(copy, options.only)
         start = time.monotonic()
-        show = (
-            (lambda line: print(f"\r\x1b[K{line}", end="", file=sys.stderr))
-            if sys.stderr.isatty()
-            else (lambda _: None)
-        )
-        tallies = flip(copy, files, options.flips, options.seed, show)
+        tallies = flip(copy, files, options.flips, options.seed, _show)
         seconds = time.monotonic() - start
     print(table(tallies))
     kinds = sorted({Path(name).suffix or Path(name).name for name in unread})
     print(f"{seconds:.0f} s; {len(unread)} files that nothing reads back: {', '.join(kinds)}")
-    faults = 0
-    for tally in tallies.values():
-        faults += sum(tally.outcomes[name] for name in FAULTS)
-        for outcome, examples in tally.examples.items():
-            for example in examples:
-                print(f"{outcome}: {example}")
+    print_examples(tallies)
+    faults = sum(tally.outcomes[name] for tally in tallies.values() for name in FAULTS)
     if options.out:
         record = {
             "flips": options.flips,

@@ -28,14 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from bit_flips import FAULTS, Tally, copied, files_of, outcome_of, table
+from bit_flips import FAULTS, Tally, add_options, files_of, outcome_of, print_examples, table, whole_copy
 from crosscoder.common.arrays import load_arrays
 from crosscoder.common.tables import write_table
 from crosscoder.files import read_json
 from crosscoder.runs import Run
 from crosscoder.seals import CHECKSUM_BYTES, digest, open_json, open_yaml, seal_json, seal_yaml
 from run_readers import fingerprint, prepare, reader_of
-from whole_run import build
 
 SECONDS = 5.0
 MEMORY = 4 << 30
@@ -231,25 +230,14 @@ def _remove(path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where tools/whole_run.py made the runs (default: made anew)")
-    parser.add_argument("--only", default="*", help="files whose path ends like this pattern")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    add_options(parser)
     options = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = options.folder
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            with contextlib.redirect_stdout(io.StringIO()):
-                build(folder)
-        copy = stack.enter_context(copied(folder))
+    with whole_copy(options.folder) as copy:
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
         tallies = try_all(copy, files_of(copy, options.only)[0], lambda line: print(line, file=sys.stderr))
     print(table(tallies))
-    for tally in tallies.values():
-        for outcome, examples in tally.examples.items():
-            for example in examples:
-                print(f"{outcome}: {example}")
+    print_examples(tallies)
     if options.out:
         record = {kind: {**dict(t.outcomes), "examples": t.examples} for kind, t in sorted(tallies.items())}
         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ it is compared with) and `killed/` (a training with a checkpoint). About half a 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 import sys
@@ -28,6 +29,12 @@ PAIRS = [
 ]
 """A task that is above chance from the first steps on: the commonest word against a rarer one."""
 BATCH = 64
+
+
+def build_quietly(folder: Path) -> None:
+    """`build` without what the commands print."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        build(folder)
 
 
 def build(folder: Path) -> Path:

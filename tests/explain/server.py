@@ -49,6 +49,8 @@ class Server:
         self.usage = True
         self._lock = threading.Lock()
         self.over = threading.Event()
+        self.asked = threading.Event()
+        """Has a prompt come? One whose sender gave up at once may come after that."""
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -105,6 +107,7 @@ class Server:
                 self.bodies.append(body)
                 self.paths.append(handler.path)
                 attempt = self.prompts.count(prompt)
+            self.asked.set()
             fault = self.faults(prompt, attempt)
             if fault is not None:
                 misbehave(handler, fault, self.over)

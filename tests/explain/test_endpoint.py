@@ -27,6 +27,7 @@ def failing(fault: Fault, **options: Any) -> EndpointError:
     with Server(lambda prompt: "never", lambda prompt, attempt: fault) as server:
         with pytest.raises(EndpointError) as error:
             endpoint(server.url, **options).ask("p")
+        assert server.asked.wait(30)
         assert len(server.prompts) == 1, "retries are not the endpoint's"
     assert KEY not in str(error.value) and "\n" not in str(error.value)
     return error.value

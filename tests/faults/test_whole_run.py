@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 
 from bit_flips import FAULTS, copied, files_of, flip
 from hostile_files import try_all
-from whole_run import build
+from whole_run import build_quietly
 
 pytestmark = pytest.mark.slow
 FLIPS = 1200
@@ -23,8 +21,7 @@ NOT_READ = {".csv", ".html", ".md", ".svg", ".lock"}
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    with contextlib.redirect_stdout(io.StringIO()):
-        build(folder)
+    build_quietly(folder)
     return folder
 
 
