@@ -5,6 +5,7 @@ Letters: B tokens, K snapshots, D width of one activation, F features. Source: d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -152,6 +153,13 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         """n (F, K): a feature's strength at each snapshot, in units of scaled activations; at least float32."""
         return self.weights().norms()
 
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """How everything here is computed: outside of inference mode, on the weights' device, in full precision."""
+        device = self.W_enc.device
+        with outside_inference_mode(), devices.current(device), full_precision(device):
+            yield
+
     def check_input(self, x_BKD: Tensor | Array) -> Tensor:
         """`x_BKD` (a numpy array as well) in the weights' dtype or float32, on their device.
 
@@ -182,7 +190,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         Raises `DataError` on a wrong shape, `NonFiniteError` that names the first token with a NaN or an infinity (it
         has no code), `ConfigError` for a backend or candidates that do not fit.
         """
-        with outside_inference_mode(), devices.current(self.W_enc.device), full_precision(self.W_enc.device):
+        with self._computing():
             chosen, found = self.backend(backend, candidates), self.weights()
             x_BKD = found.input(x_BKD)
             require_finite(x_BKD)  # on a GPU as well: encoding waits for the number of pairs anyway
@@ -203,7 +211,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
                 f"of {self.config.n_snapshots} and {self.config.n_features}"
             )
         dtype = torch.promote_types(self.W_dec.dtype, torch.float32)
-        with outside_inference_mode(), devices.current(self.W_dec.device), full_precision(self.W_dec.device):
+        with self._computing():
             return self.backend(backend).decode(self.weights(), code.checked(self.W_dec.device, dtype))
 
     def forward(self, x_BKD: Tensor | Array) -> Tensor:
@@ -212,7 +220,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         A NaN or an infinity raises `NonFiniteError` on a CPU. On a GPU, where nothing waits for the device, the token's
         reconstruction is NaN at every snapshot.
         """
-        with outside_inference_mode(), full_precision(self.W_enc.device):
+        with self._computing():
             return definition.reconstruction(self.weights(), self.check_input(x_BKD))
 
     # ------------------------------------------------------------------------------------------- training
@@ -242,7 +250,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}_coefficient must be 0 or more, not {value}")
         settings = LossSettings(sparsity_coefficient, preactivation_coefficient, generator)
-        with outside_inference_mode(), devices.current(self.W_enc.device), full_precision(self.W_enc.device):
+        with self._computing():
             chosen, found, x_BKD = self.backend(backend), self.weights(), self.check_input(x_BKD)
             if x_BKD.requires_grad and torch.is_grad_enabled() and chosen.name != "reference":
                 raise ConfigError(
@@ -285,7 +293,7 @@ class Crosscoder(nn.Module, PyTorchModelHubMixin):
         if not gate.whole_batch:
             raise ConfigError(f'gate "{self.config.gate}" has no threshold for all features; only "batchtopk" has')
         found = dataclasses.replace(self.weights(), training=True)
-        with outside_inference_mode(), devices.current(self.W_enc.device), full_precision(self.W_enc.device):
+        with self._computing():
             code = self.backend(backend).encode(found, self.check_input(x_BKD))
         if code.n_pairs < gate.top_k * code.n_tokens or not code.n_tokens:
             return self.batch_threshold.new_zeros(())
