@@ -13,7 +13,7 @@ import pytest
 import torch
 from faults.forking import Forks
 from faults.killing import crosscoder, files_of, run_with_kills
-from support.language_models import neox
+from support.language_models import text_and_snapshots
 
 from crosscoder import ActivationStore
 
@@ -61,17 +61,7 @@ def test_training_killed_twenty_times(tmp_path: Path, forks: Forks) -> None:
 
 def collection(folder: Path, dtype: str = "int8") -> list[object]:
     """The arguments of `crosscoder` that collect from three small snapshots into `folder / "run"`."""
-    from crosscoder.activations.text import Document
-    from crosscoder.quickstart.tokenizer import train_tokenizer
-
-    words = [f"{a}{b}{c}" for a in "bcdfgh" for b in "aeiou" for c in "klmnp"]
-    picked = torch.randint(len(words), (300, 60), generator=torch.Generator().manual_seed(0)).tolist()
-    text = "\n\n".join(" ".join(words[i] for i in row) for row in picked)
-    (folder / "text.txt").write_text(text)
-    tokenizer = train_tokenizer([Document("text", text)], folder / "tokenizer", 300)
-    for step in (0, 1, 8):
-        neox(step, vocab_size=300, num_hidden_layers=2).save_pretrained(folder / "models" / f"step{step}")
-        tokenizer.save_pretrained(folder / "models" / f"step{step}")
+    text_and_snapshots(folder, (300, 60), vocab_size=300, num_hidden_layers=2)
     options = ["--layer", 1, "--text", "text.txt", "--context", 64, "--rows-per-shard", 512, "--batch-sequences", 4]
     return ["collect", "run", "--model", "models", *options, "--dtype", dtype]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from faults.forking import Forks
-from support.language_models import neox
+from support.language_models import neox, text_and_snapshots
 
 SHAPE = {"vocab_size": 300, "num_hidden_layers": 2}
 TRAIN = ["--n-features", 48, "--n-steps", 40, "--batch-size", 128, "--lr", 3e-3, "--checkpoint-every", 15]
@@ -19,17 +19,7 @@ SWEEP = ["--sparsity", 0.05, "--n-steps", 24, "--baseline-lr", 3e-3]
 
 def make_inputs(folder: Path) -> None:
     """A text and three snapshots of a tiny GPT-NeoX under `folder`."""
-    from crosscoder.activations.text import Document
-    from crosscoder.quickstart.tokenizer import train_tokenizer
-
-    words = [f"{a}{b}{c}" for a in "bcdfgh" for b in "aeiou" for c in "klmnp"]
-    picked = torch.randint(len(words), (80, 50), generator=torch.Generator().manual_seed(0)).tolist()
-    text = "\n\n".join(" ".join(words[i] for i in row) for row in picked)
-    (folder / "text.txt").write_text(text)
-    tokenizer = train_tokenizer([Document("text", text)], folder / "tokenizer", 300)
-    for step in (0, 1, 8):
-        neox(step, **SHAPE).save_pretrained(folder / "models" / f"step{step}")
-        tokenizer.save_pretrained(folder / "models" / f"step{step}")
+    tokenizer = text_and_snapshots(folder, (80, 50), **SHAPE)
     (folder / "liked.jsonl").write_text("\n".join(map(json.dumps, liked(neox(8, **SHAPE), tokenizer))))
 
 

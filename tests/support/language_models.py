@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,3 +26,20 @@ def neox(seed: int, **changes: Any) -> Any:
 
     torch.manual_seed(seed)
     return GPTNeoXForCausalLM(neox_config(**changes)).eval()
+
+
+def text_and_snapshots(folder: Path, size: tuple[int, int], **changes: Any) -> Any:
+    """`text.txt` of so many paragraphs and words in each, a tokenizer of 300 tokens and, in `models/`, three snapshots
+    of `neox`. Returns the tokenizer."""
+    from crosscoder.activations.text import Document
+    from crosscoder.quickstart.tokenizer import train_tokenizer
+
+    words = [f"{a}{b}{c}" for a in "bcdfgh" for b in "aeiou" for c in "klmnp"]
+    picked = torch.randint(len(words), size, generator=torch.Generator().manual_seed(0)).tolist()
+    text = "\n\n".join(" ".join(words[i] for i in row) for row in picked)
+    (folder / "text.txt").write_text(text)
+    tokenizer = train_tokenizer([Document("text", text)], folder / "tokenizer", 300)
+    for step in (0, 1, 8):
+        neox(step, **changes).save_pretrained(folder / "models" / f"step{step}")
+        tokenizer.save_pretrained(folder / "models" / f"step{step}")
+    return tokenizer
