@@ -10,6 +10,7 @@ Results: benchmarks/results/memory-ghost.json, shown in docs/performance.md.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import sys
@@ -265,6 +266,10 @@ def count(B: int, K: int, D: int, F: int, state: Any) -> dict[str, float]:
 
 def main() -> None:
     """Count all sizes, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    results_file = ROOT / "benchmarks" / "results" / "memory-ghost.json"
+    parser.add_argument("--out", type=Path, default=results_file, help="a JSON file for the table")
+    out = parser.parse_args().out
     results = {}
     for name, (*shape, bar) in SIZES.items():
         parts = count(*shape)
@@ -273,7 +278,7 @@ def main() -> None:
         ]
         results[name] = {"peak": max(training), "bar": bar, **parts}
         print(name, json.dumps(results[name], indent=1), flush=True)
-    (ROOT / "benchmarks" / "results" / "memory-ghost.json").write_text(json.dumps(results, indent=1) + "\n")
+    out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -174,6 +174,19 @@ def _modelled_steps() -> str:
     )
 
 
+def _counted_memory() -> str:
+    sizes = json.loads((RESULTS / "memory-ghost.json").read_text()).values()
+    rows = {"with joining and revival": "step with joining and revival", "peak of a dense step": "dense step"}
+    return " ".join(f"| {row} | {' | '.join(f'{size[part]:.1f}' for size in sizes)} |" for row, part in rows.items())
+
+
+def _bit_flips() -> str:
+    found = json.loads((RESULTS / "bit-flips.json").read_text())
+    assert not found["faults"], "the sentence must say so"
+    n_files = sum(tally["files"] for tally in found["by_files"].values())
+    return f"{found['flips']:,} flipped bits, over all {n_files} files of a small run that something reads back"
+
+
 CHECKED: dict[str, tuple[str, Callable[[], str]]] = {
     "planted dictionary": ("README.md", _planted_dictionary),
     "turning point": ("README.md", _turning_point),
@@ -190,6 +203,8 @@ CHECKED: dict[str, tuple[str, Callable[[], str]]] = {
     "step, table": ("docs/performance.md", _step_table),
     "encode, table": ("docs/performance.md", _encode_table),
     "compiled kernels": ("docs/performance.md", _kernels),
+    "bit flips": ("README.md", _bit_flips),
+    "counted memory": ("docs/performance.md", _counted_memory),
     "modelled steps on a GPU": ("docs/performance.md", _modelled_steps),
 }
 """By name: the document, and the phrase that it must hold."""
